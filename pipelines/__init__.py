@@ -1,0 +1,1 @@
+"""Single-file diffusers pipelines, installed as `vidaccel.pipelines`."""
