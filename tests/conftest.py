@@ -1,4 +1,4 @@
-"""Shared test settings: two threads at most, a fixed seed before every test, and one saved tiny pipeline per session."""
+"""Shared settings of the tests: one thread (tiny tensors), a fixed seed before every test, one saved tiny pipeline."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tiny_models import save_tiny_wan
+
+# More threads only make tensors of a few hundred numbers slower, several times so on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")

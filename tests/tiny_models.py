@@ -22,7 +22,6 @@ from diffusers import (
     WanVACETransformer3DModel,
     WanVideoToVideoPipeline,
 )
-from torch import Tensor
 
 LATENT_CHANNELS = 16
 TEXT_DIM = 16
