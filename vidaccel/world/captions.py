@@ -1,0 +1,108 @@
+"""Captions of the storybook world: a small grammar in which every attribute has several wordings."""
+
+import random
+from dataclasses import dataclass
+
+from vidaccel.world.scene import COLOURS, FRAME_SIZE, Scene, random_scene
+from vidaccel.world.sprites import LANDMARK_KINDS
+
+_SUBJECTS = {
+    "ball": ("{colour} ball", "round {colour} ball"),
+    "box": ("{colour} box", "square {colour} box"),
+    "triangle": ("{colour} triangle", "pointed {colour} triangle"),
+    "star": ("{colour} star", "{colour} star with five tips"),
+}
+_MOTIONS = {
+    "still": ("stands still", "rests quietly", "does not move"),
+    "left": ("moves to the left", "slides left", "walks to the left"),
+    "right": ("moves to the right", "slides right", "walks to the right"),
+    "hop": ("hops up and down", "jumps up and down", "bounces up and down"),
+    "loop": ("flies in circles", "circles in the air", "flies round and round"),
+}
+_PLACES = {
+    "meadow": ("on a grassy meadow", "in a sunny meadow"),
+    "desert": ("in a sandy desert", "in the hot desert"),
+    "night": ("under a starry night sky", "at night under the stars"),
+    "snow": ("on a snowy field", "in the cold snow"),
+    "beach": ("on a beach by the sea", "at the seaside"),
+}
+_CAMERAS = {
+    "hold": ("", "the camera holds still"),
+    "pan left": ("the camera pans left", "the view pans to the left"),
+    "pan right": ("the camera pans right", "the view pans to the right"),
+    "pan and return": ("the camera pans away and comes back", "the view pans away and returns"),
+}
+_SENTENCES = (
+    "a {subject} {motion} {place}{near}{camera}",
+    "{place}, a {subject} {motion}{near}{camera}",
+    "a {subject} {place} {motion}{near}{camera}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt and what it asks for."""
+
+    text: str
+    colour: str
+    shape: str
+    motion: str
+    background: str
+    camera: str
+    seed: int
+
+
+def caption(scene: Scene, *, paraphrase: int | None = None) -> str:
+    """Describe the beginning of a scene in one lower-case sentence.
+
+    paraphrase: which wording; None takes the one that belongs to the scene's seed.
+    """
+    draw = random.Random(f"vidaccel caption {scene.seed if paraphrase is None else paraphrase}")
+    camera = draw.choice(_CAMERAS[scene.camera])
+    near = _landmark_in_view(scene) if draw.random() < 0.4 else None
+    return draw.choice(_SENTENCES).format(
+        subject=_with_article(draw.choice(_SUBJECTS[scene.subject.shape]).format(colour=scene.subject.colour)),
+        motion=draw.choice(_MOTIONS[scene.subject.motion]),
+        place=draw.choice(_PLACES[scene.background]),
+        near=f", near a {near}" if near else "",
+        camera=f", {camera}" if camera else "",
+    ).replace("a an ", "an ")  # fmt: skip
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that a caption can contain, in lower case, sorted."""
+    tables = (_SUBJECTS, _MOTIONS, _PLACES, _CAMERAS)
+    texts = [text for table in tables for wordings in table.values() for text in wordings]
+    texts += ["a", "an", "near"]
+    words = " ".join(texts).replace("{colour}", " ").replace(",", " ").split()
+    return tuple(sorted({*words, *COLOURS, *LANDMARK_KINDS}))
+
+
+def unseen_prompts(count: int, *, seed: int = 0) -> tuple[Prompt, ...]:
+    """Prompts over combinations of attributes that training never sees. Raises ValueError for `count` under 1."""
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    scenes = [random_scene(seed * 1_000_003 + index, split="test") for index in range(count)]
+    return tuple(
+        Prompt(
+            text=caption(scene),
+            colour=scene.subject.colour,
+            shape=scene.subject.shape,
+            motion=scene.subject.motion,
+            background=scene.background,
+            camera=scene.camera,
+            seed=scene.seed,
+        )
+        for scene in scenes
+    )
+
+
+def _with_article(subject: str) -> str:
+    """The sentences say "a"; before a vowel that becomes "an"."""
+    return f"an {subject}" if subject[0] in "aeiou" else subject
+
+
+def _landmark_in_view(scene: Scene) -> str | None:
+    left = scene.camera_x(0)
+    inside = [landmark for landmark in scene.landmarks if 20 < landmark.x - left < FRAME_SIZE - 20]
+    return inside[0].kind if inside else None
