@@ -1,0 +1,251 @@
+"""Frames to files and back: H.264 videos, raw frames without loss, images, and two videos side by side.
+
+Frames are (F, 3, H, W), float32 in [0, 1] when read; floating in [0, 1] or uint8 when written.
+Files are written beside their final name and renamed when whole, so that an interrupt leaves no half file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
+_LABEL_ROWS = 24
+_GAP_COLUMNS = 4
+# Visually lossless, and BT.709 said as well as done: players guess the matrix of small videos otherwise.
+_ENCODER_OPTIONS = [
+    *("-crf", "12", "-preset", "medium", "-vf", "scale=out_color_matrix=bt709:out_range=tv"),
+    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-movflags", "+faststart"),
+]
+
+
+def write_video(path: str | Path, frames: Tensor, *, fps: float) -> Path:
+    """Write frames (F, 3, H, W) as H.264 in 4:2:0; lossy, so compare raw frames and not this file.
+
+    H.264 needs even sides: an odd one is extended by repeating its last row or column; nothing is rescaled.
+    Raises UserError for a suffix other than .mp4, .mov, .mkv, for frames of another shape and for a rate not above 0.
+    """
+    import imageio_ffmpeg
+
+    path = Path(path)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"A video file must end in {', '.join(VIDEO_SUFFIXES)}; got {path.name!r}.")
+    if not 0 < fps < 1000:
+        raise UserError(f"`fps` must be above 0 and below 1000, got {fps}.")
+    pixels = _even_sides(_as_uint8(frames)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    size = (pixels.shape[2], pixels.shape[1])
+    options: dict[str, Any] = {"quality": None, "macro_block_size": 1, "ffmpeg_log_level": "error"}
+    with whole_file(path) as unfinished:
+        writer = imageio_ffmpeg.write_frames(
+            str(unfinished), size, fps=fps, codec="libx264", output_params=list(_ENCODER_OPTIONS), **options
+        )
+        try:
+            writer.send(None)
+            for frame in pixels:
+                writer.send(frame)
+        except OSError as error:
+            raise UserError(f"The encoder could not write {path.name}: {_first_line(error)}.") from error
+        finally:
+            writer.close()
+    return path
+
+
+def read_video(path: str | Path) -> tuple[Tensor, float]:
+    """All frames (F, 3, H, W) float32 in [0, 1] of a video file, and its frames per second.
+
+    Raises UserError for a file that is missing or no video.
+    """
+    import imageio_ffmpeg
+
+    path = _existing(path)
+    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
+    try:
+        meta = next(reader)
+        width, height = meta["size"]
+        pixels = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    except (OSError, RuntimeError, KeyError, StopIteration) as error:
+        raise UserError(f"{path.name} cannot be read as a video; give a file such as .mp4.") from error
+    if not pixels:
+        raise UserError(f"{path.name} has no video frames.")
+    return _as_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)), float(meta["fps"])
+
+
+def save_frames(path: str | Path, frames: Tensor) -> Path:
+    """Save frames (F, 3, H, W) without loss as uint8: `name.safetensors`, or else a new folder of PNG files."""
+    path = Path(path)
+    pixels = _as_uint8(frames).cpu()
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        with whole_file(path) as unfinished:
+            save_file({"frames": pixels.contiguous()}, unfinished)
+        return path
+    if path.suffix:
+        raise UserError(f"Frames are saved to a .safetensors file or a folder; got {path.name!r}.")
+    _save_folder(path, pixels)
+    return path
+
+
+def load_frames(path: str | Path) -> Tensor:
+    """Frames (F, 3, H, W) float32 in [0, 1] of a .safetensors file, a folder of images in name order, or a video.
+
+    Raises UserError for a path that is missing or holds no frames.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        return _load_folder(path)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    return read_video(path)[0]
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image as (3, H, W) float32 in [0, 1]; turned as its EXIF says, transparency laid on white.
+
+    Raises UserError for a file that is missing or no readable image.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = _existing(path)
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path.name} cannot be read as an image; give a PNG or JPEG file.") from error
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    pixels = np.array(Image.alpha_composite(white, image).convert("RGB"))
+    return _as_float(torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def side_by_side(left: Tensor, right: Tensor, labels: tuple[str, str] = ("", "")) -> Tensor:
+    """Two videos (F, 3, H, W) next to each other, (F, 3, H', 2 W + 4); labels stand in a strip above the pictures.
+
+    Raises UserError for videos of unequal shape.
+    """
+    if left.shape != right.shape:
+        raise UserError(f"Side by side needs equal videos, got {tuple(left.shape)} and {tuple(right.shape)}.")
+    pair = [_as_float(_as_uint8(frames).cpu()) for frames in (left, right)]
+    if any(labels):
+        strips = [_label(text, width=left.shape[-1]).expand(left.shape[0], -1, -1, -1) for text in labels]
+        pair = [torch.cat([strip, frames], dim=-2) for strip, frames in zip(strips, pair, strict=True)]
+    gap = torch.ones(*pair[0].shape[:-1], _GAP_COLUMNS)
+    return torch.cat([pair[0], gap, pair[1]], dim=-1)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` (same suffix) that becomes `path` if the block ends well, and is removed if it does not.
+
+    Raises UserError where the folder cannot be made or written.
+    """
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or _first_line(error)}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _save_folder(folder: Path, pixels: Tensor) -> None:
+    """PNG files frame_00000.png and so on, in a folder that appears when all are written."""
+    import shutil
+
+    from PIL import Image
+
+    if folder.exists():
+        raise UserError(f"{folder} exists; frames are saved to a new folder.")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True)
+        for index, frame in enumerate(pixels):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(unfinished / f"frame_{index:05d}.png")
+        os.replace(unfinished, folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or _first_line(error)}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _load_folder(folder: Path) -> Tensor:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not files:
+        raise UserError(f"The folder {folder.name} holds no .png or .jpg frames.")
+    frames = [read_image(file) for file in files]
+    if len({frame.shape for frame in frames}) > 1:
+        raise UserError(f"The images in {folder.name} differ in size; frames of one video must agree.")
+    return torch.stack(frames)
+
+
+def _load_safetensors(path: Path) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path.name} cannot be read as safetensors: {_first_line(error)}.") from error
+    frames = tensors.get("frames")
+    if frames is None or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        raise UserError(
+            f"{path.name} must hold a uint8 tensor `frames` of shape (F, 3, H, W), as `save_frames` writes."
+        )
+    return _as_float(frames)
+
+
+def _label(text: str, *, width: int) -> Tensor:
+    """White on dark text, (3, 24, width); the letters shrink until the text fits."""
+    import cv2
+
+    strip = np.full((_LABEL_ROWS, width, 3), 24, np.uint8)
+    scale = 0.45
+    while cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] > width - 4 and scale > 0.2:
+        scale -= 0.05
+    position = (2, _LABEL_ROWS - 8)
+    cv2.putText(strip, text, position, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return _as_float(torch.from_numpy(strip).permute(2, 0, 1))
+
+
+def _even_sides(frames: Tensor) -> Tensor:
+    if frames.shape[-1] % 2:
+        frames = torch.cat([frames, frames[..., -1:]], dim=-1)
+    return torch.cat([frames, frames[..., -1:, :]], dim=-2) if frames.shape[-2] % 2 else frames
+
+
+def _as_uint8(frames: Tensor) -> Tensor:
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise UserError(f"Frames must have shape (F, 3, H, W), got {tuple(frames.shape)}.")
+    if frames.dtype == torch.uint8:
+        return frames
+    if not frames.is_floating_point() or not bool(torch.isfinite(frames).all()):
+        raise UserError(f"Frames must be uint8, or floating and finite in [0, 1]; got {frames.dtype}.")
+    return (frames.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _as_float(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"There is no file or folder {path}.")
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
