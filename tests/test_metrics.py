@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,7 @@ def test_lpips_with_weights_but_without_torchvision_names_the_extra(
     weights = tmp_path / "hub" / "checkpoints" / metrics.LPIPS_BACKBONE
     weights.parent.mkdir(parents=True)
     weights.touch()
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(MetricUnavailable, match=r"vidaccel\[metrics\]"):
         metrics.lpips(waves(), waves())
 

@@ -7,10 +7,10 @@ These measure closeness to a twin, not how good a video looks.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -273,5 +273,9 @@ def _check_lpips_parts() -> None:
             f"LPIPS needs the AlexNet weights {LPIPS_BACKBONE} in the torch hub cache; they are never downloaded. "
             "Put the file into the `checkpoints` folder of `torch.hub.get_dir()`."
         )
-    if find_spec("torchvision") is None:
-        raise MetricUnavailable('LPIPS needs torchvision; install it with `pip install "vidaccel[metrics]"`.')
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
+        raise MetricUnavailable(
+            'LPIPS needs a torchvision that fits this PyTorch; install it with `pip install "vidaccel[metrics]"`.'
+        ) from error
