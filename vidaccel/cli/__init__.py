@@ -1,6 +1,37 @@
-"""Command line: `vidaccel generate | compare | models | bench | train`."""
+"""Command line: `vidaccel generate | compare | models | train | bench`.
+
+`main` is the one place where an error of the user becomes one line on stderr and exit code 2.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from vidaccel.errors import UserError
 
 
-def main() -> None:
-    """Run the command line."""
-    raise SystemExit("vidaccel: the command line is not there yet")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 an error of the user in one line, 130 interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import: it talks while it is imported
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    from vidaccel.cli.app import USAGE_ERRORS, app
+    from vidaccel.cli.console import say_error, set_up_messages
+
+    set_up_messages()
+    try:
+        code = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except UserError as error:
+        say_error(str(error))
+        return 2
+    except USAGE_ERRORS as error:
+        say_error(error.format_message())
+        return 2
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        say_error("interrupted; finished videos are kept, and the same command goes on from there.")
+    return code if isinstance(code, int) else 0

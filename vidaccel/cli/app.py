@@ -1,0 +1,20 @@
+"""The commands of `vidaccel` in one typer application."""
+
+import typer
+
+from vidaccel.cli.compare import compare
+from vidaccel.cli.generate import generate
+from vidaccel.cli.models import models
+
+# The errors typer raises for a wrong command line; the class above them has no public name in every version.
+USAGE_ERRORS = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    help="Faster video diffusion: generate videos with EasyCache, compare and measure them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(generate)
+app.command()(compare)
+app.command()(models)

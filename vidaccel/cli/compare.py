@@ -1,0 +1,80 @@
+"""`vidaccel compare A B`: how close one video is to another; and the tables of every comparison."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from torch import Tensor
+
+from vidaccel.cli.console import console, say
+from vidaccel.cli.jobs import check_writable, write_json
+from vidaccel.errors import UserError
+from vidaccel.generation import Generation
+from vidaccel.metrics import VideoComparison, compare_videos
+from vidaccel.video import VIDEO_SUFFIXES, load_frames, read_video, side_by_side, write_video
+
+_ROWS = (
+    ("psnr", "PSNR, all pixels pooled", "dB"),
+    ("psnr_mean", "PSNR, mean of frames", "dB"),
+    ("ssim", "SSIM", ""),
+    ("ms_ssim", "MS-SSIM", ""),
+    ("temporal_difference_error", "temporal-difference error", ""),
+    ("vmaf", "VMAF", ""),
+    ("lpips", "LPIPS", ""),
+)
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="A", help="Reference: video file, .safetensors or PNG folder.")],
+    video: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it; same size and length.")],
+    json_output: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write a side-by-side video to this file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Compare two videos, or two sets of saved frames, of the same size and length."""
+    for path in (path for path in (json_output, output) if path is not None):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; give --overwrite or another name.")
+        check_writable(path.parent)
+    (first, fps), (second, _) = _frames(reference), _frames(video)
+    comparison = compare_videos(first, second, fps=fps)
+    console.print(comparison_table(comparison))
+    for name, reason in comparison.unavailable.items():
+        say(f"{name}: not available: {reason}")
+    if json_output is not None:
+        write_json(json_output, {"reference": str(reference), "video": str(video), **comparison.to_dict()})
+    if output is not None:
+        write_video(output, side_by_side(first, second, (reference.name, video.name)), fps=fps)
+
+
+def comparison_table(comparison: VideoComparison) -> Table:
+    """One row a metric."""
+    table = Table("metric", "value")
+    values: dict[str, Any] = vars(comparison)
+    for name, title, unit in _ROWS:
+        value = values[name]
+        table.add_row(title, "not available" if value is None else f"{value:.4g} {unit}".rstrip())
+    return table
+
+
+def twin_table(plain: Generation, reused: Generation, comparison: VideoComparison) -> Table:
+    """A plain run beside the same one with EasyCache: time, forwards, and how close the videos are."""
+    table = Table("", "without reuse", "with EasyCache", "ratio")
+    rows = (
+        ("denoising time", plain.denoising_seconds, reused.denoising_seconds, ".2f", " s"),
+        ("total time", plain.total_seconds, reused.total_seconds, ".2f", " s"),
+        ("transformer forwards", plain.num_forwards, reused.num_forwards, "d", ""),
+    )
+    for title, left, right, form, unit in rows:
+        ratio = f"{left / right:.2f}x" if right else "-"
+        table.add_row(title, f"{left:{form}}{unit}", f"{right:{form}}{unit}", ratio)
+    table.add_row("PSNR", "", f"{comparison.psnr:.2f} dB", "")
+    table.add_row("SSIM", "", f"{comparison.ssim:.4f}", "")
+    return table
+
+
+def _frames(path: Path) -> tuple[Tensor, float]:
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        return read_video(path)
+    return load_frames(path), 16.0

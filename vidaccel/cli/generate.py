@@ -1,0 +1,101 @@
+"""`vidaccel generate "PROMPT"`: videos from prompts, with EasyCache unless told otherwise."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidaccel.cli.jobs import read_prompts
+from vidaccel.cli.runs import Run, run_jobs
+from vidaccel.easycache import EasyCacheConfig
+from vidaccel.errors import UserError
+from vidaccel.generation import GenerationRequest
+from vidaccel.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.video import read_image
+
+_CACHE = EasyCacheConfig()
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What the video shows; one video a prompt.")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
+    model: Annotated[str, typer.Option(help="A name of `vidaccel models`, a folder, or a Hub id.")] = EMBEDDED_MODEL,
+    negative_prompt: Annotated[str, typer.Option(help="What the video should not show.")] = "",
+    image: Annotated[Path | None, typer.Option(help="First frame, for image-to-video models.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. [default: the model's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
+    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1. [default: the model's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
+    threshold: Annotated[
+        float, typer.Option(help="EasyCache: tolerated accumulated change; 0 never reuses.")
+    ] = _CACHE.threshold,
+    warmup_steps: Annotated[
+        int, typer.Option(help="EasyCache: first steps that are always computed.")
+    ] = _CACHE.warmup_steps,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Without EasyCache: compute every step.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run without reuse too; print time, forwards, PSNR, SSIM.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write EasyCache's decisions as NAME.report.json and NAME.report.png.")
+    ] = False,
+    attention: Annotated[str, typer.Option(help="Attention backend: native, xformers, flash, sage, ...")] = "native",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    offload: Annotated[str, typer.Option(help="none, model, sequential, group: what waits in main memory.")] = "none",
+    compile_blocks: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    output: Annotated[Path, typer.Option(help="A folder, or for one prompt a .mp4, .mkv or .mov file.")] = Path(
+        "outputs"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Make one video for each prompt. A finished video is skipped when the command is run again."""
+    if no_cache and (compare or report):
+        raise UserError("--compare and --report show what EasyCache does; leave out --no-cache.")
+    config = None if no_cache else easycache_config(threshold=threshold, warmup_steps=warmup_steps)
+    spec = spec_of(model)
+    defaults = spec.defaults
+    first_frame = None if image is None else read_image(image)
+    run = Run(
+        spec=spec,
+        easycache=config,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        offload=offload,
+        compile_blocks=compile_blocks,
+        fps=defaults.fps if fps is None else fps,
+        compare=compare,
+        report=report,
+    )
+    requests = [
+        GenerationRequest(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            seed=seed,
+            num_frames=defaults.num_frames if num_frames is None else num_frames,
+            height=defaults.height if height is None else height,
+            width=defaults.width if width is None else width,
+            image=first_frame,
+            max_sequence_length=defaults.max_sequence_length,
+        )
+        for prompt in read_prompts(prompts or [], prompt_file)
+    ]
+    run_jobs(run, requests, output=output, overwrite=overwrite)
+
+
+def easycache_config(*, threshold: float, warmup_steps: int) -> EasyCacheConfig:
+    """The configuration the flags mean; a wrong value is a `UserError`."""
+    try:
+        return EasyCacheConfig(threshold=threshold, warmup_steps=warmup_steps)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,174 @@
+"""Carrying out `vidaccel generate`: plan the jobs, load the model once, make each video, write its files."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidaccel.cli.compare import twin_table
+from vidaccel.cli.console import console, messages, say
+from vidaccel.cli.jobs import Job, folder_digest, request_settings, unfinished, video_paths, write_json
+from vidaccel.cli.progress import step_bar
+from vidaccel.components import execution_device
+from vidaccel.easycache import EasyCacheConfig
+from vidaccel.errors import UserError
+from vidaccel.generation import Generation, GenerationRequest, check_request, generate, warm_up
+from vidaccel.loading import component_dtypes, load_pipeline, resolve_device
+from vidaccel.metrics import VideoComparison, compare_videos
+from vidaccel.registry import ModelSpec
+from vidaccel.video import side_by_side, whole_file, write_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all videos of one command share."""
+
+    spec: ModelSpec
+    easycache: EasyCacheConfig | None
+    device: str
+    dtype: str
+    attention: str
+    offload: str
+    compile_blocks: bool
+    fps: float
+    compare: bool
+    report: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < 1000:
+            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
+
+    def settings(self) -> dict[str, Any]:
+        """Everything beside the request that can change pixels, as the sidecar records it."""
+        device = resolve_device(self.device)
+        dtypes = component_dtypes(self.dtype, device)
+        folder = self.spec.folder
+        return {
+            "model": self.spec.name,
+            "model_digest": None if folder is None else folder_digest(folder),
+            "easycache": None if self.easycache is None else asdict(self.easycache),
+            "device": device.type,
+            "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
+            "attention": self.attention,
+            "compile": self.compile_blocks,
+            "fps": self.fps,
+        }
+
+
+def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, overwrite: bool) -> None:
+    """Make the videos that are not finished yet, in order; what is finished is said and skipped."""
+    settings = run.settings()
+    paths = video_paths([request.prompt for request in requests], requests[0].seed, output)
+    jobs = [
+        Job(
+            request=request,
+            video=path,
+            settings={"request": request_settings(request), **settings},
+            compare=run.compare,
+            report=run.report,
+        )
+        for request, path in zip(requests, paths, strict=True)
+    ]
+    waiting = unfinished(jobs, overwrite=overwrite)
+    for job in jobs:
+        if job not in waiting:
+            say(f"{job.video}: finished before, skipped")
+    if not waiting:
+        return
+    with messages.status("loading the model"):
+        pipe = load_pipeline(
+            run.spec.name,
+            device=run.device,
+            dtype=run.dtype,
+            offload=run.offload,
+            attention=run.attention,
+            compile=run.compile_blocks,
+        )
+    for job in waiting:
+        check_request(pipe, job.request)
+    for job in waiting:
+        _carry_out(pipe, run, job)
+
+
+def _carry_out(pipe: Any, run: Run, job: Job) -> None:
+    plain, comparison = None, None
+    if run.compare:
+        warm_up(pipe, job.request)
+        with step_bar("without reuse") as on_step:
+            plain = generate(pipe, job.request, on_step=on_step)
+    with step_bar(job.video.stem[:40]) as on_step:
+        result = generate(pipe, job.request, easycache=run.easycache, on_step=on_step)
+    write_video(job.video, result.frames, fps=run.fps)
+    if plain is not None:
+        comparison = compare_videos(plain.frames, result.frames, fps=run.fps, metrics=("psnr", "ssim"))
+        pair = side_by_side(plain.frames, result.frames, ("without reuse", "with EasyCache"))
+        write_video(job.side_by_side, pair, fps=run.fps)
+    if job.report and result.report is not None:
+        write_json(job.report_json, result.report.to_dict())
+        with whole_file(job.report_picture) as unfinished_file:
+            result.report.save_picture(unfinished_file)
+    write_json(job.sidecar, _sidecar(pipe, job, result, plain=plain, comparison=comparison))
+    say(f"{job.video}: {_summary(job.request, result)}")
+    if plain is not None and comparison is not None:
+        console.print(twin_table(plain, result, comparison))
+        say(f"side by side: {job.side_by_side}")
+    if job.report:
+        say(f"decisions: {job.report_json}, {job.report_picture}")
+
+
+def _summary(request: GenerationRequest, result: Generation) -> str:
+    frames, _, height, width = result.frames.shape
+    steps = f"{request.num_inference_steps} steps"
+    if (report := result.report) is not None:
+        steps = f"{report.num_steps} steps ({report.num_computed} computed, {report.num_reused} reused)"
+    return (
+        f"{frames} frames of {width}x{height}, {steps}, {result.num_forwards} forwards, "
+        f"{result.denoising_seconds:.1f} s denoising, {result.total_seconds:.1f} s in all"
+    )
+
+
+def _sidecar(
+    pipe: Any, job: Job, result: Generation, *, plain: Generation | None, comparison: VideoComparison | None
+) -> dict[str, Any]:
+    return {
+        "settings": job.settings,
+        "result": _figures(result),
+        "without_reuse": None if plain is None else _figures(plain),
+        "comparison": None if comparison is None else comparison.to_dict(),
+        "environment": {
+            "vidaccel": _version("vidaccel"),
+            "torch": torch.__version__,
+            "diffusers": _version("diffusers"),
+            "transformers": _version("transformers"),
+            "python": platform.python_version(),
+            "device": _device_name(execution_device(pipe)),
+        },
+    }
+
+
+def _figures(result: Generation) -> dict[str, Any]:
+    report = result.report
+    return {
+        "num_computed": None if report is None else report.num_computed,
+        "num_reused": None if report is None else report.num_reused,
+        "num_forwards": result.num_forwards,
+        "denoising_seconds": result.denoising_seconds,
+        "total_seconds": result.total_seconds,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "unknown"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,95 @@
+"""How much memory a generation needs, and how much there is: asked before the work starts, not found out by a crash.
+
+The need is an estimate from sizes that the model's configuration gives:
+
+  weights      bytes of the parameters, all components (with offload: only the largest component on the device)
+  transformer  L * (10 * hidden + ffn) * bytes, for L tokens: the residual stream, queries, keys, values, their
+               normalised copies and the feed-forward layer of one block
+  VAE          6 * s * height * width * c * bytes, for s frames decoded at once and c channels before the last
+               stage, plus the clip in pixels three times (decoded, concatenated, float32)
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from vidaccel.components import denoisers, modules
+
+GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Estimated bytes of one generation: `weights` already or about to be loaded, and the working memory."""
+
+    weights: int
+    transformer: int
+    vae: int
+
+    @property
+    def working(self) -> int:
+        """Bytes beyond the weights: denoising and decoding follow each other, so the larger one counts."""
+        return max(self.transformer, self.vae)
+
+
+def footprint(pipe: Any, *, num_frames: int, height: int, width: int) -> Footprint:
+    """The estimate for one video of `num_frames` frames of `height` x `width` pixels by a loaded pipeline."""
+    transformer, vae = denoisers(pipe)[0], pipe.vae
+    strides, patch = pipe.vae_scale_factor_spatial, getattr(transformer.config, "patch_size", (1, 1, 1))
+    latent_frames = (num_frames - 1) // pipe.vae_scale_factor_temporal + 1
+    tokens = latent_frames * (height // strides) * (width // strides) // math.prod(patch)
+    hidden = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    ffn = getattr(transformer.config, "ffn_dim", 4 * hidden)
+    multipliers = getattr(vae.config, "dim_mult", (1, 2))
+    channels = getattr(vae.config, "base_dim", 96) * multipliers[min(1, len(multipliers) - 1)]
+    pixels = height * width
+    element = vae.dtype.itemsize
+    decoded = num_frames * 3 * pixels
+    return Footprint(
+        weights=sum(_num_bytes(component) for component in modules(pipe).values()),
+        transformer=tokens * (10 * hidden + ffn) * transformer.dtype.itemsize,
+        vae=6 * pipe.vae_scale_factor_temporal * pixels * channels * element + decoded * (2 * element + 4),
+    )
+
+
+def weight_bytes(folder: Path, element_size: int) -> int:
+    """Bytes the safetensors files below `folder` will take, loaded with `element_size` bytes per number."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return total * element_size
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of `device`: what CUDA reports, else what the system and this process's control group allow."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(psutil.virtual_memory().available, _control_group_bytes())
+
+
+def gigabytes(num_bytes: float) -> str:
+    """A size for people: `1.5 GiB`, or `12 MiB` below a tenth of a gibibyte."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{max(1, round(num_bytes / 2**20))} MiB"
+
+
+def _control_group_bytes() -> int:
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return 2**63
+    return max(0, limit - used + int(statistics.get("inactive_file", 0)))
+
+
+def _num_bytes(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
