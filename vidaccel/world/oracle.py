@@ -69,13 +69,19 @@ def read_clip(video: Tensor) -> Reading:
 def _likeness(video: Tensor) -> Tensor:
     """How much each pixel looks like each subject colour; (F, colours, H, W) in [0, 1]."""
     colors = torch.tensor([palette.SUBJECT_COLOURS[name] for name in COLOURS], device=video.device) / 255
-    squared = (video[:, None] - colors[None, :, :, None, None]).square().sum(2)
+    overlap = torch.einsum("f c h w, n c -> f n h w", video, colors)
+    squared = video.square().sum(1, keepdim=True) - 2 * overlap + colors.square().sum(1)[None, :, None, None]
     return torch.exp(-squared / (2 * _COLOUR_WIDTH**2))
+
+
+def _patches(likeness: Tensor) -> Tensor:
+    """Mean over every subject-sized patch, along the rows first and then along the columns."""
+    return F.avg_pool2d(F.avg_pool2d(likeness, (1, _BLOB), stride=1), (_BLOB, 1), stride=1)
 
 
 def _strongest_colour(likeness: Tensor) -> tuple[int, float]:
     """The colour with the fullest subject-sized patch, averaged over the frames."""
-    peaks = F.avg_pool2d(likeness, _BLOB, stride=1).amax((2, 3)).mean(0)
+    peaks = _patches(likeness).amax((2, 3)).mean(0)
     best = int(peaks.argmax())
     return best, float(peaks[best])
 
@@ -83,7 +89,7 @@ def _strongest_colour(likeness: Tensor) -> tuple[int, float]:
 def _track(likeness: Tensor) -> Tensor:
     """Middle of the subject on the screen in every frame; (F, 2) as x, y in pixels."""
     num_frames = likeness.shape[0]
-    blobs = F.avg_pool2d(likeness[:, None], _BLOB, stride=1)[:, 0]
+    blobs = _patches(likeness[:, None])[:, 0]
     peak = blobs.flatten(1).argmax(1)
     columns = blobs.shape[2]
     middle = torch.stack([peak % columns, peak // columns], dim=1).float() + _BLOB / 2
