@@ -1,30 +1,25 @@
-"""`vidaccel models`: the models that have a name, and whether they are on this machine."""
+"""`vidaccel models`: the models that have a name, and where they are."""
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from vidaccel.cli.console import console
+from vidaccel.cli.console import say
 from vidaccel.errors import UserError
 from vidaccel.registry import MODELS, ModelSpec
 
 
 def models() -> None:
     """List the models that have a name; any other local folder or Hub id works too."""
-    table = Table("name", "frames, size, steps", "source", "description", box=SIMPLE_HEAD)
     for spec in MODELS:
         size = spec.defaults
-        table.add_row(
-            spec.name,
-            f"{size.num_frames}, {size.width}x{size.height}, {size.num_inference_steps}",
-            _where(spec),
-            spec.description,
+        say(
+            f"{spec.name:21} {spec.description}\n"
+            f"{'':21} {size.num_frames} frames of {size.width}x{size.height}, {size.fps} a second, "
+            f"{size.num_inference_steps} steps\n"
+            f"{'':21} {_where(spec)}"
         )
-    console.print(table)
 
 
 def _where(spec: ModelSpec) -> str:
     try:
         folder = spec.folder
-    except UserError:
-        return "missing"
-    return spec.source if folder is None else "this machine"
+    except UserError as error:
+        return str(error)
+    return f"Hub: {spec.source}" if folder is None else f"on this machine: {folder}"

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Run:
         return {
             "model": self.spec.name,
             "model_digest": None if folder is None else folder_digest(folder),
-            "easycache": None if self.easycache is None else asdict(self.easycache),
+            "easycache": None if self.easycache is None else self.easycache.to_dict(),
             "device": device.type,
             "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
             "attention": self.attention,

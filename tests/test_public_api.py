@@ -1,0 +1,35 @@
+"""What `import vidaccel` gives, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vidaccel
+
+PUBLIC_NAMES = ["EasyCacheConfig", "EasyCacheReport", "apply_easycache", "easycache_report", "remove_easycache"]
+
+
+def test_the_package_exports_these_names_sorted_and_nothing_else() -> None:
+    assert vidaccel.__all__ == PUBLIC_NAMES == sorted(PUBLIC_NAMES)
+    assert all(hasattr(vidaccel, name) for name in PUBLIC_NAMES)
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (Path(vidaccel.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.slow
+def test_the_import_loads_no_optional_package_and_prints_nothing() -> None:
+    code = "import sys, vidaccel; print(sorted({'gradio', 'matplotlib', 'typer', 'cv2', 'xformers'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_python_minus_m_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "vidaccel", "--help"], capture_output=True, text=True, check=True)
+    assert "generate" in result.stdout
