@@ -1,0 +1,205 @@
+"""Put EasyCache on a pipeline or transformer, take it off, and read its report."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry
+from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
+from torch import nn
+
+from vidaccel.easycache import EasyCacheConfig
+from vidaccel.hooks.hook import HOOK_NAME, LATENTS_ARGUMENT, EasyCacheHook
+from vidaccel.hooks.run import EasyCacheRun, Guidance
+from vidaccel.report import EasyCacheReport, StepDecision
+
+
+def apply_easycache(
+    pipe_or_transformer: Any,
+    config: EasyCacheConfig | None = None,
+    *,
+    on_step: Callable[[StepDecision], None] | None = None,
+    batched_guidance: Guidance | None = None,
+) -> EasyCacheRun:
+    """Reuse steps of a diffusers pipeline, or of a bare transformer, until `remove_easycache`.
+
+    A pipeline is the better choice: it tells the number of steps and where a call begins, and all its transformers
+    (two experts) share one report. It works before or after `enable_model_cpu_offload`, group offload and
+    `compile_repeated_blocks`.
+
+    config: None for the defaults.
+    on_step: called with every decision when it is taken.
+    batched_guidance: if the pipeline puts both branches in one batch, which half comes first; the conditional half
+        then decides. None measures the whole batch.
+
+    Returns the run, which holds the report. Raises ValueError where outputs cannot be reused safely: another cache or
+    EasyCache itself is active, the model keeps a key/value cache, is sharded by FSDP, or is compiled as a whole.
+    """
+    transformers = find_transformers(pipe_or_transformer)
+    for name, transformer in transformers.items():
+        _refuse_unsafe(name, transformer)
+    pipe = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
+    run = EasyCacheRun(config or EasyCacheConfig(), pipe=pipe, batched_guidance=batched_guidance, on_step=on_step)
+    for name, transformer in transformers.items():
+        hook = EasyCacheHook(run, name)
+        with _beneath_accelerate(transformer):
+            HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK_NAME)
+            hook.installed = transformer.forward
+        hook.guard = transformer.register_forward_pre_hook(_check_installed)
+    return run
+
+
+def remove_easycache(pipe_or_transformer: Any) -> None:
+    """Take EasyCache off again; the transformers are as they were before. Raises ValueError if it is not applied."""
+    for transformer in _hooked(pipe_or_transformer).values():
+        hook = _hook_of(transformer)
+        hook.run.reset()
+        if hook.guard is not None:
+            hook.guard.remove()
+        with _beneath_accelerate(transformer):
+            HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(HOOK_NAME, recurse=False)
+            _drop_own_forward(transformer)
+
+
+def easycache_report(pipe_or_transformer: Any) -> EasyCacheReport:
+    """The report of the last finished call; an interrupted call does not replace it.
+
+    Raises ValueError if EasyCache is not applied or no call has finished, RuntimeError if the hook was lost.
+    """
+    transformers = list(_hooked(pipe_or_transformer).values())
+    for transformer in transformers:
+        _check_installed(transformer)
+    report = _hook_of(transformers[0]).run.report
+    if report is None:
+        raise ValueError("EasyCache has no report yet: no call has finished since apply_easycache. Run the pipeline.")
+    return report
+
+
+def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
+    """The denoising transformers of a pipeline by component name, or the transformer itself.
+
+    Raises ValueError if there is none.
+    """
+    if isinstance(pipe_or_transformer, nn.Module):
+        return {"transformer": pipe_or_transformer}
+    components = getattr(pipe_or_transformer, "components", None)
+    if not isinstance(components, dict):
+        raise ValueError(
+            f"EasyCache needs a diffusers pipeline or a transformer module; got {type(pipe_or_transformer).__name__}."
+        )
+    found = {
+        name: component
+        for name, component in components.items()
+        if name.startswith("transformer") and isinstance(component, nn.Module)
+    }
+    if not found:
+        raise ValueError(
+            f"{type(pipe_or_transformer).__name__} has no transformer; its components are {', '.join(components)}."
+        )
+    return found
+
+
+def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
+    kind = f"`{name}` ({type(unwrap_module(transformer)).__name__})"
+    if is_compiled_module(transformer) or getattr(transformer, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            f"{kind} is compiled as a whole, which leaves no place for EasyCache; "
+            "use transformer.compile_repeated_blocks(fullgraph=True) instead."
+        )
+    if _find_hook(transformer) is not None:
+        raise ValueError(f"EasyCache is already applied to {kind}; call remove_easycache first.")
+    if getattr(transformer, "_cache_config", None) is not None:
+        raise ValueError(
+            f"{kind} has {type(transformer._cache_config).__name__} enabled; call disable_cache() first, "
+            "one cache at a time."
+        )
+    if any(isinstance(module, _sharded_types()) for module in transformer.modules()):
+        raise ValueError(f"{kind} is sharded by FSDP, whose ranks must all compute; run EasyCache on a whole model.")
+    parameters = inspect.signature(type(transformer).forward).parameters
+    if LATENTS_ARGUMENT not in parameters:
+        raise ValueError(
+            f"{kind} takes no `{LATENTS_ARGUMENT}`; EasyCache needs a diffusers video transformer whose forward does."
+        )
+    if kept := [parameter for parameter in parameters if "kv_cache" in parameter or parameter == "past_key_values"]:
+        raise ValueError(f"{kind} takes `{kept[0]}`: a reused step would not write its keys and values. Not supported.")
+
+
+def _sharded_types() -> tuple[type, ...]:
+    if not torch.distributed.is_available():
+        return ()
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return FSDPModule, FullyShardedDataParallel
+
+
+@contextmanager
+def _beneath_accelerate(module: Any) -> Iterator[None]:
+    """Change `module.forward` under accelerate's offload wrapper, if there is one.
+
+    Accelerate restores the forward it found when it is taken off, which `enable_model_cpu_offload` does after every
+    call: a hook put on top would be lost from the second call on, silently.
+    """
+    if "_old_forward" not in module.__dict__:
+        yield
+        return
+    outer = module.forward
+    if "add_hook_to_module" not in getattr(getattr(outer, "func", None), "__qualname__", ""):
+        raise ValueError(
+            f"{type(module).__name__} has another hook on top of its offloading, so that EasyCache can neither be put "
+            "under it nor taken off; disable that hook, or apply EasyCache before offloading."
+        )
+    module.forward = module._old_forward
+    try:
+        yield
+    finally:
+        module._old_forward = module.forward
+        module.forward = outer
+
+
+def _check_installed(module: nn.Module, *_: Any) -> None:
+    """Raise RuntimeError if the hook is registered but not in the way of a call: never silently without effect."""
+    hook = _find_hook(module)
+    inner = module.__dict__.get("_old_forward")
+    if hook is not None and not any(_leads_to(forward, hook) for forward in (module.forward, inner)):
+        raise RuntimeError(
+            f"EasyCache was lost from {type(module).__name__}: something replaced its forward. Call remove_easycache "
+            "and apply_easycache again, after that change."
+        )
+
+
+def _leads_to(forward: Any, hook: EasyCacheHook) -> bool:
+    while forward is not None:
+        if forward is hook.installed:
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
+
+
+def _drop_own_forward(module: nn.Module) -> None:
+    """Delete an instance attribute that only repeats the class's forward, as there was none before."""
+    own = module.__dict__.get("forward")
+    if own is not None and own == type(module).forward.__get__(module):
+        del module.__dict__["forward"]
+
+
+def _find_hook(module: nn.Module) -> EasyCacheHook | None:
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(HOOK_NAME)
+
+
+def _hook_of(module: nn.Module) -> EasyCacheHook:
+    hook = _find_hook(module)
+    assert hook is not None
+    return hook
+
+
+def _hooked(pipe_or_transformer: Any) -> dict[str, nn.Module]:
+    transformers = find_transformers(pipe_or_transformer)
+    hooked = {name: module for name, module in transformers.items() if _find_hook(module) is not None}
+    if not hooked:
+        raise ValueError("EasyCache is not applied here; call apply_easycache first.")
+    return hooked

@@ -1,0 +1,201 @@
+"""Where in a generation a call of the transformer is: which step, which branch, and whether a new generation began.
+
+Pipelines tell this in different ways, so three sources are used, best first:
+
+1. the cache context's `step_index` (`WanPipeline`): exact, on the host;
+2. the scheduler of the pipeline EasyCache was applied to: every call makes a new `timesteps` tensor, every step moves
+   `step_index`; both are host values. A branch name that repeats, or other tensors, open the next step;
+3. values, where the hook was put on a bare transformer whose pipeline gives no `step_index`, or another pipeline
+   drives a shared one: a timestep that does not fall starts a new generation, equal timesteps and latents are the next
+   branch of a step. Timesteps are taken to fall during a generation. The comparison is done on the device and read
+   together with the statistics of the decision, so that a step still has one read.
+
+Nothing is counted in calls and nothing relies on the end of the last generation: an exception at any point is safe.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["generation", "step", "branch"]
+Identity = tuple[Callable[[], Any], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """kind: what the call opens: a new generation, a new step, or only a further branch of the step."""
+
+    kind: Kind
+    step_index: int
+    branch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of the transformer as the hook sees it.
+
+    latents: (B, C, F, H, W) or (B, L, C), the part of the input that the output is matched with.
+    source: the tensor the caller gave, which may have more channels.
+    conditions: the other tensors given, by argument name.
+    context: diffusers' `CacheContext`, or None.
+    """
+
+    latents: Tensor
+    source: Tensor
+    timestep: Any
+    conditions: Mapping[str, Tensor]
+    context: Any
+
+
+class PlaceTracker:
+    """Finds the place of every call; one for all transformers of a pipeline, which share their steps."""
+
+    def __init__(self, find_scheduler: Callable[[], Any]) -> None:
+        """`find_scheduler` returns the scheduler of the pipeline, or None."""
+        self._find_scheduler = find_scheduler
+        self._timesteps = getattr(find_scheduler(), "timesteps", None)
+        self.forget()
+
+    def forget(self) -> None:
+        """The next call starts a new generation."""
+        self.step_index = -1
+        self.num_steps: int | None = None
+        self.scheduler_is_live = False
+        self._branches: list[str] = []
+        self._scheduler_index: int | None = None
+        self._source: Identity | None = None
+        self._time: Identity | None = None
+        self._conditions: dict[str, Identity | None] = {}
+        self._timestep: Tensor | None = None
+        self._fingerprint: Tensor | None = None
+
+    def locate(self, call: Call, previous_latents: Tensor | None) -> Place | Tensor:
+        """The place of the call, or questions: a tensor of 0 and 1 on the device whose values `answer` takes."""
+        context = call.context
+        if context is not None and context.step_index is not None:
+            return self._locate_by_index(context)
+        name = None if context is None else context.name
+        scheduler = self._find_scheduler()
+        if self.step_index < 0 or getattr(scheduler, "timesteps", None) is not self._timesteps:
+            return self._open("generation", 0, name)
+        if name is not None and name not in self._branches:
+            return self._open("branch", self.step_index, name)
+        if self.scheduler_is_live and _scheduler_index(scheduler) != self._scheduler_index:
+            return self._open("step", self.step_index + 1, name)
+        if name is None and self._is_same(call):
+            return self._open("branch", self.step_index, None)
+        return self._questions(call, previous_latents)
+
+    def answer(self, call: Call, answers: Sequence[float]) -> Place:
+        """The place of a call that could not be located on the host."""
+        name = None if call.context is None else call.context.name
+        falls, is_equal, same_latents, same_conditions = (bool(value) for value in answers)
+        if falls:
+            return self._open("step", self.step_index + 1, name)
+        if name is None and is_equal and same_latents and not same_conditions:
+            return self._open("branch", self.step_index, None)
+        return self._open("generation", 0, name)
+
+    def enter(self, place: Place, call: Call) -> None:
+        """Take the call in as the present place."""
+        if place.kind == "generation":
+            scheduler = self._find_scheduler()
+            timesteps = getattr(scheduler, "timesteps", None)
+            live = timesteps is not None and timesteps is not self._timesteps
+            self.forget()
+            self._timesteps, self.scheduler_is_live = timesteps, live
+        if place.kind != "branch":
+            self._branches = []
+            self._scheduler_index = _scheduler_index(self._find_scheduler())
+            self._source, self._time = _identity(call.source), _identity(call.timestep)
+            self._conditions = {name: _identity(value) for name, value in call.conditions.items()}
+            self._keep_values(call)
+        self.step_index = place.step_index
+        self._branches.append(place.branch)
+        if call.context is not None and call.context.num_inference_steps is not None:
+            self.num_steps = call.context.num_inference_steps
+
+    def has_same_latents(self, call: Call) -> bool:
+        """Whether the call got the very tensor that the deciding call of this step got, unchanged since."""
+        return _is_identical(self._source, call.source)
+
+    def _open(self, kind: Kind, step_index: int, name: str | None) -> Place:
+        number = len(self._branches) if kind == "branch" else 0
+        return Place(kind=kind, step_index=step_index, branch=f"#{number}" if name is None else name)
+
+    def _locate_by_index(self, context: Any) -> Place:
+        index, total = context.step_index, context.num_inference_steps
+        if self.step_index >= 0 and total == self.num_steps:
+            if index == self.step_index and context.name not in self._branches:
+                return self._open("branch", index, context.name)
+            if index == self.step_index + 1:
+                return self._open("step", index, context.name)
+        return self._open("generation", index, context.name)
+
+    def _is_same(self, call: Call) -> bool:
+        """Another branch of the step, by the identity of the tensors: latents and timestep as before, conditions not.
+
+        The same conditions too would be the first call once more, after an interruption.
+        """
+        same_time = _is_identical(self._time, call.timestep)
+        repeated = all(_is_identical(self._conditions.get(name), value) for name, value in call.conditions.items())
+        return same_time and self.has_same_latents(call) and not repeated
+
+    def _keep_values(self, call: Call) -> None:
+        """What a later call is compared with if it has to be located by values: two numbers on the device."""
+        if call.context is not None and call.context.step_index is not None:
+            return
+        self._timestep = _highest_timestep(call)
+        self._fingerprint = _fingerprint(call)
+
+    def _questions(self, call: Call, previous_latents: Tensor | None) -> Tensor:
+        device = call.latents.device
+        if self._timestep is None or self._fingerprint is None:
+            return torch.zeros(4, device=device)
+        now, before = _highest_timestep(call), self._timestep.to(device)
+        same_latents = torch.zeros((), dtype=torch.bool, device=device)
+        if previous_latents is not None and previous_latents.shape == call.latents.shape:
+            same_latents = (previous_latents == call.latents).all()
+        same_conditions = _fingerprint(call) == self._fingerprint.to(device)
+        return torch.stack([now < before, now == before, same_latents, same_conditions]).float()
+
+
+def _scheduler_index(scheduler: Any) -> int | None:
+    return getattr(scheduler, "step_index", None)
+
+
+def _highest_timestep(call: Call) -> Tensor:
+    """The timestep, or the highest of one per token or frame: a scalar on the device of the latents."""
+    timestep = 0.0 if call.timestep is None else call.timestep
+    return torch.as_tensor(timestep, device=call.latents.device).max().clone()
+
+
+def _fingerprint(call: Call) -> Tensor:
+    """A number that tells the conditions of two named or unnamed branches apart; equal for equal conditions."""
+    total = torch.zeros((), device=call.latents.device)
+    if call.context is not None:  # a name tells them apart already
+        return total
+    for position, name in enumerate(sorted(call.conditions), start=1):
+        total = total + position * call.conditions[name].to(total).sum()
+    return total
+
+
+def _identity(value: Any) -> Identity | None:
+    """A weak reference to a tensor with its version; None for what cannot be followed."""
+    if not isinstance(value, Tensor) or value.is_inference():
+        return None
+    return weakref.ref(value), value._version
+
+
+def _is_identical(identity: Identity | None, value: Any) -> bool:
+    """Whether the value is the very tensor that was seen, not changed in place since."""
+    if identity is None or not isinstance(value, Tensor):
+        return False
+    reference, version = identity
+    return reference() is value and value._version == version

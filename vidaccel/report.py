@@ -1,0 +1,174 @@
+"""What EasyCache did in one call of a pipeline: a record for every step, totals, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+Reason = Literal[
+    "warmup",
+    "tail",
+    "transformer_switch",
+    "no_history",
+    "input_changed",
+    "max_consecutive_reuses",
+    "not_finite",
+    "no_change",
+    "above_threshold",
+    "below_threshold",
+]
+"""Why a step was computed, or ("below_threshold") reused.
+
+warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. no_history:
+fewer than two evaluations to take a rate from. input_changed: another shape, type or device than the step before.
+not_finite, no_change: the statistic is NaN or infinite, or the input did not move. The rest follow from the threshold.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDecision:
+    """One denoising step.
+
+    step_index: 0-based place of the step in the call.
+    computed: the model ran for the deciding (conditional) pass; otherwise its output was predicted.
+    reason: why, see `Reason`.
+    predicted_change: relative change of the output predicted for this step (epsilon_t, equation 4); None if undecided.
+    accumulated_error: sum of these since the last computed step (E_t, equation 5), this step included; None likewise.
+    transformation_rate: change of the output per change of the input (k_t, equation 2) in force after the step; for a
+        computed step it is only known when the call has finished, until then None.
+    transformer: the pipeline's name of the transformer that had this step.
+    num_passes, num_computed_passes: passes of this step (two with sequential guidance) and how many the model ran for.
+        While a call is under way they count only the deciding pass.
+    seconds: time spent in the model; 0 for a reused step, None if not measured (yet).
+    """
+
+    step_index: int
+    computed: bool
+    reason: Reason
+    predicted_change: float | None = None
+    accumulated_error: float | None = None
+    transformation_rate: float | None = None
+    transformer: str = "transformer"
+    num_passes: int = 1
+    num_computed_passes: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EasyCacheReport:
+    """All steps of one finished call, both experts of a two-expert model included.
+
+    decisions: one record per step, in order.
+    config: the settings of the run as a plain dictionary.
+    """
+
+    decisions: tuple[StepDecision, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.decisions)
+
+    @property
+    def num_computed(self) -> int:
+        """Steps whose deciding pass was computed."""
+        return sum(decision.computed for decision in self.decisions)
+
+    @property
+    def num_reused(self) -> int:
+        return self.num_steps - self.num_computed
+
+    @property
+    def num_passes(self) -> int:
+        """Passes the pipeline asked for: what it would have computed without reuse."""
+        return sum(decision.num_passes for decision in self.decisions)
+
+    @property
+    def num_computed_passes(self) -> int:
+        """Passes the transformer really ran for."""
+        return sum(decision.num_computed_passes for decision in self.decisions)
+
+    @property
+    def seconds_saved(self) -> float | None:
+        """Model time of the reused steps had they taken as long as a median computed one; None if not measured."""
+        timed = [decision.seconds for decision in self.decisions if decision.computed]
+        spent = [decision.seconds for decision in self.decisions if not decision.computed]
+        if not timed or any(seconds is None for seconds in timed + spent):
+            return None
+        return median(_numbers(timed)) * len(spent) - sum(_numbers(spent))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals, settings and decisions as plain values, ready for JSON."""
+        return {
+            "num_steps": self.num_steps,
+            "num_computed": self.num_computed,
+            "num_reused": self.num_reused,
+            "num_passes": self.num_passes,
+            "num_computed_passes": self.num_computed_passes,
+            "seconds_saved": self.seconds_saved,
+            "config": dict(self.config),
+            "decisions": [asdict(decision) for decision in self.decisions],
+        }
+
+    def save_picture(self, path: str | Path) -> Path:
+        """Draw decisions with the accumulated error, the transformation rate and the time per step; the path written.
+
+        The ending chooses the format (.png, .svg, .pdf). Raises ValueError when there is no step to draw.
+        """
+        if not self.decisions:
+            raise ValueError("The report has no steps to draw; run the pipeline first.")
+        from matplotlib.figure import Figure
+
+        path = Path(path)
+        figure = Figure(figsize=(9.0, 7.5), layout="constrained")
+        error, rate, time = figure.subplots(3, 1, sharex=True)
+        self._draw_error(error)
+        _draw_rate(rate, self.decisions)
+        self._draw_time(time)
+        time.set_xlabel("denoising step")
+        time.xaxis.get_major_locator().set_params(integer=True)
+        figure.savefig(path, dpi=150)
+        return path
+
+    def _draw_error(self, axes: Any) -> None:
+        for decision in self.decisions:
+            if decision.computed:
+                axes.axvspan(decision.step_index - 0.5, decision.step_index + 0.5, color="#d9e4f2", linewidth=0)
+        for computed, marker, label in ((True, "s", "computed"), (False, "o", "reused")):
+            chosen = [
+                decision
+                for decision in self.decisions
+                if decision.computed is computed and decision.accumulated_error is not None
+            ]
+            axes.plot(*_points(chosen, "accumulated_error"), marker, label=label, markersize=4)
+        axes.axhline(self.config["threshold"], color="#b03030", linewidth=1, label="threshold")
+        axes.set_ylabel("accumulated error")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{self.num_computed} of {self.num_steps} steps computed (shaded), {self.num_reused} reused")
+        axes.legend(loc="upper left", fontsize="small")
+
+    def _draw_time(self, axes: Any) -> None:
+        saved = self.seconds_saved
+        axes.bar(*_points(self.decisions, "seconds"), color="#5b7fb0")
+        axes.set_ylabel("model time [s]")
+        axes.set_title("time not measured" if saved is None else f"{saved:.2f} s of model time saved")
+
+
+def _draw_rate(axes: Any, decisions: tuple[StepDecision, ...]) -> None:
+    for transformer in dict.fromkeys(decision.transformer for decision in decisions):
+        chosen = [decision for decision in decisions if decision.transformer == transformer]
+        axes.plot(*_points(chosen, "transformation_rate"), ".-", label=transformer)
+    axes.set_ylabel("transformation rate")
+    axes.legend(loc="upper left", fontsize="small")
+
+
+def _points(decisions: Any, field: str) -> tuple[list[int], list[float]]:
+    known = [decision for decision in decisions if getattr(decision, field) is not None]
+    return [decision.step_index for decision in known], [getattr(decision, field) for decision in known]
+
+
+def _numbers(values: list[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
