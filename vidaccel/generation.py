@@ -236,7 +236,10 @@ def _easycache(pipe: Any, config: EasyCacheConfig | None, recorder: _Recorder) -
     if config is None:
         yield
         return
-    apply_easycache(pipe, config, on_step=recorder.decide)
+    try:
+        apply_easycache(pipe, config, on_step=recorder.decide)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ files exist and the sidecar says the same; a video with another sidecar, or none
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ class Job:
             recorded = json.loads(self.sidecar.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return isinstance(recorded, dict) and recorded.get("settings") == json.loads(json.dumps(self.settings))
+        return isinstance(recorded, dict) and recorded.get("settings") == json.loads(json.dumps(_strict(self.settings)))
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to do."""
@@ -141,9 +142,10 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is whole or not there."""
+    """Write strict JSON, to a file that is whole or not there; infinities and NaN become strings."""
+    text = json.dumps(_strict(content), indent=2, allow_nan=False) + "\n"
     with whole_file(path) as unfinished_file:
-        unfinished_file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished_file.write_text(text, encoding="utf-8")
 
 
 def request_settings(request: GenerationRequest) -> dict[str, Any]:
@@ -173,3 +175,11 @@ def _check_free(job: Job) -> None:
     taken = [path for path in job.files if path.exists()]
     if taken:
         raise UserError(f"{taken[0]} exists and was made with other settings; give --overwrite or another --output.")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
