@@ -1,8 +1,7 @@
-"""What is built and installed: contents of wheel and sdist, imports from elsewhere, what CI reads out of the README."""
+"""What is built and installed: contents of wheel and sdist, imports from elsewhere."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -146,16 +145,6 @@ def test_the_constraints_satisfy_the_requirements_and_pin_every_one_of_them() ->
         assert requirement.name.lower() in pins, f"{requirement.name} is not pinned"
         assert Version(pins[requirement.name.lower()]) in requirement.specifier, text
     assert pins["torch"] == "2.13.0"
-
-
-def test_the_readme_marks_the_two_commands_that_ci_runs() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^<!-- ci: run -->\n```\w*\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
-    assert len(commands) == 2
-    assert "pip install" in commands[0]
-    assert "vidaccel generate" in commands[0]
-    assert "[test]" in commands[1]
-    assert "pytest" in commands[1]
 
 
 def test_nothing_committed_names_a_machine_path() -> None:
