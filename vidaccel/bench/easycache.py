@@ -85,6 +85,7 @@ class EasyCacheBenchConfig:
             raise UserError(f"`fewer_steps` must be at least 1, got {self.fewer_steps}.")
         if "psnr" not in self.metrics or set(self.metrics) - set(METRICS):
             raise UserError(f"`metrics` must contain psnr and may name {', '.join(METRICS)}; got {self.metrics}.")
+        self.methods()  # refuses thresholds and warm-ups that EasyCacheConfig does not take
 
     def methods(self) -> list[Method]:
         """All methods in the order they run for a prompt."""

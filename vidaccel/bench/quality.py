@@ -26,7 +26,7 @@ from vidaccel.loading import load_pipeline
 from vidaccel.metrics import json_number, psnr
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.video import write_video
-from vidaccel.world import Prompt, make_clip, read_clip, unseen_prompts
+from vidaccel.world import FRAME_SIZE, Prompt, make_clip, read_clip, unseen_prompts
 
 ATTRIBUTES = ("colour", "background", "shape", "motion")
 GENERATED, RENDERED, RECONSTRUCTED = "generated", "rendered (the oracle alone)", "reconstructed by the VAE"
@@ -173,8 +173,8 @@ def _request(config: QualityBenchConfig, prompt: str, seed: int) -> GenerationRe
     return GenerationRequest(
         prompt=prompt,
         seed=seed,
-        height=defaults.height,
-        width=defaults.width,
+        height=FRAME_SIZE,  # what the oracle reads
+        width=FRAME_SIZE,
         max_sequence_length=defaults.max_sequence_length,
         **given,
     )

@@ -6,6 +6,7 @@ Random weights say nothing about quality, and which steps are reused is arbitrar
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class TransformerShape:
     freq_dim: int
 
 
+_WARM_UP_STEPS = 5
 SHAPES = {
     "wan2.1-1.3b": TransformerShape(
         num_attention_heads=12,
@@ -174,8 +176,9 @@ def _run(
     warm_up: bool,
 ) -> dict[str, Any]:
     arguments = _call_arguments(pipe, config, device)
-    if warm_up:
-        arguments["num_inference_steps"] = 3
+    if warm_up:  # long enough for one reused step, so that its kernels are loaded too
+        arguments["num_inference_steps"] = _WARM_UP_STEPS
+        easycache = None if easycache is None else EasyCacheConfig(threshold=math.inf, warmup_steps=_WARM_UP_STEPS - 2)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if easycache is not None:

@@ -34,6 +34,8 @@ def easycache_markdown(content: Content, *, detailed: Sequence[str]) -> str:
         "",
         *_equal_compute_table(summary["equal_compute"], "ssim", ".4f"),
     ]
+    if headline := [_headline(method) for method in summary["methods"] if method["method"] in detailed]:
+        lines += ["", "## At the default threshold", "", *headline]
     for name in detailed:
         lines += ["", f"## Every video: {name}", "", *_video_table(content["records"], name)]
     return "\n".join(lines) + "\n"
@@ -136,6 +138,15 @@ def _method_table(methods: Sequence[Content]) -> list[str]:
         for method in methods
     ]
     return _table(header, rows)
+
+
+def _headline(method: Content) -> str:
+    psnr = method["psnr"]
+    return (
+        f"- {method['method']}: {_number(method['fewer_forwards'], 'mean', '.2f')}x fewer forwards, "
+        f"{_number(method['time_ratio'], 'median', '.2f')}x less denoising time, PSNR against the plain run "
+        f"{_number(psnr, 'mean', '.1f')} dB mean, {_number(psnr, 'percentile_5', '.1f')} dB 5th percentile."
+    )
 
 
 def _equal_compute_table(rows: Sequence[Content], field: str, form: str) -> list[str]:
