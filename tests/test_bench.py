@@ -208,6 +208,7 @@ def test_methods_of_one_family_differ_in_their_parameter_only() -> None:
 def made_up_records() -> list[dict[str, Any]]:
     """Two prompts; a family whose PSNR falls by 10 dB from 50 to 20 forwards, and one with a single setting."""
     shared = {"ssim": 0.9, "ms_ssim": None, "temporal_difference_error": 0.01, "vmaf": 80.0, "decisions": "C."}
+    shared |= {"unavailable": {"ms_ssim": "Frames are too small."}}
     videos = []
     for index, prompt in enumerate(("a red ball", "a blue | box")):
         videos.append({"prompt": prompt, "seed": index, "method": "plain", "family": "plain", "num_forwards": 100})
@@ -249,6 +250,7 @@ def test_the_table_holds_every_method_and_the_videos_asked_for() -> None:
     assert "| A 0.1 | 50.0 | 2.00x | 2.00x | 40.50 [40.00, 41.00] | 40.50 | 40.05 | 0.9000 | - |" in text
     assert "| again | 100.0 | 1.00x | 2.00x | inf [inf, inf] |" in text
     assert text.count("| a red ball |") == 1
+    assert "Not available: ms_ssim. Frames are too small." in text
     assert "a blue \\| box" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)

@@ -14,10 +14,14 @@ SPEEDS = (1.5, 2.0, 2.5, 3.0)  # times fewer forwards at which families are comp
 
 
 def summarise_methods(records: Sequence[Record]) -> dict[str, Any]:
-    """`methods`: figures of each method over all videos; `equal_compute`: mean PSNR of each family at `SPEEDS`."""
+    """`methods`: figures of each method over all videos; `equal_compute`: PSNR and SSIM of each family at `SPEEDS`.
+
+    `unavailable`: metrics that could not be taken, with the reason.
+    """
     names = list(dict.fromkeys(record["method"] for record in records if record["family"] != "plain"))
     methods = [_summarise_method([record for record in records if record["method"] == name]) for name in names]
-    return {"methods": methods, "equal_compute": equal_compute(methods)}
+    unavailable = {name: reason for record in records for name, reason in record.get("unavailable", {}).items()}
+    return {"methods": methods, "equal_compute": equal_compute(methods), "unavailable": unavailable}
 
 
 def equal_compute(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

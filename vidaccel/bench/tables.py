@@ -25,6 +25,7 @@ def easycache_markdown(content: Content, *, detailed: Sequence[str]) -> str:
         "prompts; p5 is the 5th percentile over videos. Time is denoising time, plain over method.",
         "",
         *_method_table(summary["methods"]),
+        *(f"\nNot available: {name}. {reason}" for name, reason in summary["unavailable"].items()),
         "",
         "## Mean PSNR (dB) at equal compute",
         "",
