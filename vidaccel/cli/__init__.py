@@ -28,7 +28,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         say_error(str(error))
         return 2
     except USAGE_ERRORS as error:
-        say_error(error.format_message())
+        if text := error.format_message():  # empty where the help was shown instead
+            say_error(text)
         return 2
     except KeyboardInterrupt:
         code = 130

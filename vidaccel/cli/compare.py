@@ -7,8 +7,9 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
+from vidaccel.bench.records import write_json
 from vidaccel.cli.console import console, say
-from vidaccel.cli.jobs import check_writable, write_json
+from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
 from vidaccel.generation import Generation
 from vidaccel.metrics import VideoComparison, compare_videos

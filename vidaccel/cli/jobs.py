@@ -6,7 +6,6 @@ files exist and the sidecar says the same; a video with another sidecar, or none
 
 import hashlib
 import json
-import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
 from vidaccel.generation import GenerationRequest
-from vidaccel.video import VIDEO_SUFFIXES, whole_file
+from vidaccel.metrics import json_number
+from vidaccel.video import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
 _DIGEST_BYTES = 2**16
@@ -66,7 +66,7 @@ class Job:
             recorded = json.loads(self.sidecar.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return isinstance(recorded, dict) and recorded.get("settings") == json.loads(json.dumps(_strict(self.settings)))
+        return isinstance(recorded, dict) and recorded.get("settings") == plain_values(self.settings)
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to do."""
@@ -141,13 +141,6 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"Cannot write to {folder} ({error.strerror or error}); choose another --output.") from error
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON, to a file that is whole or not there; infinities and NaN become strings."""
-    text = json.dumps(_strict(content), indent=2, allow_nan=False) + "\n"
-    with whole_file(path) as unfinished_file:
-        unfinished_file.write_text(text, encoding="utf-8")
-
-
 def request_settings(request: GenerationRequest) -> dict[str, Any]:
     """The request as plain values; the image by its digest."""
     values = {name: value for name, value in vars(request).items() if name != "image"}
@@ -177,9 +170,10 @@ def _check_free(job: Job) -> None:
         raise UserError(f"{taken[0]} exists and was made with other settings; give --overwrite or another --output.")
 
 
-def _strict(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Nested values as strict JSON holds them: lists for tuples, infinities and NaN as strings."""
     if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [plain_values(item) for item in value]
+    return json_number(value) if isinstance(value, float) else value

@@ -1,17 +1,15 @@
 """Carrying out `vidaccel generate`: plan the jobs, load the model once, make each video, write its files."""
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vidaccel.bench.environment import describe_environment
+from vidaccel.bench.records import write_json
 from vidaccel.cli.compare import twin_table
 from vidaccel.cli.console import console, messages, say
-from vidaccel.cli.jobs import Job, folder_digest, request_settings, unfinished, video_paths, write_json
+from vidaccel.cli.jobs import Job, folder_digest, plain_values, request_settings, unfinished, video_paths
 from vidaccel.cli.progress import step_bar
 from vidaccel.components import execution_device
 from vidaccel.easycache import EasyCacheConfig
@@ -108,10 +106,11 @@ def _carry_out(pipe: Any, run: Run, job: Job) -> None:
         pair = side_by_side(plain.frames, result.frames, ("without reuse", "with EasyCache"))
         write_video(job.side_by_side, pair, fps=run.fps)
     if job.report and result.report is not None:
-        write_json(job.report_json, result.report.to_dict())
+        write_json(job.report_json, plain_values(result.report.to_dict()))
         with whole_file(job.report_picture) as unfinished_file:
             result.report.save_picture(unfinished_file)
-    write_json(job.sidecar, _sidecar(pipe, job, result, plain=plain, comparison=comparison))
+    sidecar = _sidecar(pipe, run, job, result=result, plain=plain, comparison=comparison)
+    write_json(job.sidecar, plain_values(sidecar))
     say(f"{job.video}: {_summary(job.request, result)}")
     if plain is not None and comparison is not None:
         console.print(twin_table(plain, result, comparison))
@@ -132,21 +131,22 @@ def _summary(request: GenerationRequest, result: Generation) -> str:
 
 
 def _sidecar(
-    pipe: Any, job: Job, result: Generation, *, plain: Generation | None, comparison: VideoComparison | None
+    pipe: Any,
+    run: Run,
+    job: Job,
+    *,
+    result: Generation,
+    plain: Generation | None,
+    comparison: VideoComparison | None,
 ) -> dict[str, Any]:
     return {
         "settings": job.settings,
         "result": _figures(result),
         "without_reuse": None if plain is None else _figures(plain),
         "comparison": None if comparison is None else comparison.to_dict(),
-        "environment": {
-            "vidaccel": _version("vidaccel"),
-            "torch": torch.__version__,
-            "diffusers": _version("diffusers"),
-            "transformers": _version("transformers"),
-            "python": platform.python_version(),
-            "device": _device_name(execution_device(pipe)),
-        },
+        "environment": describe_environment(
+            device=execution_device(pipe), weights=run.spec.weights, model=run.spec.name
+        ),
     }
 
 
@@ -159,16 +159,3 @@ def _figures(result: Generation) -> dict[str, Any]:
         "denoising_seconds": result.denoising_seconds,
         "total_seconds": result.total_seconds,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "unknown"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,190 @@
+"""`vidaccel bench easycache | quality | speed`: measurements under a fixed protocol; JSON, tables and a plot."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
+from vidaccel.bench.progress import BenchProgress
+from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
+from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
+from vidaccel.cli.console import messages, say
+from vidaccel.cli.generate import easycache_config
+from vidaccel.cli.jobs import check_writable, read_prompts
+from vidaccel.errors import UserError
+from vidaccel.metrics import METRICS
+from vidaccel.registry import EMBEDDED_MODEL
+
+Value = TypeVar("Value", int, float, str)
+
+app = typer.Typer(help="Measurements under a fixed protocol; an interrupted one goes on where it stopped.")
+
+Output = Annotated[Path, typer.Option(help="Folder for the results.")]
+Model = Annotated[str, typer.Option(help="A name of `vidaccel models`, a folder, or a Hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+Weights = Annotated[
+    str | None, typer.Option(help="trained, toy, random, external: noted in the result. [default: the model's]")
+]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
+Guidance = Annotated[float | None, typer.Option(help="Weight of the prompt. [default: the model's]")]
+Frames = Annotated[int | None, typer.Option(help="Frames, 4k + 1. [default: the model's]")]
+Pixels = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
+
+_PROTOCOL = EasyCacheBenchConfig(output=Path("results"))
+_SPEED = SpeedBenchConfig(output=Path("results"))
+
+
+def _listed(values: tuple[Value, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+@app.command()
+def easycache(
+    output: Output = Path("results/easycache"),
+    model: Model = EMBEDDED_MODEL,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A file with one prompt a line. [default: the world's unseen prompts]")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(help="How many unseen prompts.")] = _PROTOCOL.num_prompts,
+    seeds: Annotated[str, typer.Option(help="Each prompt is made once per seed.")] = _listed(_PROTOCOL.seeds),
+    predictors: Annotated[str, typer.Option(help="What a reused step returns.")] = _listed(_PROTOCOL.predictors),
+    thresholds: Annotated[str, typer.Option(help="Of EasyCache.")] = _listed(_PROTOCOL.thresholds),
+    warmup_steps: Annotated[int, typer.Option(help="First steps that are always computed.")] = _PROTOCOL.warmup_steps,
+    uniform_intervals: Annotated[str, typer.Option(help="Baseline that computes every k-th step.")] = _listed(
+        _PROTOCOL.uniform_intervals
+    ),
+    fewer_steps: Annotated[str, typer.Option(help="Baseline with fewer steps.")] = _listed(_PROTOCOL.fewer_steps),
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    num_frames: Frames = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    metrics: Annotated[str, typer.Option(help="Which figures to take; psnr is always one.")] = _listed(METRICS),
+    weights: Weights = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """EasyCache at several thresholds against fewer steps and uniform reuse: easycache.json, .md, .png."""
+    config = EasyCacheBenchConfig(
+        output=output,
+        model=model,
+        prompts=None if prompt_file is None else tuple(read_prompts([], prompt_file)),
+        num_prompts=num_prompts,
+        seeds=_values("seeds", seeds, int),
+        predictors=_values("predictors", predictors, str),
+        thresholds=_values("thresholds", thresholds, float),
+        warmup_steps=warmup_steps,
+        uniform_intervals=_values("uniform_intervals", uniform_intervals, int),
+        fewer_steps=_values("fewer_steps", fewer_steps, int),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        metrics=_values("metrics", metrics, str),
+        weights=weights,
+        device=device,
+        dtype=dtype,
+    )
+    check_writable(output)
+    with _bar() as on_progress:
+        run_easycache_bench(config, on_progress=on_progress)
+    say(f"results: {output}")
+
+
+@app.command()
+def quality(
+    output: Output = Path("results/quality"),
+    model: Model = EMBEDDED_MODEL,
+    num_prompts: Annotated[int, typer.Option(help="Unseen prompts of the world.")] = 64,
+    num_clips: Annotated[int, typer.Option(help="Unseen clips the VAE reconstructs; 0 leaves it out.")] = 16,
+    seed: Annotated[int, typer.Option(help="Draws the prompts and the noise.")] = 0,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    num_frames: Frames = None,
+    threshold: Annotated[float | None, typer.Option(help="With EasyCache. [default: every step computed]")] = None,
+    warmup_steps: Annotated[int, typer.Option(help="EasyCache: first steps always computed.")] = _PROTOCOL.warmup_steps,
+    keep_videos: Annotated[bool, typer.Option("--keep-videos", help="Keep the videos beside the results.")] = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """What a model of the storybook world can do, read by the oracle: quality.json, quality.md."""
+    cache = None if threshold is None else easycache_config(threshold=threshold, warmup_steps=warmup_steps)
+    config = QualityBenchConfig(
+        output=output,
+        model=model,
+        num_prompts=num_prompts,
+        seed=seed,
+        num_clips=num_clips,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        num_frames=num_frames,
+        easycache=cache,
+        keep_videos=keep_videos,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+    )
+    check_writable(output)
+    with _bar() as on_progress:
+        run_quality_bench(config, on_progress=on_progress)
+    say(f"results: {output}")
+
+
+@app.command()
+def speed(
+    output: Output = Path("results/speed"),
+    shape: Annotated[str, typer.Option(help="wan2.1-1.3b or toy; weights are random.")] = _SPEED.shape,
+    num_inference_steps: Annotated[int, typer.Option(help="Denoising steps.")] = _SPEED.num_inference_steps,
+    guidance_scale: Annotated[float, typer.Option(help="Above 1: two passes a step.")] = _SPEED.guidance_scale,
+    num_frames: Annotated[int, typer.Option(help="Frames, 4k + 1.")] = _SPEED.num_frames,
+    height: Annotated[int, typer.Option(help="Pixels.")] = _SPEED.height,
+    width: Annotated[int, typer.Option(help="Pixels.")] = _SPEED.width,
+    repeats: Annotated[int, typer.Option(help="Pairs of a plain run and one with reuse.")] = _SPEED.repeats,
+    attention: Annotated[str, typer.Option(help="Attention backend.")] = _SPEED.attention,
+    compile_blocks: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Time of a full-size transformer with random weights, with and without reuse: speed.json, speed.md."""
+    config = SpeedBenchConfig(
+        output=output,
+        shape=shape,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        repeats=repeats,
+        device=device,
+        attention=attention,
+        compile=compile_blocks,
+    )
+    check_writable(output)
+    with _bar() as on_progress:
+        run_speed_bench(config, on_progress=on_progress)
+    say(f"results: {output}")
+
+
+def _values(name: str, text: str, kind: Callable[[str], Value]) -> tuple[Value, ...]:
+    try:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"`{name}` must be values with commas between them, got {text!r}.") from error
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[BenchProgress], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task("loading", total=None)
+
+        def advance(part: BenchProgress) -> None:
+            progress.update(task, total=part.total, completed=part.done, description=part.label[:50])
+
+        yield advance
