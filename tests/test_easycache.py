@@ -131,6 +131,7 @@ def test_an_output_that_is_not_finite_is_never_reused_and_does_no_lasting_harm(b
     def model(x: Tensor, index: int) -> Tensor:
         return torch.full_like(x, bad) if index == 3 else 2 * x
 
+    config = EasyCacheConfig(threshold=math.inf, warmup_steps=2, max_consecutive_reuses=1)
     outcome = open_loop(config, stream(12), model)
     assert 3 in {decision.step_index for decision in outcome.decisions if decision.computed}
     after = outcome.decisions[4:6]

@@ -148,7 +148,7 @@ class EasyCacheRun:
         self.reset()
         self._tracker.enter(place, call)
         if self._tracker.num_steps is None:
-            self._tracker.num_steps = self._planned_steps()
+            self._tracker.num_steps = self._planned_steps(call)
         self._warn_about_schedule()
 
     def _decide(
@@ -184,15 +184,20 @@ class EasyCacheRun:
     def _scheduler(self) -> Any:
         return getattr(self._pipe(), "scheduler", None)
 
-    def _planned_steps(self) -> int | None:
-        """Steps of this call: of the pipeline if its scheduler drives it, else of the settings, else unknown."""
+    def _planned_steps(self, call: Call) -> int | None:
+        """Steps of this call: of the pipeline if its scheduler drives it, else of the settings, else unknown.
+
+        A shortened schedule (`strength`) shows in where the first timestep lies in the scheduler's tensor of them.
+        """
         pipe, scheduler = self._pipe(), self._scheduler()
-        if self._tracker.scheduler_is_live and self.config.num_inference_steps is None:
-            timesteps, timestep = scheduler.timesteps, getattr(pipe, "_current_timestep", None)
-            if isinstance(timestep, Tensor) and _shares_memory(timestep, timesteps):
-                return getattr(pipe, "_num_timesteps", len(timesteps))
-            return len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
-        return self.config.num_inference_steps
+        if not self._tracker.scheduler_is_live or self.config.num_inference_steps is not None:
+            return self.config.num_inference_steps
+        timesteps = scheduler.timesteps
+        if _is_view(getattr(pipe, "_current_timestep", None), timesteps):
+            return getattr(pipe, "_num_timesteps", len(timesteps))
+        if _is_view(call.timestep, timesteps):
+            return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
+        return len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
 
     def _finish_if_complete(self) -> None:
         """Take a generation that reached its last step as finished: not every loop says when it ends."""
@@ -252,8 +257,8 @@ class EasyCacheRun:
         )
 
 
-def _shares_memory(left: Tensor, right: Tensor) -> bool:
-    return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+def _is_view(value: Any, base: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
 
 
 def _fresh_noise(scheduler: Any) -> str | None:
