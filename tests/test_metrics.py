@@ -196,6 +196,12 @@ def test_vmaf_falls_as_noise_grows_and_is_highest_for_identical_videos() -> None
     assert scores[0] > scores[1] + 1 > scores[2] + 2
 
 
+def test_vmaf_takes_the_reference_first_so_that_blur_costs_and_sharpness_does_not() -> None:
+    sharp = noisy(waves(3, 64, 96), 0.1)
+    blurred = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)
+    assert metrics.vmaf(sharp, blurred) < metrics.vmaf(blurred, sharp) - 5
+
+
 def test_vmaf_without_ffmpeg_libvmaf_or_large_enough_frames_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = waves(2, 40, 40)
     with pytest.raises(MetricUnavailable, match="32x32"):

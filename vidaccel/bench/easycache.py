@@ -85,7 +85,10 @@ class EasyCacheBenchConfig:
             raise UserError(f"`fewer_steps` must be at least 1, got {self.fewer_steps}.")
         if "psnr" not in self.metrics or set(self.metrics) - set(METRICS):
             raise UserError(f"`metrics` must contain psnr and may name {', '.join(METRICS)}; got {self.metrics}.")
-        self.methods()  # refuses thresholds and warm-ups that EasyCacheConfig does not take
+        try:
+            self.methods()
+        except ValueError as error:  # a threshold or warm-up that EasyCacheConfig does not take
+            raise UserError(str(error)) from error
 
     def methods(self) -> list[Method]:
         """All methods in the order they run for a prompt."""
