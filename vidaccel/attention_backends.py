@@ -5,6 +5,7 @@ number format), after minutes of loading. So one small attention call is made be
 """
 
 import logging
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
@@ -40,6 +41,12 @@ def check_attention_backend(name: str, *, device: torch.device, dtype: torch.dty
         raise UserError(f"The attention backend {name!r} cannot run here ({device}, {dtype}): {reason}") from error
     if output.shape != query.shape or not torch.isfinite(output).all():
         raise UserError(f"The attention backend {name!r} returns wrong values here ({device}, {dtype}); use 'native'.")
+
+
+def set_attention_backend(denoiser: Any, name: str) -> None:
+    """Let one model use backend `name`; diffusers' own method would also change it for every other model."""
+    with attention_backend(name):  # puts the process's default back afterwards
+        denoiser.set_attention_backend(name)
 
 
 def usable_attention_backends(*, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:

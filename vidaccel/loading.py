@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from vidaccel.attention_backends import NATIVE, check_attention_backend
+from vidaccel.attention_backends import NATIVE, check_attention_backend, set_attention_backend
 from vidaccel.components import denoisers, modules
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, gigabytes, weight_bytes
@@ -57,7 +57,7 @@ def load_pipeline(
     _place(pipe, target, cast(Offload, offload))
     for denoiser in denoisers(pipe):
         if attention != NATIVE:
-            denoiser.set_attention_backend(attention)
+            set_attention_backend(denoiser, attention)
         if compile:
             denoiser.compile_repeated_blocks(fullgraph=True)
     pipe.set_progress_bar_config(disable=True)

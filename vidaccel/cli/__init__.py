@@ -18,10 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from vidaccel.cli.app import USAGE_ERRORS, app
     from vidaccel.cli.console import say_error, set_up_messages
 
     set_up_messages()
+    from vidaccel.cli.app import USAGE_ERRORS, app
+
     try:
         code = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except UserError as error:

@@ -1,0 +1,46 @@
+"""The command as a process of its own: exit codes, and Ctrl-C at an unknown moment."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "vidaccel", "generate", "a red circle"]
+SIZES = ["--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_finished_command_returns_0_and_an_error_2(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, *SIZES, "--model", str(tiny_wan_folder), "--num-inference-steps", "2", "--no-cache"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""
+    assert (tmp_path / "outputs" / "a-red-circle-seed0.mp4").is_file()
+    refused = subprocess.run([*command, "--seed", "x"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child")
+@pytest.mark.parametrize("seconds", [0.2, 4.0])
+def test_ctrl_c_returns_130_and_leaves_nothing(tiny_wan_folder: Path, tmp_path: Path, seconds: float) -> None:
+    command = [*COMMAND, *SIZES, "--model", str(tiny_wan_folder), "--num-inference-steps", "100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "outputs").exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("vidaccel: interrupted")
+    assert list((tmp_path / "outputs").iterdir()) == []
