@@ -1,0 +1,218 @@
+"""Which step is it: on the host wherever the pipeline says so, else with the one read a step has anyway."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanVideoToVideoPipeline
+from tiny_models import (
+    call_arguments,
+    tiny_scheduler,
+    tiny_transformer,
+    tiny_wan_5b,
+    tiny_wan_i2v,
+    tiny_wan_t2v,
+    tiny_wan_two_experts,
+    tiny_wan_v2v,
+    tiny_wan_vace,
+)
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
+
+NUM_STEPS = 12
+CONFIG = EasyCacheConfig(threshold=0.5, warmup_steps=3)
+READS = {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "equal", "nonzero"}
+
+
+def run(pipe: Any, **changes: Any) -> Tensor:
+    return pipe(**call_arguments(pipe, **({"num_inference_steps": NUM_STEPS} | changes))).frames
+
+
+class ReadsByVidaccel(TorchFunctionMode):
+    """Writes an R for every call of this package that needs a tensor's value on the host."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in READS and "/vidaccel/" in sys._getframe(1).f_code.co_filename:
+            self.events.append("R")
+        return func(*args, **(kwargs or {}))
+
+
+def events_of(pipe: Any, target: Any, config: EasyCacheConfig = CONFIG) -> str:
+    """R for a read, S for a decision, in the order of one call."""
+    events: list[str] = []
+    apply_easycache(target, config, on_step=lambda decision: events.append("S"))
+    with ReadsByVidaccel(events):
+        run(pipe)
+    assert easycache_report(target).num_reused > 0
+    return "".join(events)
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_wan_t2v, tiny_wan_i2v, tiny_wan_v2v, tiny_wan_vace, tiny_wan_5b, tiny_wan_two_experts]
+)
+def test_on_a_pipeline_only_decided_steps_read_from_the_device_and_once(make: Callable[[], Any]) -> None:
+    events = events_of(pipe := make(), pipe)
+    num_steps = easycache_report(pipe).num_steps
+    reasons = [decision.reason for decision in easycache_report(pipe).decisions]
+    expected = "".join("RS" if reason in ("above_threshold", "below_threshold") else "S" for reason in reasons)
+    assert events.rstrip("R") == expected
+    assert events.count("R") <= num_steps
+
+
+@pytest.mark.parametrize("make", [tiny_wan_t2v, tiny_wan_i2v, tiny_wan_v2v])
+def test_on_a_bare_transformer_no_step_reads_twice(make: Callable[[], Any]) -> None:
+    pipe = make()
+    events = events_of(pipe, pipe.transformer, EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=12))
+    assert "RR" not in events.rstrip("R")
+
+
+@pytest.mark.parametrize("make", [tiny_wan_t2v, tiny_wan_i2v, tiny_wan_v2v, tiny_wan_vace, tiny_wan_5b])
+def test_a_bare_transformer_gives_the_result_of_the_pipeline(make: Callable[[], Any]) -> None:
+    whole, bare = make(), make()
+    apply_easycache(whole, CONFIG)
+    expected = run(whole)
+    num_steps = easycache_report(whole).num_steps
+    apply_easycache(bare.transformer, EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=num_steps))
+    for _ in range(2):
+        assert torch.equal(run(bare), expected)
+        decisions = easycache_report(bare.transformer).decisions
+        assert [step.reason for step in decisions] == [step.reason for step in easycache_report(whole).decisions]
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("make", [tiny_wan_t2v, tiny_wan_i2v, tiny_wan_v2v])
+@pytest.mark.parametrize("at_call", range(1, 8))
+def test_a_bare_transformer_survives_an_interruption_after_any_call(make: Callable[[], Any], at_call: int) -> None:
+    config = EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=12)
+    pipe, other = make(), make()
+    apply_easycache(pipe.transformer, config)
+    apply_easycache(other.transformer, config)
+    calls: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == at_call:
+            raise InterruptionError
+
+    for seed in (0, 1):
+        handle = pipe.transformer.register_forward_hook(interrupt)
+        calls.clear()
+        with pytest.raises(InterruptionError):
+            run(pipe)
+        handle.remove()
+        assert torch.equal(run(pipe, seed=seed), run(other, seed=seed))
+
+
+def loop(model: Any, x: Tensor, num_steps: int, *, same_objects: bool = True, context: bool = False) -> Tensor:
+    """A guided Euler loop of one's own; without `same_objects` every call gets new tensors, as some pipelines do."""
+    generator = torch.Generator().manual_seed(0)
+    text, no_text = torch.randn(2, 1, 6, 16, generator=generator)
+    for index in range(num_steps):
+        time = torch.full((1,), 1000.0 * (1 - index / num_steps))
+        outputs = []
+        for name, embeds in (("cond", text), ("uncond", no_text)):
+            given = x if same_objects else x.clone()
+            at = time if same_objects else time.clone()
+            if context:
+                with model.cache_context(name):
+                    outputs.append(model(given, at, embeds, return_dict=False)[0])
+            else:
+                outputs.append(model(given, at, embeds, return_dict=False)[0])
+        x = x - (outputs[1] + 3 * (outputs[0] - outputs[1])) / num_steps
+    return x
+
+
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("same_objects", [True, False])
+@pytest.mark.parametrize("context", [True, False])
+def test_a_loop_of_ones_own_is_understood_however_it_makes_its_tensors(
+    inference: Any, same_objects: bool, context: bool
+) -> None:
+    model = tiny_transformer()
+    x = torch.randn(1, 16, 3, 4, 4)
+    config = EasyCacheConfig(threshold=float("inf"), warmup_steps=3, num_inference_steps=NUM_STEPS)
+    state = apply_easycache(model, config)
+    with inference():
+        results = [loop(model, x, NUM_STEPS, same_objects=same_objects, context=context) for _ in range(3)]
+        report = easycache_report(model)
+    assert [step.computed for step in report.decisions] == [True] * 3 + [False] * 8 + [True]
+    assert (report.num_passes, report.num_computed_passes) == (24, 8)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert state.tensors() == []
+
+
+def test_a_loop_without_known_length_reuses_its_last_step_and_is_ended_by_hand(caplog: Any) -> None:
+    model = tiny_transformer()
+    state = apply_easycache(model, EasyCacheConfig(threshold=float("inf"), warmup_steps=3))
+    with torch.no_grad():
+        loop(model, torch.randn(1, 16, 3, 4, 4), 6)
+    assert "does not know the number of steps" in caplog.text
+    with pytest.raises(ValueError, match="no report yet"):
+        easycache_report(model)
+    state.finish()
+    assert [step.computed for step in easycache_report(model).decisions] == [True] * 3 + [False] * 3
+
+
+def test_another_pipeline_with_another_scheduler_is_noticed() -> None:
+    """EasyCache was applied to a pipeline whose scheduler stands still while a second one drives the transformer."""
+    first = tiny_wan_i2v()
+    config = EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=NUM_STEPS)
+    apply_easycache(first, config)
+    run(first)
+    second = tiny_wan_i2v()
+    second.transformer = first.transformer
+    expected = tiny_wan_i2v()
+    apply_easycache(expected, config)
+    for _ in range(2):
+        assert torch.equal(run(second), run(expected))
+        assert easycache_report(second).num_steps == NUM_STEPS
+
+
+def test_a_scheduler_exchanged_after_applying_is_followed() -> None:
+    pipe, expected = tiny_wan_v2v(), tiny_wan_v2v()
+    apply_easycache(pipe, CONFIG)
+    run(pipe)
+    for each in (pipe, expected):
+        each.scheduler = tiny_scheduler("euler")
+    apply_easycache(expected, CONFIG)
+    assert torch.equal(run(pipe), run(expected))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_strength_shortens_the_schedule_and_the_tail_stays_at_its_end(strength: float) -> None:
+    pipe = tiny_wan_v2v()
+    assert isinstance(pipe, WanVideoToVideoPipeline)
+    apply_easycache(pipe, EasyCacheConfig(threshold=float("inf"), warmup_steps=3))
+    run(pipe, strength=strength)
+    reasons = [decision.reason for decision in easycache_report(pipe).decisions]
+    assert len(reasons) == NUM_STEPS * strength
+    assert reasons == ["warmup"] * 3 + ["below_threshold"] * (len(reasons) - 4) + ["tail"]
+
+
+def test_removing_in_the_middle_of_a_call_computes_the_rest() -> None:
+    pipe = tiny_wan_t2v()
+    calls: list[int] = []
+    apply_easycache(pipe, EasyCacheConfig(threshold=float("inf"), warmup_steps=3))
+    pipe.transformer.patch_embedding.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def remove(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+        if step == 5:
+            remove_easycache(pipe)
+        return kwargs
+
+    run(pipe, callback_on_step_end=remove)
+    assert len(calls) == 2 * (3 + 6)
