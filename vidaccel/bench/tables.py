@@ -100,8 +100,8 @@ def speed_markdown(content: Content) -> str:
         f"{protocol['num_frames']} frames of {protocol['width']}x{protocol['height']}, "
         f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, threshold "
         f"{float(protocol['easycache']['threshold']):g} with at most "
-        f"{protocol['easycache']['max_consecutive_reuses']} reuses in a row, {protocol['repeats']} repeats. Random weights: which steps "
-        "are reused is arbitrary, and nothing here is about quality.",
+        f"{protocol['easycache']['max_consecutive_reuses']} reuses in a row, {protocol['repeats']} repeats. "
+        "Random weights: which steps are reused is the setting's doing, and nothing here is about quality.",
         "",
         *_table(["figure", "value"], rows),
     ]
