@@ -1,0 +1,222 @@
+"""`vidaccel train`: the three commands that make the embedded model; also `python -m vidaccel.training.app`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vidaccel.errors import UserError
+from vidaccel.training.checkpoint import STATE_FILE
+from vidaccel.training.curves import draw_curves, read_records
+from vidaccel.training.export import export_pipeline
+from vidaccel.training.loop import METRICS_FILE, Record, Schedule
+from vidaccel.training.transformer_trainer import TransformerTrainingConfig, train_transformer
+from vidaccel.training.vae_trainer import VaePhase, VaeTrainingConfig, train_vae
+
+app = typer.Typer(
+    help="Train the embedded model: `vae`, then `transformer`, then `export`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option(help="Folder to write.")]
+Seconds = Annotated[float | None, typer.Option(help="Length by the clock, preparation and validation included.")]
+Steps = Annotated[int | None, typer.Option(help="Length in steps, instead; such a run can be repeated bit by bit.")]
+Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a finished one gets a further round.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
+Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
+
+
+@app.command()
+def vae(
+    output: Output,
+    seconds: Seconds = None,
+    steps: Steps = None,
+    resume: Resume = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1.2e-3,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile: Compile = False,
+    toy: Toy = False,
+) -> None:
+    """Train the autoencoder on images, then on longer and longer clips."""
+    schedule = Schedule(seconds=seconds, steps=steps, learning_rate=learning_rate, ema_decay=0.998)
+    config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
+    if toy:
+        config = _toy_vae(config)
+    _check_output(output, resume)
+    with _failures():
+        _show(train_vae(config, output, resume=resume), title="autoencoder")
+    _draw(output, "training of the vae")
+
+
+@app.command()
+def transformer(
+    output: Output,
+    vae: Annotated[Path, typer.Option(help="Checkpoint of the autoencoder.")],
+    seconds: Seconds = None,
+    steps: Steps = None,
+    resume: Resume = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-3,
+    bank_clips: Annotated[int, typer.Option(help="Clips to render and encode first.")] = 24_576,
+    batch_size: Annotated[int, typer.Option(help="Clips a step.")] = 64,
+    optimizer: Annotated[Literal["muon", "adamw"], typer.Option(help="For the matrices of the blocks.")] = "muon",
+    subject_weight: Annotated[float, typer.Option(help="Extra weight of the subject in the loss.")] = 3.0,
+    validations: Annotated[int, typer.Option(help="How often the oracle reads generated clips.")] = 3,
+    validation_prompts: Annotated[int, typer.Option(help="Clips it reads each time.")] = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile: Compile = False,
+    toy: Toy = False,
+) -> None:
+    """Train the transformer and the text encoder on clips encoded by the autoencoder."""
+    config = TransformerTrainingConfig(
+        schedule=Schedule(
+            seconds=seconds, steps=steps, learning_rate=learning_rate, ema_decay=0.9993, num_validations=validations
+        ),
+        seed=seed,
+        device=device,
+        bank_clips=bank_clips,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        subject_weight=subject_weight,
+        validation_prompts=validation_prompts,
+        compile=compile,
+    )
+    if toy:
+        config = _toy_transformer(config)
+    _check_output(output, resume)
+    with _failures(), _bar("clips", "") as (progress, task):
+
+        def on_bank(finished: int, total: int) -> None:
+            progress.update(task, completed=finished, total=total)
+
+        records = train_transformer(config, output, vae=vae, resume=resume, on_bank=on_bank)
+        first = next(records)
+        progress.remove_task(task)
+        _show(records, title="transformer", first=first)
+    _draw(output, "training of the transformer")
+
+
+@app.command()
+def export(
+    output: Output,
+    vae: Annotated[Path, typer.Option(help="Checkpoint of the autoencoder.")],
+    transformer: Annotated[Path, typer.Option(help="Checkpoint of the transformer.")],
+    weights: Annotated[Literal["trained", "toy"], typer.Option(help="What the folder says about its weights.")] = (
+        "trained"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write a folder in bf16 that the stock WanPipeline loads."""
+    with _failures():
+        export_pipeline(output, vae=vae, transformer=transformer, weights=weights, overwrite=overwrite)
+    num_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    typer.echo(f"{output}: {num_bytes / 1e6:.1f} MB")
+
+
+def _toy_vae(config: VaeTrainingConfig) -> VaeTrainingConfig:
+    phases = (
+        VaePhase(until=0.4, batch_size=2, num_frames=1, size=64),
+        VaePhase(until=1.0, batch_size=1, num_frames=5, size=32),
+    )
+    return replace(
+        config,
+        schedule=replace(config.schedule, log_steps=2, num_validations=2),
+        phases=phases,
+        num_frames=5,
+        pool_clips=4,
+        refresh_clips=2,
+        validation_clips=1,
+    )
+
+
+def _toy_transformer(config: TransformerTrainingConfig) -> TransformerTrainingConfig:
+    return replace(
+        config,
+        schedule=replace(config.schedule, log_steps=2, num_validations=1),
+        num_frames=5,
+        bank_clips=4,
+        batch_size=2,
+        validation_prompts=1,
+        validation_steps=2,
+    )
+
+
+def _check_output(output: Path, resume: Path | None) -> None:
+    if (output / STATE_FILE).exists() and (resume is None or resume.resolve() != output.resolve()):
+        raise UserError(f"{output} holds a checkpoint; go on from it with --resume {output} or give another --output.")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"`output` must be a folder, {output} is a file.")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """A training that diverges and a full disk are the user's to solve."""
+    try:
+        yield
+    except (FloatingPointError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _bar(title: str, text: str) -> Iterator[tuple[Progress, TaskID]]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:.0f} % {task.fields[text]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress, progress.add_task(title, total=None, text=text)
+
+
+def _show(records: Iterator[Record], *, title: str, first: Record | None = None) -> None:
+    """A bar with the latest numbers; validations, and without a terminal every record, also as lines."""
+    is_terminal = Console(stderr=True).is_terminal
+    with _bar(title, "") as (progress, task):
+        for record in _chained(first, records):
+            text = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
+            if "loss" in record:
+                progress.update(task, total=1.0, completed=record["fraction"], text=_short(record))
+            if "loss" not in record or not is_terminal:
+                progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _chained(first: Record | None, records: Iterator[Record]) -> Iterator[Record]:
+    if first is not None:
+        yield first
+    yield from records
+
+
+def _short(record: Record) -> str:
+    names = ("loss", "train_psnr", "frames_per_second")
+    return ", ".join(f"{name} {record[name]:.4g}" for name in names if name in record)
+
+
+def _draw(output: Path, title: str) -> None:
+    draw_curves(read_records(output / METRICS_FILE), output / "curves.png", title=title)
+
+
+def main() -> None:
+    """Run without the command line of vidaccel, on a machine that only has a checkout."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Checkpoints of a training: averaged weights in float32 and one JSON file that says which files count.
+
+A checkpoint is flat and its files are small, so that it travels easily. New weights are written under new names and
+`state.json` is replaced last, so an interruption leaves the old checkpoint or the new one. There is no optimizer
+state: a resumed training starts from the averaged weights with fresh statistics and a short warm-up.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vidaccel.errors import UserError
+
+STATE_FILE = "state.json"
+_SHARD_BYTES = 14_000_000
+
+Kind = Literal["vae", "transformer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """How far a training is.
+
+    step: optimizer steps over all rounds; round_step: those of the current round.
+    fraction: share of the current round's budget that is used; 1 means the round is finished.
+    seconds: training time over all rounds.
+    architecture: constructor arguments of the networks, by network.
+    recipe: settings of the current round. results: the latest validation.
+    latents_mean, latents_std: normalisation of the latents per channel (transformer only).
+    """
+
+    kind: Kind
+    step: int = 0
+    round: int = 0
+    round_step: int = 0
+    fraction: float = 0.0
+    seconds: float = 0.0
+    architecture: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, float] = field(default_factory=dict)
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+
+def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint over the one that may be there.
+
+    Raises FloatingPointError, and keeps the old one, if a weight is not finite.
+    """
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    if broken := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+        raise FloatingPointError(
+            f"training diverged at step {state.step}: {broken[0]} is not finite; "
+            f"resume from {folder} with a lower learning rate."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for index, shard in enumerate(_shards(tensors)):
+        names.append(f"weights-{state.step:06d}-{index}.safetensors")
+        save_file(shard, folder / names[-1])
+    text = json.dumps({**asdict(state), "files": names}, indent=2)
+    unfinished = folder / (STATE_FILE + ".partial")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / STATE_FILE)
+    for path in folder.glob("weights-*.safetensors"):
+        if path.name not in names:
+            path.unlink()
+
+
+def load_checkpoint(folder: Path, *, kind: Kind) -> tuple[TrainingState, dict[str, Tensor]]:
+    """State and weights of a checkpoint. Raises `UserError` if there is none, it is broken or of another kind."""
+    try:
+        recorded = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        files = recorded.pop("files")
+        for name in ("latents_mean", "latents_std"):
+            recorded[name] = tuple(recorded[name]) if recorded[name] is not None else None
+        state = TrainingState(**recorded)
+        tensors = {}
+        for name in files:
+            tensors.update(load_file(folder / name))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a complete checkpoint: {error.filename or error} is missing.") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"The checkpoint in {folder} cannot be read ({error}); train it again.") from error
+    if state.kind != kind:
+        raise UserError(f"{folder} is a checkpoint of the {state.kind}, not of the {kind}.")
+    return state, tensors
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those tensors whose name begins with `prefix.`, under the rest of their names."""
+    start = prefix + "."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        num_bytes = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + num_bytes > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += num_bytes
+    return shards

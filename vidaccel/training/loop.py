@@ -1,0 +1,201 @@
+"""The loop that both trainings share: schedule, clipping, weight average, records, validation, checkpoints.
+
+It never waits for the device except to write a record, to validate and to save.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vidaccel.errors import UserError
+from vidaccel.training.averaging import WeightAverage
+from vidaccel.training.budget import Budget
+from vidaccel.training.checkpoint import TrainingState, save_checkpoint
+
+METRICS_FILE = "metrics.jsonl"
+Record = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long a round is and how fast it learns.
+
+    seconds, steps: length of a round, exactly one of them; `seconds` counts everything from the start of the call,
+        preparation and validation included.
+    learning_rate: the peak; it follows a cosine down to `final_share` of it.
+    warmup_steps: also after a resumption. ema_decay: of the weight average.
+    log_steps: steps per record. num_validations: per round, evenly spread, the last one at the end.
+    """
+
+    seconds: float | None = None
+    steps: int | None = None
+    learning_rate: float = 1e-3
+    final_share: float = 0.01
+    warmup_steps: int = 200
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    log_steps: int = 50
+    num_validations: int = 8
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.steps is None):
+            raise UserError("Give exactly one of `seconds` and `steps` as the length of the training.")
+        length = self.steps if self.seconds is None else self.seconds
+        if length is None or not length > 0:
+            raise UserError(f"The length of the training must be above 0, got {length}.")
+        if not self.learning_rate > 0:
+            raise UserError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+
+    def learning_rate_at(self, fraction: float, *, warm_step: int) -> float:
+        """The learning rate `warm_step` steps after the start or resumption, `fraction` into the round."""
+        cosine = 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
+        warmup = min(1.0, (warm_step + 1) / max(self.warmup_steps, 1))
+        return self.learning_rate * warmup * max(self.final_share, cosine)
+
+
+class Task(Protocol):
+    """What is trained.
+
+    num_frames_per_step is a property: video frames of the latest batch, for the speed that records show.
+    """
+
+    parameters: list[nn.Parameter]
+    optimizers: list[torch.optim.Optimizer]
+    num_frames_per_step: int
+
+    def loss(self, fraction: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a new batch, and scalars to record."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Results with the weights as they are."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights to save."""
+        ...
+
+
+def start_round(state: TrainingState | None, fresh: TrainingState) -> TrainingState:
+    """`fresh` for a new training; an interrupted round goes on, a finished one is followed by another."""
+    if state is None:
+        return fresh
+    state = replace(state, recipe=fresh.recipe)
+    return state if state.fraction < 1 else replace(state, round=state.round + 1, round_step=0, fraction=0.0)
+
+
+def train(
+    task: Task, schedule: Schedule, *, state: TrainingState, output: Path, began: float, reserve: float
+) -> Iterator[Record]:
+    """Train until the round's budget is used; yields what it also appends to `metrics.jsonl`.
+
+    began: `time.monotonic()` at the start of the call. reserve: seconds to leave for the last validation.
+    Raises FloatingPointError when the weights are no longer finite; the checkpoint before that is kept.
+    """
+    spent = time.monotonic() - began
+    left = None if schedule.seconds is None else max(schedule.seconds - spent - reserve, 0.05 * schedule.seconds)
+    budget = Budget(seconds=left, steps=schedule.steps, start=state.fraction)
+    run = _Run(task, schedule, state=state, output=output)
+    fraction = state.fraction
+    try:
+        while (fraction := budget.fraction(run.state.round_step)) < 1:
+            run.step(fraction)
+            if run.should_log:
+                yield run.record(fraction, budget.elapsed())
+            if run.should_validate(fraction):
+                yield run.validate(fraction, budget.elapsed())
+    except KeyboardInterrupt:
+        run.save(fraction, budget.elapsed())
+        raise
+    yield run.validate(1.0, budget.elapsed())
+
+
+class _Run:
+    """The running values of `train`."""
+
+    def __init__(self, task: Task, schedule: Schedule, *, state: TrainingState, output: Path) -> None:
+        self.task, self.schedule, self.state, self.output = task, schedule, state, output
+        self.average = WeightAverage(task.parameters, decay=schedule.ema_decay)
+        self._first_seconds = state.seconds
+        self._first_step = state.step
+        self._next_validation = self._slot(state.fraction) + 1
+        self._sums: dict[str, Tensor] = {}
+        self._count = self._num_frames = 0
+        self._last_record = time.monotonic()
+        output.mkdir(parents=True, exist_ok=True)
+
+    def step(self, fraction: float) -> None:
+        rate = self.schedule.learning_rate_at(fraction, warm_step=self.state.step - self._first_step)
+        loss, scalars = self.task.loss(fraction)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.task.parameters, self.schedule.max_grad_norm)
+        for optimizer in self.task.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.average.update()
+        self._add({"loss": loss, "grad_norm": norm, **scalars})
+        self.state = replace(self.state, step=self.state.step + 1, round_step=self.state.round_step + 1)
+
+    def _add(self, scalars: Mapping[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
+        self._count += 1
+        self._num_frames += self.task.num_frames_per_step
+
+    @property
+    def should_log(self) -> bool:
+        return self._count >= self.schedule.log_steps
+
+    def record(self, fraction: float, elapsed: float) -> Record:
+        means = (torch.stack([value.float() for value in self._sums.values()]) / self._count).tolist()
+        now = time.monotonic()
+        num_frames, seconds = self._num_frames, max(now - self._last_record, 1e-9)
+        record = dict(zip(self._sums, means, strict=True))
+        record["steps_per_second"] = self._count / seconds
+        record["frames_per_second"] = num_frames / seconds
+        self._sums, self._count, self._num_frames, self._last_record = {}, 0, 0, now
+        return self._write(record, fraction, elapsed)
+
+    def _slot(self, fraction: float) -> int:
+        return int(fraction * self.schedule.num_validations)
+
+    def should_validate(self, fraction: float) -> bool:
+        return self._slot(fraction) >= self._next_validation
+
+    def validate(self, fraction: float, elapsed: float) -> Record:
+        """Results of the averaged weights, which are saved before and after it."""
+        self._next_validation = self._slot(fraction) + 1
+        self.save(fraction, elapsed)
+        began = time.monotonic()
+        with self.average.applied():
+            results = self.task.validate()
+        self.state = replace(self.state, results=results)
+        self.save(fraction, elapsed)
+        self._last_record += time.monotonic() - began
+        return self._write(results, fraction, elapsed)
+
+    def save(self, fraction: float, elapsed: float) -> None:
+        self.state = replace(self.state, fraction=min(fraction, 1.0), seconds=self._first_seconds + elapsed)
+        with self.average.applied():
+            save_checkpoint(self.output, self.state, self.task.tensors())
+
+    def _write(self, values: Mapping[str, float], fraction: float, elapsed: float) -> Record:
+        record: Record = {
+            "step": self.state.step,
+            "round": self.state.round,
+            "seconds": round(self._first_seconds + elapsed, 2),
+            "fraction": round(min(fraction, 1.0), 5),
+            **values,
+        }
+        with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
