@@ -116,14 +116,15 @@ def test_a_bare_transformer_survives_an_interruption_after_any_call(make: Callab
         assert torch.equal(run(pipe, seed=seed), run(other, seed=seed))
 
 
+TEXT, NO_TEXT = torch.randn(2, 1, 6, 16, generator=torch.Generator().manual_seed(0))
+TIMES = [torch.full((1,), 1000.0 * (1 - index / NUM_STEPS)) for index in range(NUM_STEPS)]
+
+
 def loop(model: Any, x: Tensor, num_steps: int, *, same_objects: bool = True, context: bool = False) -> Tensor:
     """A guided Euler loop of one's own; without `same_objects` every call gets new tensors, as some pipelines do."""
-    generator = torch.Generator().manual_seed(0)
-    text, no_text = torch.randn(2, 1, 6, 16, generator=generator)
-    for index in range(num_steps):
-        time = torch.full((1,), 1000.0 * (1 - index / num_steps))
+    for time in TIMES[:num_steps]:
         outputs = []
-        for name, embeds in (("cond", text), ("uncond", no_text)):
+        for name, embeds in (("cond", TEXT), ("uncond", NO_TEXT)):
             given = x if same_objects else x.clone()
             at = time if same_objects else time.clone()
             if context:
@@ -153,6 +154,67 @@ def test_a_loop_of_ones_own_is_understood_however_it_makes_its_tensors(
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     assert state.tensors() == []
+
+
+@pytest.mark.parametrize("same_objects", [True, False])
+@pytest.mark.parametrize("context", [True, False])
+@pytest.mark.parametrize("at_call", [1, 2, 3, 9])
+def test_a_loop_of_ones_own_may_be_interrupted_and_repeated_with_the_very_same_tensors(
+    same_objects: bool, context: bool, at_call: int
+) -> None:
+    model, x = tiny_transformer(), torch.randn(1, 16, 3, 4, 4)
+    config = EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=NUM_STEPS)
+    apply_easycache(model, config)
+    with torch.no_grad():
+        expected = loop(model, x, NUM_STEPS, same_objects=same_objects, context=context)
+        decisions = [step.reason for step in easycache_report(model).decisions]
+        calls: list[int] = []
+
+        def interrupt(*_: Any) -> None:
+            calls.append(1)
+            if len(calls) == at_call:
+                raise InterruptionError
+
+        handle = model.register_forward_hook(interrupt)
+        with pytest.raises(InterruptionError):
+            loop(model, x, NUM_STEPS, same_objects=same_objects, context=context)
+        handle.remove()
+        assert torch.equal(loop(model, x, NUM_STEPS, same_objects=same_objects, context=context), expected)
+        assert [step.reason for step in easycache_report(model).decisions] == decisions
+        assert easycache_report(model).num_passes == 2 * NUM_STEPS
+
+
+@pytest.mark.parametrize("order", ["cond_first", "uncond_first"])
+def test_guidance_in_one_batch_decides_as_two_passes_do(order: Any) -> None:
+    model, x = tiny_transformer(), torch.randn(1, 16, 3, 4, 4)
+    config = EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=NUM_STEPS)
+    with torch.no_grad():
+        apply_easycache(model, config)
+        expected = loop(model, x, NUM_STEPS)
+        reasons = [step.reason for step in easycache_report(model).decisions]
+        remove_easycache(model)
+        apply_easycache(model, config, batched_guidance=order)
+        for time in TIMES:
+            both = torch.cat([TEXT, NO_TEXT] if order == "cond_first" else [NO_TEXT, TEXT])
+            halves = model(torch.cat([x, x]), time.expand(2), both, return_dict=False)[0].chunk(2)
+            cond, uncond = halves if order == "cond_first" else reversed(halves)
+            x = x - (uncond + 3 * (cond - uncond)) / NUM_STEPS
+    assert [step.reason for step in easycache_report(model).decisions] == reasons
+    assert easycache_report(model).num_reused > 0
+    torch.testing.assert_close(x, expected)
+
+
+def test_a_step_led_by_another_branch_begins_without_history() -> None:
+    model, x = tiny_transformer(), torch.randn(1, 16, 3, 4, 4)
+    state = apply_easycache(model, EasyCacheConfig(threshold=float("inf"), warmup_steps=2))
+    with torch.no_grad():
+        for index, names in enumerate([("cond", "uncond")] * 4 + [("uncond",)] * 4):
+            for name in names:
+                with model.cache_context(name):
+                    model(x + index, TIMES[index], TEXT if name == "cond" else NO_TEXT)
+    state.finish()
+    reasons = [step.reason for step in easycache_report(model).decisions]
+    assert reasons == ["warmup"] * 2 + ["below_threshold"] * 2 + ["no_history"] * 2 + ["below_threshold"] * 2
 
 
 def test_a_loop_without_known_length_reuses_its_last_step_and_is_ended_by_hand(caplog: Any) -> None:

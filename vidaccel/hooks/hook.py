@@ -7,6 +7,7 @@ A reused call runs no part of the transformer. The hook lies outside anything th
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
@@ -21,6 +22,8 @@ from torch.utils.hooks import RemovableHandle
 from vidaccel.hooks.place import Call
 from vidaccel.hooks.run import EasyCacheRun
 from vidaccel.hooks.timing import moment
+
+logger = logging.getLogger(__name__)
 
 HOOK_NAME = "vidaccel_easycache"
 LATENTS_ARGUMENT = "hidden_states"
@@ -54,6 +57,7 @@ class EasyCacheHook(ModelHook):
         self.installed: Any = None
         self.guard: RemovableHandle | None = None
         self._channels: tuple[int, int] | None = None
+        self._warned = False
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self._signature = inspect.signature(type(unwrap_module(module)).forward)
@@ -74,6 +78,7 @@ class EasyCacheHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward = cast(Any, self.fn_ref).original_forward
         if torch.is_grad_enabled() or module.training:
+            self._warn_about_training(module)
             return forward(*args, **kwargs)
         if getattr(module, "_cache_config", None) is not None:
             raise RuntimeError(
@@ -86,6 +91,14 @@ class EasyCacheHook(ModelHook):
         if reuse:
             return _packed(self.run.predict(self.transformer, branch, call.latents), arguments)
         return self._compute(forward, args, kwargs, call=call, branch=branch)
+
+    def _warn_about_training(self, module: nn.Module) -> None:
+        if module.training and not torch.is_grad_enabled() and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s is in training mode, where EasyCache stays out of the way; call .eval() to reuse steps.",
+                type(module).__name__,
+            )
 
     def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, branch: str) -> Any:
         start = moment(call.source.device)

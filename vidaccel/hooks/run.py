@@ -31,7 +31,8 @@ class _Step:
 
     decision: StepDecision
     rate: Tensor | None = None
-    num_passes: int = 0
+    num_passes: int = 1
+    num_done: int = 0
     spans: list[tuple[Moment, Moment]]
 
 
@@ -88,7 +89,7 @@ class EasyCacheRun:
         """End the generation under way: its report becomes the last one, its tensors are released.
 
         Pipelines of diffusers do this at the end of a call. A loop of one's own may call it; without, a generation
-        that reached its last step counts as finished as soon as the next one starts or a report is asked for.
+        that is through its last step counts as finished as soon as the next one starts or a report is asked for.
         """
         if self._steps:
             self._report = EasyCacheReport(decisions=self._decisions(), config=self.config.to_dict())
@@ -109,7 +110,7 @@ class EasyCacheRun:
             step.num_passes += 1
             return not step.decision.computed and controller.can_follow(place.branch, call.latents), place.branch
         decision = self._decide(transformer, controller, call, place, estimate)
-        self._steps.append(_Step(decision=decision, num_passes=1, spans=[]))
+        self._steps.append(_Step(decision=decision, spans=[]))
         if self.on_step is not None:
             self.on_step(decision)
         return not decision.computed, place.branch
@@ -118,6 +119,7 @@ class EasyCacheRun:
         """The output of a reused pass."""
         output = self._controllers[transformer].predict(branch, latents)
         self._steps[-1].rate = self._controllers[transformer].transformation_rate
+        self._steps[-1].num_done += 1
         return output
 
     def record(self, transformer: str, branch: str, call: Call, output: Tensor, span: tuple[Moment, Moment]) -> None:
@@ -126,6 +128,7 @@ class EasyCacheRun:
         controller.record(branch, call.latents, output, same_latents=self._tracker.has_same_latents(call))
         step = self._steps[-1]
         step.rate = controller.transformation_rate
+        step.num_done += 1
         step.spans.append(span)
 
     def _locate(
@@ -200,9 +203,15 @@ class EasyCacheRun:
         return len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
 
     def _finish_if_complete(self) -> None:
-        """Take a generation that reached its last step as finished: not every loop says when it ends."""
+        """Take a loop that does not say when it ends as finished once every pass of its last step is done.
+
+        Pipelines of diffusers do say it, so that a call that fails after its last step, in decoding, is not finished.
+        """
         total = self._tracker.num_steps
-        if self._steps and total is not None and self._tracker.step_index == total - 1:
+        if hasattr(self._pipe(), "maybe_free_model_hooks") or not self._steps or self._steps[-1].num_done == 0:
+            return
+        expected = self._steps[-2].num_passes if len(self._steps) > 1 else 1
+        if self._tracker.step_index + 1 == total and self._steps[-1].num_done >= expected:
             self.finish()
 
     def _decisions(self) -> tuple[StepDecision, ...]:

@@ -1,0 +1,243 @@
+"""What is told: one record a step, the last finished call, and a warning with its reason where nothing was gained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import call_arguments, tiny_scheduler, tiny_wan_t2v, tiny_wan_two_experts
+from torch import Tensor
+
+from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
+from vidaccel.report import StepDecision
+
+NUM_STEPS = 12
+CONFIG = EasyCacheConfig(threshold=0.5, warmup_steps=3)
+
+
+def run(pipe: Any, **changes: Any) -> Tensor:
+    return pipe(**call_arguments(pipe, **({"num_inference_steps": NUM_STEPS} | changes))).frames
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name.startswith("vidaccel")]
+
+
+def test_every_step_is_reported_while_it_is_decided_and_in_the_end() -> None:
+    pipe = tiny_wan_t2v()
+    told: list[StepDecision] = []
+    handle = apply_easycache(pipe, CONFIG, on_step=told.append)
+    run(pipe)
+    decisions = easycache_report(pipe).decisions
+    assert [step.step_index for step in told] == list(range(NUM_STEPS))
+    for early, late in zip(told, decisions, strict=True):
+        assert (early.computed, early.reason) == (late.computed, late.reason)
+        assert (early.predicted_change, early.accumulated_error) == (late.predicted_change, late.accumulated_error)
+        assert (early.num_passes, late.num_passes) == (1, 2)
+    handle.on_step = None
+    run(pipe)
+    assert len(told) == NUM_STEPS
+
+
+def test_the_records_follow_the_rule() -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    run(pipe)
+    decisions = easycache_report(pipe).decisions
+    assert decisions[0].transformation_rate is None
+    assert all(step.transformation_rate > 0 for step in decisions[1:])
+    error = 0.0
+    for before, step in pairwise(decisions):
+        if not step.computed:
+            assert step.transformation_rate == before.transformation_rate
+        if step.reason in ("above_threshold", "below_threshold"):
+            error = (0.0 if before.computed else error) + step.predicted_change
+            assert step.accumulated_error == pytest.approx(error, rel=1e-5)
+            assert step.computed == (step.accumulated_error >= CONFIG.threshold)
+        else:
+            assert step.predicted_change is None
+    assert all(step.seconds == 0 for step in decisions if not step.computed)
+    assert all(step.seconds > 0 for step in decisions if step.computed)
+
+
+def test_a_report_is_plain_data(tmp_path: Path) -> None:
+    pipe = tiny_wan_two_experts()
+    apply_easycache(pipe, CONFIG)
+    run(pipe)
+    report = easycache_report(pipe)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["num_computed"] + data["num_reused"] == data["num_steps"] == len(data["decisions"]) == NUM_STEPS
+    assert data["num_passes"] == 2 * NUM_STEPS
+    assert data["config"] == CONFIG.to_dict()
+    assert {"step_index", "computed", "reason", "predicted_change", "accumulated_error", "transformation_rate"} <= set(
+        data["decisions"][0]
+    )
+    assert {step["transformer"] for step in data["decisions"]} == {"transformer", "transformer_2"}
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_report_draws_itself(tmp_path: Path, ending: str) -> None:
+    pipe = tiny_wan_two_experts()
+    apply_easycache(pipe, CONFIG)
+    run(pipe)
+    path = easycache_report(pipe).save_picture(tmp_path / f"report.{ending}")
+    assert path.stat().st_size > 10_000
+
+
+def test_an_empty_report_is_not_drawn_and_an_untimed_one_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no steps"):
+        EasyCacheReport(decisions=(), config={"threshold": 0.1}).save_picture(tmp_path / "empty.png")
+    untimed = EasyCacheReport(
+        decisions=(StepDecision(step_index=0, computed=True, reason="warmup"),), config={"threshold": 0.1}
+    )
+    assert untimed.seconds_saved is None
+    assert untimed.save_picture(tmp_path / "untimed.png").exists()
+
+
+def test_seconds_saved_compare_reused_steps_with_a_median_computed_one() -> None:
+    def step(index: int, computed: bool, seconds: float) -> StepDecision:
+        reason = "warmup" if computed else "below_threshold"
+        return StepDecision(step_index=index, computed=computed, reason=reason, seconds=seconds)  # type: ignore[arg-type]
+
+    steps = (step(0, True, 9.0), step(1, True, 2.0), step(2, True, 2.0), step(3, False, 0.5), step(4, False, 0.0))
+    assert EasyCacheReport(decisions=steps, config={}).seconds_saved == 2 * 2.0 - 0.5
+
+
+def test_a_report_needs_a_finished_call() -> None:
+    pipe = tiny_wan_t2v()
+    with pytest.raises(ValueError, match="not applied"):
+        easycache_report(pipe)
+    with pytest.raises(ValueError, match="not applied"):
+        remove_easycache(pipe)
+    apply_easycache(pipe, CONFIG)
+    with pytest.raises(ValueError, match="no report yet"):
+        easycache_report(pipe)
+    run(pipe)
+    assert easycache_report(pipe).num_steps == easycache_report(pipe.transformer).num_steps == NUM_STEPS
+
+
+def test_an_exception_in_the_model_frees_its_memory_at_once() -> None:
+    pipe = tiny_wan_t2v()
+    state = apply_easycache(pipe, CONFIG)
+    calls: list[int] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    pipe.transformer.proj_out.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe)
+    assert state.tensors() == []
+    assert state.report is None
+
+
+def test_a_call_that_fails_after_its_last_step_is_not_a_finished_one() -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    run(pipe, num_inference_steps=9)
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    handle = pipe.vae.decoder.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        run(pipe, output_type="pt")
+    assert easycache_report(pipe).num_steps == 9
+    handle.remove()
+    run(pipe, output_type="pt")
+    assert easycache_report(pipe).num_steps == NUM_STEPS
+
+
+def test_asking_for_the_report_in_the_middle_of_a_call_changes_nothing() -> None:
+    pipe, watched = tiny_wan_t2v(), tiny_wan_t2v()
+    for each in (pipe, watched.transformer):
+        apply_easycache(each, CONFIG)
+    expected = run(pipe)
+    run(watched)
+    seen: list[int] = []
+
+    def ask(*_: Any) -> None:
+        seen.append(easycache_report(watched.transformer).num_steps)
+
+    watched.transformer.register_forward_hook(ask)
+    watched.transformer.patch_embedding.register_forward_pre_hook(ask)
+    assert torch.equal(run(watched), expected)
+    assert set(seen) == {NUM_STEPS}
+    assert easycache_report(watched).num_passes == 2 * NUM_STEPS
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 5])
+def test_a_schedule_too_short_to_reuse_warns_once(num_steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    run(pipe, num_inference_steps=num_steps)
+    (message,) = warnings_of(caplog)
+    assert f"of {num_steps} steps the first 3 and the last 1 are always computed" in message
+
+
+def test_a_schedule_long_enough_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    run(pipe)
+    assert easycache_report(pipe).num_reused > 0
+    assert warnings_of(caplog) == []
+
+
+def test_a_run_that_reused_nothing_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, EasyCacheConfig(threshold=1e-6, warmup_steps=3))
+    for count in (1, 2):
+        run(pipe)
+        assert len(warnings_of(caplog)) == count, "once for every run"
+    errors = [step.accumulated_error for step in easycache_report(pipe).decisions]
+    least = min(error for error in errors if error is not None)
+    assert f"reused none of {NUM_STEPS} steps" in warnings_of(caplog)[0]
+    assert f"{least:.4g}" in warnings_of(caplog)[0]
+
+
+def test_threshold_zero_is_a_choice_and_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, EasyCacheConfig(threshold=0, warmup_steps=3))
+    run(pipe)
+    assert warnings_of(caplog) == []
+
+
+def test_a_scheduler_that_adds_noise_in_every_step_warns_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny_wan_t2v(scheduler="stochastic")
+    apply_easycache(pipe, CONFIG)
+    run(pipe)
+    assert any("FlowMatchEulerDiscreteScheduler adds fresh noise" in message for message in warnings_of(caplog))
+    caplog.clear()
+    pipe.scheduler = tiny_scheduler("euler")
+    run(pipe)
+    assert warnings_of(caplog) == []
+
+
+def test_a_model_in_training_mode_is_not_silently_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    pipe.transformer.train()
+    run(pipe)
+    (message,) = warnings_of(caplog)
+    assert "training mode" in message
+
+
+def test_the_report_needs_no_more_than_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Reports outlive EasyCache: they hold numbers only."""
+    caplog.set_level(logging.WARNING)
+    pipe = tiny_wan_t2v()
+    handle = apply_easycache(pipe, CONFIG)
+    run(pipe)
+    report = easycache_report(pipe)
+    remove_easycache(pipe)
+    assert handle.report == report
+    assert not any(isinstance(value, torch.Tensor) for step in report.decisions for value in vars(step).values())
+    assert all(math.isfinite(step.seconds) for step in report.decisions)
