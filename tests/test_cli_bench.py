@@ -65,7 +65,14 @@ def test_a_wrong_value_is_one_line(
     assert word in line
 
 
-@pytest.mark.parametrize("group", [(), ("bench",)])
+def test_training_is_mounted_and_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(["train", "vae", "--output", str(tmp_path / "vae")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "seconds" in line
+    assert not (tmp_path / "vae").exists()
+
+
+@pytest.mark.parametrize("group", [(), ("bench",), ("train",)])
 def test_a_group_without_command_shows_its_help(group: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
     run(list(group))
     captured = capsys.readouterr()

@@ -122,14 +122,21 @@ def test_unknown_words_are_named_once_in_order_without_punctuation(pipe: Diffusi
     assert unknown_words(pipe, "A Red circle") == ()
 
 
-def test_unknown_words_are_warned_about(pipe: DiffusionPipeline, caplog: pytest.LogCaptureFixture) -> None:
-    logger = __import__("logging").getLogger("vidaccel")
-    logger.addHandler(caplog.handler)
-    try:
-        generate(pipe, GenerationRequest("a zebra", num_frames=1, height=16, width=16, num_inference_steps=2))
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert "zebra" in caplog.text
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": "a zebra"}, "does not know zebra"),
+        ({"prompt": "a red circle", "negative_prompt": "unicorn"}, "does not know unicorn"),
+        ({"prompt": "a red circle", "max_sequence_length": 3}, "longer than 3 tokens"),
+    ],
+)
+def test_words_without_effect_are_warned_about(
+    pipe: DiffusionPipeline, changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("vidaccel.generation.logger.warning", lambda text, *values: said.append(text % values))
+    generate(pipe, GenerationRequest(**changes, num_frames=1, height=16, width=16, num_inference_steps=2))
+    assert [text for text in said if words in text] == said != []
 
 
 @pytest.mark.parametrize(

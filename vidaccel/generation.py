@@ -103,8 +103,7 @@ def generate(
     Raises `UserError` for a request the model cannot take and where memory runs out.
     """
     check_request(pipe, request)
-    if words := unknown_words(pipe, request.prompt):
-        logger.warning("The model does not know %s; these words have no effect.", ", ".join(words))
+    _warn_about_words(pipe, request)
     recorder = _Recorder(pipe, on_step)
     with _easycache(pipe, easycache, recorder), recorder.watch(), _memory_errors(pipe, request):
         started = _now(pipe)
@@ -171,6 +170,20 @@ def unknown_words(pipe: Any, prompt: str) -> tuple[str, ...]:
         return ()
     words = dict.fromkeys(word.strip(string.punctuation) or word for word in prompt.split())
     return tuple(word for word in words if unknown in tokenizer(word, add_special_tokens=False).input_ids)
+
+
+def _warn_about_words(pipe: Any, request: GenerationRequest) -> None:
+    texts = (request.prompt, request.negative_prompt)
+    words = dict.fromkeys(word for text in texts for word in unknown_words(pipe, text))
+    if words:
+        logger.warning("The model does not know %s; these words have no effect.", ", ".join(words))
+    tokenizer = getattr(pipe, "tokenizer", None)
+    parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    if tokenizer is None or parameter is None:
+        return
+    longest = parameter.default if request.max_sequence_length is None else request.max_sequence_length
+    if any(len(tokenizer(text).input_ids) > longest for text in texts):
+        logger.warning("The prompt is longer than %d tokens; what comes after them has no effect.", longest)
 
 
 class _Recorder:

@@ -50,7 +50,8 @@ def load_pipeline(
     if compile:
         _check_compiler(target)
     folder = _model_folder(spec_of(model))
-    _check_room_for_weights(folder, target if offload == "none" else torch.device("cpu"), dtypes["default"])
+    for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
+        _check_room_for_weights(folder, place, dtypes["default"])
     with _loading_errors(folder):
         pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
     _check_complete(pipe, folder)

@@ -8,6 +8,7 @@ from vidaccel.cli import bench
 from vidaccel.cli.compare import compare
 from vidaccel.cli.generate import generate
 from vidaccel.cli.models import models
+from vidaccel.training import app as training
 
 # The errors typer raises for a wrong command line; the class above them has no public name in every version.
 USAGE_ERRORS = cast(
@@ -25,3 +26,4 @@ app.command()(generate)
 app.command()(compare)
 app.command()(models)
 app.add_typer(bench.app, name="bench", no_args_is_help=True)
+app.add_typer(training.app, name="train", no_args_is_help=True)
