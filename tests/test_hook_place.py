@@ -20,7 +20,7 @@ from tiny_models import (
     tiny_wan_v2v,
     tiny_wan_vace,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
@@ -184,24 +184,77 @@ def test_a_loop_of_ones_own_may_be_interrupted_and_repeated_with_the_very_same_t
         assert easycache_report(model).num_passes == 2 * NUM_STEPS
 
 
+class Scripted(nn.Module):
+    """A calm conditional branch (text 1) and a wild unconditional one (text 0)."""
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True
+    ) -> tuple[Tensor]:
+        wild = -40.0 * (timestep.reshape(-1, 1, 1) % 3)
+        return (hidden_states * torch.where(encoder_hidden_states > 0, 2.0, wild),)
+
+
 @pytest.mark.parametrize("order", ["cond_first", "uncond_first"])
-def test_guidance_in_one_batch_decides_as_two_passes_do(order: Any) -> None:
-    model, x = tiny_transformer(), torch.randn(1, 16, 3, 4, 4)
-    config = EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=NUM_STEPS)
+def test_guidance_in_one_batch_decides_on_the_conditional_half(order: Any) -> None:
+    model = Scripted().eval()
+    config = EasyCacheConfig(threshold=0.3, warmup_steps=3, num_inference_steps=NUM_STEPS)
+    text = torch.ones(1, 1, 1)
+    both = torch.cat([text, 0 * text] if order == "cond_first" else [0 * text, text])
+    inputs = [torch.full((1, 4, 4), 5.0 + index) for index in range(NUM_STEPS)]
+    reasons: dict[str, list[str]] = {}
     with torch.no_grad():
-        apply_easycache(model, config)
-        expected = loop(model, x, NUM_STEPS)
-        reasons = [step.reason for step in easycache_report(model).decisions]
-        remove_easycache(model)
-        apply_easycache(model, config, batched_guidance=order)
-        for time in TIMES:
-            both = torch.cat([TEXT, NO_TEXT] if order == "cond_first" else [NO_TEXT, TEXT])
-            halves = model(torch.cat([x, x]), time.expand(2), both, return_dict=False)[0].chunk(2)
-            cond, uncond = halves if order == "cond_first" else reversed(halves)
-            x = x - (uncond + 3 * (cond - uncond)) / NUM_STEPS
-    assert [step.reason for step in easycache_report(model).decisions] == reasons
-    assert easycache_report(model).num_reused > 0
-    torch.testing.assert_close(x, expected)
+        for kind in ("alone", "halves", "whole"):
+            apply_easycache(model, config, batched_guidance=order if kind == "halves" else None)
+            for index, (x, time) in enumerate(zip(inputs, TIMES, strict=True)):
+                if kind == "alone":
+                    model(x, time - index, text)
+                else:
+                    model(x.repeat(2, 1, 1), (time - index).expand(2), both)
+            reasons[kind] = [step.reason for step in easycache_report(model).decisions]
+            remove_easycache(model)
+    assert reasons["halves"] == reasons["alone"] != reasons["whole"]
+    assert "below_threshold" in reasons["alone"]
+
+
+def test_half_a_batch_does_not_decide_when_the_pipeline_has_guidance_off() -> None:
+    whole, halved = tiny_wan_t2v(), tiny_wan_t2v()
+    apply_easycache(whole, CONFIG)
+    apply_easycache(halved, CONFIG, batched_guidance="cond_first")
+    expected = run(whole, batch=2, guidance_scale=1.0)
+    assert torch.equal(run(halved, batch=2, guidance_scale=1.0), expected)
+    changes = [step.predicted_change for step in easycache_report(halved).decisions]
+    assert changes == [step.predicted_change for step in easycache_report(whole).decisions]
+
+
+@pytest.mark.parametrize(("step_index", "num_steps"), [(5, 12), (4, 20), (3, 12), (2, 12)])
+def test_a_step_index_that_does_not_follow_begins_a_new_generation(step_index: int, num_steps: int) -> None:
+    model, x = tiny_transformer(), torch.randn(1, 16, 3, 4, 4)
+    told: list[str] = []
+    apply_easycache(
+        model, EasyCacheConfig(threshold=float("inf"), warmup_steps=2), on_step=lambda step: told.append(step.reason)
+    )
+    with torch.no_grad():
+        for index, total in [(0, 12), (1, 12), (2, 12), (3, 12), (step_index, num_steps)]:
+            with model.cache_context("cond", step_index=index, num_inference_steps=total):
+                model(x + len(told), TIMES[index], TEXT)
+    assert told == ["warmup", "warmup", "below_threshold", "below_threshold", "no_history"]
+
+
+def test_a_loop_that_writes_into_its_tensors_is_understood() -> None:
+    model = tiny_transformer()
+    config = EasyCacheConfig(threshold=float("inf"), warmup_steps=3, num_inference_steps=NUM_STEPS)
+    apply_easycache(model, config)
+    start = torch.randn(1, 16, 3, 4, 4)
+    with torch.no_grad():
+        expected = loop(model, start, NUM_STEPS)
+        x, time = start.clone(), TIMES[0].clone()
+        for index in range(NUM_STEPS):
+            time.copy_(TIMES[index])
+            cond = model(x, time, TEXT.clone(), return_dict=False)[0]
+            uncond = model(x, time, NO_TEXT.clone(), return_dict=False)[0]
+            x.sub_((uncond + 3 * (cond - uncond)) / NUM_STEPS)
+    assert torch.equal(x, expected)
+    assert easycache_report(model).num_passes == 2 * NUM_STEPS
 
 
 def test_a_step_led_by_another_branch_begins_without_history() -> None:
@@ -229,19 +282,24 @@ def test_a_loop_without_known_length_reuses_its_last_step_and_is_ended_by_hand(c
     assert [step.computed for step in easycache_report(model).decisions] == [True] * 3 + [False] * 3
 
 
-def test_another_pipeline_with_another_scheduler_is_noticed() -> None:
+def test_another_pipeline_with_another_scheduler_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """EasyCache was applied to a pipeline whose scheduler stands still while a second one drives the transformer."""
-    first = tiny_wan_i2v()
-    config = EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=NUM_STEPS)
+    config = EasyCacheConfig(threshold=float("inf"), warmup_steps=3)
+    first, second, alone = tiny_wan_i2v(), tiny_wan_i2v(), tiny_wan_i2v()
+    first.scheduler = tiny_scheduler("stochastic")
     apply_easycache(first, config)
     run(first)
-    second = tiny_wan_i2v()
+    assert "fresh noise" in caplog.text
+    caplog.clear()
     second.transformer = first.transformer
-    expected = tiny_wan_i2v()
-    apply_easycache(expected, config)
+    apply_easycache(alone.transformer, config)
+    expected = run(alone, num_inference_steps=20)
     for _ in range(2):
-        assert torch.equal(run(second), run(expected))
-        assert easycache_report(second).num_steps == NUM_STEPS
+        assert torch.equal(run(second, num_inference_steps=20), expected)
+        decisions = easycache_report(second).decisions
+        assert [step.computed for step in decisions] == [True] * 3 + [False] * 17
+    assert "does not know the number of steps" in caplog.text
+    assert "fresh noise" not in caplog.text
 
 
 def test_a_scheduler_exchanged_after_applying_is_followed() -> None:

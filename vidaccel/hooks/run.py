@@ -284,5 +284,5 @@ def _read(rates: list[Tensor | None]) -> list[float | None]:
     known = {index: rate.max() for index, rate in enumerate(rates) if rate is not None}
     for device in {rate.device for rate in known.values()}:
         here = {index: rate for index, rate in known.items() if rate.device == device}
-        values |= dict(zip(here, torch.stack([rate.double() for rate in here.values()]).tolist(), strict=True))
+        values |= dict(zip(here, torch.stack([rate.float() for rate in here.values()]).tolist(), strict=True))
     return [values.get(index) for index in range(len(rates))]
