@@ -162,6 +162,16 @@ def test_memory_that_runs_out_during_the_run_is_said_too(refused: Refused, monke
     assert "Too little memory" in refused("a red circle")
 
 
+def test_a_compiler_that_fails_is_said(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("C++ compile error\nand many lines more")
+
+    monkeypatch.setattr("diffusers.WanPipeline.prepare_latents", failing)
+    line = refused("a red circle")
+    assert "C++ compile error" in line
+    assert "--compile" in line
+
+
 def _cut(folder: Path, file: str) -> None:
     path = folder / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -105,7 +105,7 @@ def generate(
     check_request(pipe, request)
     _warn_about_words(pipe, request)
     recorder = _Recorder(pipe, on_step)
-    with _easycache(pipe, easycache, recorder), recorder.watch(), _memory_errors(pipe, request):
+    with _easycache(pipe, easycache, recorder), recorder.watch(), _machine_errors(pipe, request):
         started = _now(pipe)
         output = pipe(**_call_arguments(pipe, request), **recorder.callback_arguments())
         frames = output.frames[0].float().cpu()
@@ -125,7 +125,7 @@ def generate(
 def warm_up(pipe: Any, request: GenerationRequest) -> None:
     """Run one step of the request without decoding, so that what only the first call costs is not timed."""
     check_request(pipe, request)
-    with _memory_errors(pipe, request):
+    with _machine_errors(pipe, request):
         pipe(**(_call_arguments(pipe, request) | {"num_inference_steps": 1, "output_type": "latent"}))
 
 
@@ -260,11 +260,14 @@ def _easycache(pipe: Any, config: EasyCacheConfig | None, recorder: _Recorder) -
 
 
 @contextmanager
-def _memory_errors(pipe: Any, request: GenerationRequest) -> Iterator[None]:
+def _machine_errors(pipe: Any, request: GenerationRequest) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _too_little_memory(pipe, request) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"Compiling failed on this machine ({reason[:160]}); leave --compile out.") from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # how PyTorch's CPU allocator says it
             raise
