@@ -33,7 +33,7 @@ and place was never shown; the results below are on that tenth.
 ## Training
 
 `vidaccel train vae`, `vidaccel train transformer`, `vidaccel train export`.
-
+{origins}
 {table}
 
 Recipe of the autoencoder: {vae_recipe}.
@@ -58,7 +58,9 @@ def model_card(vae: TrainingState, transformer: TrainingState) -> str:
         results.append(f"| {_UNITS.get(name, name)} | {value:.2f} |")
     for name, value in transformer.results.items():
         results.append(f"| {name} read by the oracle | {value:.1%} |")
+    origins = [f"\nThe {s.kind}: {s.origin}\n" for s in (vae, transformer) if s.origin]
     return _CARD.format(
+        origins="".join(origins),
         table="\n".join(rows),
         vae_recipe=_recipe_text(vae.recipe),
         transformer_recipe=_recipe_text(transformer.recipe),
@@ -73,4 +75,8 @@ def settings_text(defaults: GenerationDefaults, *, weights: str) -> str:
 
 def _recipe_text(recipe: dict[str, Any]) -> str:
     flat = {**{k: v for k, v in recipe.items() if not isinstance(v, dict | list | tuple)}, **recipe.get("schedule", {})}
-    return ", ".join(f"{name} {value}" for name, value in flat.items() if value is not None)
+    phases = [
+        f"until {p['until']:.0%} of the time {p['batch_size']} crops of {p['size']} pixels and {p['num_frames']} frames"
+        for p in recipe.get("phases") or ()
+    ]
+    return ", ".join([*(f"{name} {value}" for name, value in flat.items() if value is not None), *phases])

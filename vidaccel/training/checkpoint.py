@@ -31,10 +31,11 @@ class TrainingState:
 
     step: optimizer steps over all rounds; round_step: those of the current round.
     fraction: share of the current round's budget that is used; 1 means the round is finished.
-    seconds: training time over all rounds.
+    seconds: time of all rounds, preparation and validation included.
     architecture: constructor arguments of the networks, by network.
     recipe: settings of the current round. results: the latest validation.
     latents_mean, latents_std: normalisation of the latents per channel (transformer only).
+    origin: what made the weights, where it was something else than `vidaccel train` alone; the card says it.
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class TrainingState:
     results: dict[str, float] = field(default_factory=dict)
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
+    origin: str | None = None
 
 
 def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:

@@ -61,7 +61,9 @@ def build_bank(
             on_progress(seeds.stop - first_seed, num_clips)
     latents, coverage = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     tokens = torch.cat([part[2] for part in parts]).to(latents.device).unflatten(0, (num_clips, NUM_WORDINGS))
-    mean, std = _statistics(latents) if statistics is None else (latents.new_tensor(x).float() for x in statistics)
+    mean, std = (
+        _statistics(latents) if statistics is None else (latents.new_tensor(x, dtype=torch.float32) for x in statistics)
+    )
     for piece in latents.split(_STATISTICS_CLIPS):
         piece.copy_((piece.float() - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1))
     return LatentBank(latents=latents, coverage=coverage, tokens=tokens, mean=mean, std=std)

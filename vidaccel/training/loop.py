@@ -5,6 +5,7 @@ It never waits for the device except to write a record, to validate and to save.
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -91,39 +92,47 @@ def start_round(state: TrainingState | None, fresh: TrainingState) -> TrainingSt
     return state if state.fraction < 1 else replace(state, round=state.round + 1, round_step=0, fraction=0.0)
 
 
+def carry_records(resume: Path | None, output: Path) -> None:
+    """A training that goes on in another folder takes its records along."""
+    if resume is not None and (resume / METRICS_FILE).is_file() and not (output / METRICS_FILE).exists():
+        output.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(resume / METRICS_FILE, output / METRICS_FILE)
+
+
 def train(
     task: Task, schedule: Schedule, *, state: TrainingState, output: Path, began: float, reserve: float
 ) -> Iterator[Record]:
     """Train until the round's budget is used; yields what it also appends to `metrics.jsonl`.
 
-    began: `time.monotonic()` at the start of the call. reserve: seconds to leave for the last validation.
+    began: `time.monotonic()` at the start of the call; records count seconds from there.
+    reserve: seconds to leave for the last validation.
     Raises FloatingPointError when the weights are no longer finite; the checkpoint before that is kept.
     """
     spent = time.monotonic() - began
     left = None if schedule.seconds is None else max(schedule.seconds - spent - reserve, 0.05 * schedule.seconds)
     budget = Budget(seconds=left, steps=schedule.steps, start=state.fraction)
-    run = _Run(task, schedule, state=state, output=output)
+    run = _Run(task, schedule, state=state, output=output, began=began)
     fraction = state.fraction
     try:
         while (fraction := budget.fraction(run.state.round_step)) < 1:
             run.step(fraction)
             if run.should_log:
-                yield run.record(fraction, budget.elapsed())
+                yield run.record(fraction)
             if run.should_validate(fraction):
-                yield run.validate(fraction, budget.elapsed())
+                yield run.validate(fraction)
     except KeyboardInterrupt:
-        run.save(fraction, budget.elapsed())
+        run.save(fraction)
         raise
-    yield run.validate(1.0, budget.elapsed())
+    yield run.validate(1.0)
 
 
 class _Run:
     """The running values of `train`."""
 
-    def __init__(self, task: Task, schedule: Schedule, *, state: TrainingState, output: Path) -> None:
+    def __init__(self, task: Task, schedule: Schedule, *, state: TrainingState, output: Path, began: float) -> None:
         self.task, self.schedule, self.state, self.output = task, schedule, state, output
         self.average = WeightAverage(task.parameters, decay=schedule.ema_decay)
-        self._first_seconds = state.seconds
+        self._began, self._first_seconds = began, state.seconds
         self._first_step = state.step
         self._next_validation = self._slot(state.fraction) + 1
         self._sums: dict[str, Tensor] = {}
@@ -155,7 +164,7 @@ class _Run:
     def should_log(self) -> bool:
         return self._count >= self.schedule.log_steps
 
-    def record(self, fraction: float, elapsed: float) -> Record:
+    def record(self, fraction: float) -> Record:
         means = (torch.stack([value.float() for value in self._sums.values()]) / self._count).tolist()
         now = time.monotonic()
         num_frames, seconds = self._num_frames, max(now - self._last_record, 1e-9)
@@ -163,7 +172,10 @@ class _Run:
         record["steps_per_second"] = self._count / seconds
         record["frames_per_second"] = num_frames / seconds
         self._sums, self._count, self._num_frames, self._last_record = {}, 0, 0, now
-        return self._write(record, fraction, elapsed)
+        return self._write(record, fraction)
+
+    def _seconds(self) -> float:
+        return round(self._first_seconds + time.monotonic() - self._began, 2)
 
     def _slot(self, fraction: float) -> int:
         return int(fraction * self.schedule.num_validations)
@@ -171,28 +183,28 @@ class _Run:
     def should_validate(self, fraction: float) -> bool:
         return self._slot(fraction) >= self._next_validation
 
-    def validate(self, fraction: float, elapsed: float) -> Record:
+    def validate(self, fraction: float) -> Record:
         """Results of the averaged weights, which are saved before and after it."""
         self._next_validation = self._slot(fraction) + 1
-        self.save(fraction, elapsed)
+        self.save(fraction)
         began = time.monotonic()
         with self.average.applied():
             results = self.task.validate()
         self.state = replace(self.state, results=results)
-        self.save(fraction, elapsed)
+        self.save(fraction)
         self._last_record += time.monotonic() - began
-        return self._write(results, fraction, elapsed)
+        return self._write(results, fraction)
 
-    def save(self, fraction: float, elapsed: float) -> None:
-        self.state = replace(self.state, fraction=min(fraction, 1.0), seconds=self._first_seconds + elapsed)
+    def save(self, fraction: float) -> None:
+        self.state = replace(self.state, fraction=min(fraction, 1.0), seconds=self._seconds())
         with self.average.applied():
             save_checkpoint(self.output, self.state, self.task.tensors())
 
-    def _write(self, values: Mapping[str, float], fraction: float, elapsed: float) -> Record:
+    def _write(self, values: Mapping[str, float], fraction: float) -> Record:
         record: Record = {
             "step": self.state.step,
             "round": self.state.round,
-            "seconds": round(self._first_seconds + elapsed, 2),
+            "seconds": self._seconds(),
             "fraction": round(min(fraction, 1.0), 5),
             **values,
         }

@@ -27,7 +27,7 @@ from vidaccel.training.checkpoint import TrainingState, load_checkpoint, with_pr
 from vidaccel.training.device import autocast, seeded_generator, training_device
 from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents, prompt_embeddings, timesteps_of
 from vidaccel.training.latents import TOKENS_PER_CAPTION, LatentBank, build_bank
-from vidaccel.training.loop import Record, Schedule, start_round, train
+from vidaccel.training.loop import Record, Schedule, carry_records, start_round, train
 from vidaccel.training.muon import BatchedMuon
 from vidaccel.training.oracle_score import oracle_score
 from vidaccel.world import vocabulary
@@ -115,6 +115,7 @@ def train_transformer(
     )
     state = replace(state, latents_mean=tuple(bank.mean.tolist()), latents_std=tuple(bank.std.tolist()))
     autoencoder.register_to_config(latents_mean=bank.mean.tolist(), latents_std=bank.std.tolist())
+    carry_records(resume, output)
     torch.manual_seed(config.seed)
     networks = _networks(state.architecture, tensors, device)
     task = TransformerTask(networks, config, bank=bank, state=state, judge=(tokenizer, autoencoder))

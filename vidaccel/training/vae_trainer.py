@@ -24,7 +24,7 @@ from vidaccel.training.checkpoint import (
 )
 from vidaccel.training.clip_pool import ClipPool
 from vidaccel.training.device import autocast, seeded_generator, training_device
-from vidaccel.training.loop import Record, Schedule, start_round, train
+from vidaccel.training.loop import Record, Schedule, carry_records, start_round, train
 from vidaccel.training.vae_clip import decode_clip, encode_clip
 from vidaccel.training.vae_loss import KL_WEIGHT, psnr_of, reconstruction_loss, sample_latents
 from vidaccel.world import FRAME_SIZE, random_scene, render
@@ -103,9 +103,12 @@ def train_vae(config: VaeTrainingConfig, output: Path, *, resume: Path | None = 
     """
     began = time.monotonic()
     device = training_device(config.device)
-    fresh = TrainingState(kind="vae", architecture={"vae": dict(config.architecture)}, recipe=_recipe(config))
+    fresh = TrainingState(kind="vae", architecture={"vae": dict(config.architecture)})
     saved, tensors = load_checkpoint(resume, kind="vae") if resume else (None, {})
     state = start_round(saved, fresh)
+    config = replace(config, phases=config.phases or (VAE_LATER_PHASES if state.round else VAE_PHASES))
+    state = replace(state, recipe=_recipe(config))
+    carry_records(resume, output)
     torch.manual_seed(config.seed)
     vae = new_vae(state.architecture["vae"])
     if tensors:
@@ -125,7 +128,7 @@ class VaeTask:
     def __init__(self, vae: Vae, config: VaeTrainingConfig, *, state: TrainingState) -> None:
         self.vae, self.config = vae, config
         self.device = next(vae.parameters()).device
-        self.phases = config.phases or (VAE_PHASES if state.round == 0 else VAE_LATER_PHASES)
+        self.phases = config.phases or VAE_PHASES
         self.parameters = list(vae.parameters())
         _prepare(vae, config)
         on_gpu = self.device.type == "cuda"
