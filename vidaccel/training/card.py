@@ -5,6 +5,7 @@ from typing import Any
 
 from vidaccel.registry import GenerationDefaults
 from vidaccel.training.checkpoint import TrainingState
+from vidaccel.training.loop import finished_round
 
 _CARD = """---
 library_name: diffusers
@@ -32,13 +33,12 @@ and place was never shown; the results below are on that tenth.
 
 ## Training
 
-`vidaccel train vae`, `vidaccel train transformer`, `vidaccel train export`.
-{origins}
+`vidaccel train vae`, `vidaccel train transformer`, `vidaccel train export`; flow matching with shift 3 and logit-normal
+times for the transformer, and the text encoder with it.
+
 {table}
 
-Recipe of the autoencoder: {vae_recipe}.
-
-Recipe of the transformer and text encoder (flow matching, shift 3, logit-normal times): {transformer_recipe}.
+{recipes}
 
 ## Results while training
 
@@ -51,21 +51,18 @@ _UNITS = {"psnr": "PSNR of 49 frames in dB", "image_psnr": "PSNR of single frame
 
 def model_card(vae: TrainingState, transformer: TrainingState) -> str:
     """The README of the exported folder, in Markdown."""
-    rows = ["| network | steps | rounds | seconds |", "|---|---|---|---|"]
-    rows += [f"| {s.kind} | {s.step} | {s.round + 1} | {s.seconds:.0f} |" for s in (vae, transformer)]
+    rows = ["| network | round | steps | seconds |", "|---|---|---|---|"]
+    recipes = []
+    for state in (vae, transformer):
+        if state.origin:
+            recipes.append(f"The {state.kind}: {state.origin}")
+        for number, past in enumerate([*state.history, finished_round(state)], start=1):
+            rows.append(f"| {state.kind} | {number} | {past['steps']} | {past['seconds']:.0f} |")
+            recipes.append(f"{state.kind}, round {number}: {_recipe_text(past['recipe'])}.")
     results = ["| what | value |", "|---|---|"]
-    for name, value in vae.results.items():
-        results.append(f"| {_UNITS.get(name, name)} | {value:.2f} |")
-    for name, value in transformer.results.items():
-        results.append(f"| {name} read by the oracle | {value:.1%} |")
-    origins = [f"\nThe {s.kind}: {s.origin}\n" for s in (vae, transformer) if s.origin]
-    return _CARD.format(
-        origins="".join(origins),
-        table="\n".join(rows),
-        vae_recipe=_recipe_text(vae.recipe),
-        transformer_recipe=_recipe_text(transformer.recipe),
-        results="\n".join(results),
-    )
+    results += [f"| {_UNITS.get(name, name)} | {value:.2f} |" for name, value in vae.results.items()]
+    results += [f"| {name} read by the oracle | {value:.1%} |" for name, value in transformer.results.items()]
+    return _CARD.format(table="\n".join(rows), recipes="\n\n".join(recipes), results="\n".join(results))
 
 
 def settings_text(defaults: GenerationDefaults, *, weights: str) -> str:

@@ -34,6 +34,7 @@ class TrainingState:
     seconds: time of all rounds, preparation and validation included.
     architecture: constructor arguments of the networks, by network.
     recipe: settings of the current round. results: the latest validation.
+    history: the finished rounds before it, each with its `steps`, `seconds` and `recipe`.
     latents_mean, latents_std: normalisation of the latents per channel (transformer only).
     origin: what made the weights, where it was something else than `vidaccel train` alone; the card says it.
     """
@@ -47,6 +48,7 @@ class TrainingState:
     architecture: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     results: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     origin: str | None = None

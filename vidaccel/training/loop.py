@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,22 @@ def start_round(state: TrainingState | None, fresh: TrainingState) -> TrainingSt
     """`fresh` for a new training; an interrupted round goes on, a finished one is followed by another."""
     if state is None:
         return fresh
-    state = replace(state, recipe=fresh.recipe)
-    return state if state.fraction < 1 else replace(state, round=state.round + 1, round_step=0, fraction=0.0)
+    if state.fraction < 1:
+        return replace(state, recipe=fresh.recipe)
+    return replace(
+        state,
+        round=state.round + 1,
+        round_step=0,
+        fraction=0.0,
+        recipe=fresh.recipe,
+        history=[*state.history, finished_round(state)],
+    )
+
+
+def finished_round(state: TrainingState) -> dict[str, Any]:
+    """What `history` keeps of the current round."""
+    seconds = state.seconds - sum(past["seconds"] for past in state.history)
+    return {"steps": state.round_step, "seconds": round(seconds, 2), "recipe": state.recipe}
 
 
 def carry_records(resume: Path | None, output: Path) -> None:
