@@ -172,18 +172,14 @@ def test_a_folder_with_a_wrong_index_is_one_error(tiny_wan_folder: Path, tmp_pat
 def test_the_vae_in_bfloat16_loses_nothing_one_can_measure() -> None:
     from vidaccel.bench.quality import reconstruct
     from vidaccel.metrics import psnr
-    from vidaccel.registry import EMBEDDED_MODEL, asset_path
+    from vidaccel.registry import EMBEDDED_MODEL
     from vidaccel.world import make_clip
 
-    try:
-        asset_path(f"{EMBEDDED_MODEL}/model_index.json")
-    except UserError as error:
-        pytest.skip(str(error))
     clip = make_clip(7, num_frames=9, split="test").video
     made = {}
     for name in ("float32", "bfloat16"):
         pipe = load_pipeline(EMBEDDED_MODEL, device="cpu", dtype="float32")
         pipe.vae.to(getattr(torch, name))
         made[name] = reconstruct(pipe, clip)
-    assert psnr(made["float32"], made["bfloat16"]) > 42
-    assert psnr(clip, made["bfloat16"]) > psnr(clip, made["float32"]) - 0.2
+    assert psnr(made["float32"], made["bfloat16"]) > 50
+    assert psnr(clip, made["bfloat16"]) > psnr(clip, made["float32"]) - 0.05

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vidaccel.errors import UserError
-from vidaccel.registry import MODELS, asset_path, spec_of
+from vidaccel.registry import EMBEDDED_MODEL, MODELS, asset_path, spec_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_COPIED = (".git", "build", "dist", "outputs", ".venv", "*.egg-info", "__pycache__", ".*_cache")
@@ -130,6 +130,15 @@ def test_a_folder_may_record_its_own_settings(tiny_wan_folder: Path, tmp_path: P
         (folder / "vidaccel.json").write_text(wrong)
         with pytest.raises(UserError, match=r"vidaccel\.json"):
             spec_of(str(folder))
+
+
+@pytest.mark.shipped
+def test_the_embedded_model_records_the_settings_of_its_row_and_is_small() -> None:
+    folder = asset_path(EMBEDDED_MODEL)
+    assert spec_of(str(folder)).defaults == spec_of(EMBEDDED_MODEL).defaults
+    sizes = [path.stat().st_size for path in folder.rglob("*.safetensors")]
+    assert max(sizes) <= 16 * 2**20
+    assert sum(sizes) <= 18 * 2**20
 
 
 def test_the_constraints_satisfy_the_requirements_and_pin_every_one_of_them() -> None:
