@@ -19,7 +19,7 @@ from vidaccel.metrics import compare_videos
 from vidaccel.registry import EMBEDDED_MODEL, GenerationDefaults, spec_of
 from vidaccel.video import side_by_side, write_video
 
-EXAMPLES = ("a red ball rolls to the right", "a blue square jumps over a green meadow")
+EXAMPLES = ("a red star hops up and down in the cold snow, near a house", "a blue ball flies in circles at the seaside")
 
 
 def make(
