@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vidaccel import video
+from vidaccel.errors import UserError
 from vidaccel.metrics import psnr
 from vidaccel.video import load_frames, read_image, read_video, save_frames, side_by_side, write_video
 
@@ -79,6 +83,42 @@ def test_an_interrupted_write_leaves_no_file_and_keeps_the_old_one(
             write()
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
+def test_a_video_the_disk_has_no_room_for_is_an_error_and_no_file(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # the encoder's process inherits it
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            write_video(tmp_path / "clip.mp4", torch.rand(9, 3, 64, 64), fps=16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, living = (tmp_path / f".clip.{number}.part.mp4" for number in (ended.pid, os.getppid()))
+    other = tmp_path / f".other.{ended.pid}.part.mp4"
+    for path in (left, living, other):
+        path.touch()
+    path = write_video(tmp_path / "clip.mp4", moving_blocks(), fps=16)
+    assert set(tmp_path.iterdir()) == {path, living, other}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
+@pytest.mark.parametrize("name", ["12:30.mp4", "-y.mp4", "100%d.mkv", "two words.mov"])
+def test_a_name_that_means_something_to_the_encoder_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read, fps = read_video(write_video(name, moving_blocks(), fps=29.97))
+    assert read.shape == moving_blocks().shape
+    assert fps == 29.97
 
 
 @pytest.mark.parametrize("name", ["raw.safetensors", "raw"])
@@ -186,3 +226,9 @@ def test_images_of_different_sizes_are_no_video(tmp_path: Path) -> None:
         Image.new("RGB", size).save(tmp_path / f"frame_{index}.png")
     with pytest.raises(ValueError, match="differ in size"):
         load_frames(tmp_path)
+
+
+def test_frames_of_no_size_are_refused(tmp_path: Path) -> None:
+    save_file({"frames": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}, tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="must hold a uint8 tensor"):
+        load_frames(tmp_path / "none.safetensors")

@@ -7,12 +7,15 @@ Files are written beside their final name and renamed when whole, so that an int
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -34,28 +37,14 @@ def write_video(path: str | Path, frames: Tensor, *, fps: float) -> Path:
     H.264 needs even sides: an odd one is extended by repeating its last row or column; nothing is rescaled.
     Raises UserError for a suffix other than .mp4, .mov, .mkv, for frames of another shape and for a rate not above 0.
     """
-    import imageio_ffmpeg
-
     path = Path(path)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise UserError(f"A video file must end in {', '.join(VIDEO_SUFFIXES)}; got {path.name!r}.")
     if not 0 < fps < 1000:
         raise UserError(f"`fps` must be above 0 and below 1000, got {fps}.")
     pixels = _even_sides(_as_uint8(frames)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    size = (pixels.shape[2], pixels.shape[1])
-    options: dict[str, Any] = {"quality": None, "macro_block_size": 1, "ffmpeg_log_level": "error"}
     with whole_file(path) as unfinished:
-        writer = imageio_ffmpeg.write_frames(
-            str(unfinished), size, fps=fps, codec="libx264", output_params=list(_ENCODER_OPTIONS), **options
-        )
-        try:
-            writer.send(None)
-            for frame in pixels:
-                writer.send(frame)
-        except OSError as error:
-            raise UserError(f"The encoder could not write {path.name}: {_first_line(error)}.") from error
-        finally:
-            writer.close()
+        _encode(unfinished, pixels, fps=fps)
     return path
 
 
@@ -67,7 +56,7 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
     import imageio_ffmpeg
 
     path = _existing(path)
-    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
+    reader = imageio_ffmpeg.read_frames(_file_url(path), output_params=["-fps_mode", "passthrough"])
     try:
         meta = next(reader)
         width, height = meta["size"]
@@ -150,6 +139,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     try:
@@ -159,6 +149,34 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror or _first_line(error)}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` could not remove themselves."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.(\d+)\.part{re.escape(path.suffix)}")
+    for file in path.parent.iterdir():
+        found = pattern.fullmatch(file.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _encode(path: Path, pixels: np.ndarray[Any, Any], *, fps: float) -> None:
+    """Let ffmpeg write (F, H, W, 3) bytes; a file it could not finish, on a full disk for one, is an error."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:.6f}", "-i", "-"]
+    coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", *_ENCODER_OPTIONS]
+    command = [get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *source, *coding, _file_url(path)]
+    done = subprocess.run(command, input=pixels.reshape(-1).data, capture_output=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise OSError(f"the encoder stopped ({lines[-1].split('] ')[-1]})")
+
+
+def _file_url(path: Path) -> str:
+    """The path as ffmpeg takes it whatever its characters: `a:b.mp4` and `-x.mp4` are file names too."""
+    return f"file:{path}"
 
 
 def _save_folder(folder: Path, pixels: Tensor) -> None:
@@ -200,7 +218,7 @@ def _load_safetensors(path: Path) -> Tensor:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path.name} cannot be read as safetensors: {_first_line(error)}.") from error
     frames = tensors.get("frames")
-    if frames is None or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+    if frames is None or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise UserError(
             f"{path.name} must hold a uint8 tensor `frames` of shape (F, 3, H, W), as `save_frames` writes."
         )
