@@ -136,15 +136,67 @@ class TestGenerate:
         assert files_of(tmp_path / "out") == set()
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
-    def test_an_interrupt_while_files_are_written_leaves_none_of_them_half(
+    @pytest.mark.parametrize(
+        "stopped", ["cli.jobs.write_json", "cli.runs.write_video", "cli.runs.side_by_side", "cli.runs.write_json"]
+    )
+    def test_after_an_interrupt_between_two_files_the_same_command_finishes(
+        self, generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: str
+    ) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        flags = ("a red circle", "--compare", "--report")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"vidaccel.{stopped}", interrupt)
+            assert generate(*flags) == 130
+        assert generate(*flags) == 0
+        assert len(files_of(tmp_path / "out")) == 5
+
+    def test_an_interrupted_overwrite_never_passes_the_old_video_for_the_new_one(
         self, generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("vidaccel.cli.runs.write_json", interrupt)
-        assert generate("a red circle") == 130
-        assert files_of(tmp_path / "out") == {"a-red-circle-seed0.mp4"}
+        video = tmp_path / "out" / "a-red-circle-seed0.mp4"
+        assert generate("a red circle") == 0
+        old = video.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr("vidaccel.cli.runs.write_video", interrupt)
+            assert generate("a red circle", "--guidance-scale", "2", "--overwrite") == 130
+        assert generate("a red circle", "--guidance-scale", "2") == 0
+        assert video.read_bytes() != old
+
+    def test_a_comparison_of_other_settings_never_passes_for_one_of_these(
+        self, generate: Command, tmp_path: Path
+    ) -> None:
+        pair = tmp_path / "out" / "a-red-circle-seed0.compare.mp4"
+        assert generate("a red circle", "--compare") == 0
+        old = pair.read_bytes()
+        assert generate("a red circle", "--guidance-scale", "2", "--overwrite") == 0
+        assert not pair.exists()
+        assert generate("a red circle", "--guidance-scale", "2", "--compare") == 0
+        assert pair.read_bytes() != old
+
+    def test_a_report_added_later_keeps_the_comparison(self, generate: Command, tmp_path: Path) -> None:
+        assert generate("a red circle", "--compare") == 0
+        assert generate("a red circle", "--report") == 0
+        assert len(files_of(tmp_path / "out")) == 5
+        assert json.loads((tmp_path / "out" / "a-red-circle-seed0.json").read_text())["comparison"]["psnr"]
+
+    def test_a_foreign_file_with_the_name_of_a_comparison_is_kept(self, generate: Command, tmp_path: Path) -> None:
+        assert generate("a red circle") == 0
+        pair = tmp_path / "out" / "a-red-circle-seed0.compare.mp4"
+        pair.write_text("mine")
+        assert generate("a red circle", "--compare") == 2
+        assert generate("a red circle", "--guidance-scale", "2", "--overwrite") == 0
+        assert pair.read_text() == "mine"
+
+    def test_a_prompt_file_of_a_windows_editor_reads_as_any_other(self, generate: Command, tmp_path: Path) -> None:
+        (tmp_path / "prompts.txt").write_bytes("\ufeffa red circle\r\n\r\na\u2028blue square\r\n".encode())
+        assert generate("a red circle", "--prompt-file", str(tmp_path / "prompts.txt")) == 0
+        made = {"a-red-circle-seed0", "a-blue-square-seed0"}
+        assert files_of(tmp_path / "out") == {f"{name}{suffix}" for name in made for suffix in (".mp4", ".json")}
 
 
 class TestCompare:

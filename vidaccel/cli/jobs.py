@@ -1,7 +1,8 @@
 """Which videos a command makes, what they are called, and which of them are finished already.
 
-A video NAME.mp4 has a sidecar NAME.json with everything that can change its pixels. A job is finished when all its
-files exist and the sidecar says the same; a video with another sidecar, or none, is never overwritten unasked.
+A video NAME.mp4 has a sidecar NAME.json with everything that can change its pixels and the names of its files. It is
+written before them, so that a command that was killed in between can be run again. A job is finished when all its
+files exist and the sidecar says the same; a file that the sidecar does not list is never overwritten unasked.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.records import write_json
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
 from vidaccel.generation import GenerationRequest
@@ -60,17 +62,36 @@ class Job:
         report = (self.report_json, self.report_picture) if self.report else ()
         return (self.video, self.sidecar, *comparison, *report)
 
-    def is_same(self) -> bool:
-        """Whether the sidecar on disk records the settings of this job."""
-        try:
-            recorded = json.loads(self.sidecar.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(recorded, dict) and recorded.get("settings") == plain_values(self.settings)
+    @property
+    def possible_files(self) -> tuple[Path, ...]:
+        """Every file a job of this name can have."""
+        return (self.video, self.sidecar, self.side_by_side, self.report_json, self.report_picture)
+
+    def recorded(self) -> dict[str, Any]:
+        """What the sidecar on disk says if it records the settings of this job, else nothing."""
+        recorded = _read_object(self.sidecar)
+        return recorded if recorded.get("settings") == plain_values(self.settings) else {}
+
+    def own_files(self) -> list[Path]:
+        """The files on disk that an earlier run made with the settings of this job."""
+        return _listed(self, self.recorded())
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.is_same() and all(path.is_file() for path in self.files)
+        return set(self.files) <= set(self.own_files())
+
+    def write_sidecar(self, content: Mapping[str, Any]) -> None:
+        """Write the sidecar, before the files it lists; what other settings made (`--overwrite`) goes first.
+
+        Without that a file of other settings would pass for one of this job after the next interrupt.
+        """
+        recorded = self.recorded()
+        if not recorded:
+            for path in {*self.files, *_listed(self, _read_object(self.sidecar))}:
+                path.unlink(missing_ok=True)
+        names = sorted({path.name for path in (*self.files, *_listed(self, recorded))})
+        news = {name: value for name, value in content.items() if value is not None}
+        write_json(self.sidecar, plain_values({**content, **recorded, **news, "files": names}))
 
 
 def read_prompts(arguments: Sequence[str], prompt_file: Path | None) -> list[str]:
@@ -78,7 +99,7 @@ def read_prompts(arguments: Sequence[str], prompt_file: Path | None) -> list[str
     prompts = list(arguments)
     if prompt_file is not None:
         try:
-            lines = prompt_file.read_text(encoding="utf-8").splitlines()
+            lines = prompt_file.read_text(encoding="utf-8-sig").split("\n")  # editors on Windows write a mark first
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"The prompt file {prompt_file} cannot be read ({error}).") from error
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -120,11 +141,10 @@ def slug(prompt: str) -> str:
 
 def unfinished(jobs: Sequence[Job], *, overwrite: bool) -> list[Job]:
     """The jobs still to do. Raises `UserError` for files in the way and for folders that cannot be written."""
-    if overwrite:
-        waiting = list(jobs)
-    else:
-        waiting = [job for job in jobs if not job.is_finished()]
-        for job in waiting:
+    waiting = [job for job in jobs if overwrite or not job.is_finished()]
+    for job in waiting:
+        _check_files(job)
+        if not overwrite:
             _check_free(job)
     for folder in {job.video.parent for job in waiting}:
         check_writable(folder)
@@ -163,11 +183,31 @@ def folder_digest(folder: Path) -> str:
 
 
 def _check_free(job: Job) -> None:
-    if job.is_same():
-        return  # the same video: files that are missing are added, the others come out as they are
-    taken = [path for path in job.files if path.exists()]
+    own = job.own_files()  # the same video: files that are missing are added, the others come out as they are
+    taken = [path for path in job.files if path.exists() and path not in own]
     if taken:
-        raise UserError(f"{taken[0]} exists and was made with other settings; give --overwrite or another --output.")
+        raise UserError(
+            f"{taken[0]} exists and was not made with these settings; give --overwrite or another --output."
+        )
+
+
+def _check_files(job: Job) -> None:
+    for path in job.files:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder and the name of a file to write; choose another --output.")
+
+
+def _listed(job: Job, sidecar: Mapping[str, Any]) -> list[Path]:
+    names = sidecar.get("files")
+    return [path for path in job.possible_files if isinstance(names, list) and path.name in names and path.is_file()]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def plain_values(value: Any) -> Any:

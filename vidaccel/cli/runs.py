@@ -100,17 +100,17 @@ def _carry_out(pipe: Any, run: Run, job: Job) -> None:
             plain = generate(pipe, job.request, on_step=on_step)
     with step_bar(job.video.stem[:40]) as on_step:
         result = generate(pipe, job.request, easycache=run.easycache, on_step=on_step)
-    write_video(job.video, result.frames, fps=run.fps)
     if plain is not None:
         comparison = compare_videos(plain.frames, result.frames, fps=run.fps, metrics=("psnr", "ssim"))
+    job.write_sidecar(_sidecar(pipe, run, job, result=result, plain=plain, comparison=comparison))
+    write_video(job.video, result.frames, fps=run.fps)
+    if plain is not None:
         pair = side_by_side(plain.frames, result.frames, ("without reuse", "with EasyCache"))
         write_video(job.side_by_side, pair, fps=run.fps)
     if job.report and result.report is not None:
         write_json(job.report_json, plain_values(result.report.to_dict()))
         with whole_file(job.report_picture) as unfinished_file:
             result.report.save_picture(unfinished_file)
-    sidecar = _sidecar(pipe, run, job, result=result, plain=plain, comparison=comparison)
-    write_json(job.sidecar, plain_values(sidecar))
     say(f"{job.video}: {_summary(job.request, result)}")
     if plain is not None and comparison is not None:
         console.print(twin_table(plain, result, comparison))
