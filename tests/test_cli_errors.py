@@ -49,6 +49,7 @@ def refused(tiny_wan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("--threshold", "nan"), ("threshold", "nan")),
         (("--warmup-steps", "-1"), ("warmup_steps", "-1")),
         (("--num-inference-steps", "0"), ("num_inference_steps", "at least 1")),
+        (("--num-inference-steps", "100000000"), ("num_inference_steps", "100000000", "at most")),
         (("--guidance-scale", "nan"), ("guidance_scale", "nan")),
         (("--guidance-scale", "-1"), ("guidance_scale", "-1")),
         (("--seed", "-1"), ("seed", "-1")),
@@ -103,6 +104,33 @@ def test_a_hub_model_without_network_says_that_the_weights_are_missing(
     assert "not on this machine" in line
 
 
+@pytest.mark.parametrize("name", ["", "~nobody-of-this-name", "a/b/c"])
+def test_what_can_be_no_name_of_a_model_is_refused_with_what_can(refused: Refused, name: str) -> None:
+    assert "a local folder or a Hub id" in refused("a red circle", model=name)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"fps": "x"},
+        {"fps": None},
+        {"guidance_scale": "5"},
+        {"num_inference_steps": 3.5},
+        {"num_frames": True},
+        {"x": 1},
+    ],
+)
+def test_a_wrong_setting_in_the_folder_of_a_model_is_named(
+    refused: Refused, tiny_wan_folder: Path, tmp_path: Path, defaults: dict[str, object]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_wan_folder, folder)
+    (folder / "vidaccel.json").write_text(json.dumps({"defaults": defaults}))
+    line = refused("a red circle", model=folder)
+    assert "vidaccel.json" in line
+    assert next(iter(defaults)) in line
+
+
 def test_a_folder_without_a_model_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "model_index.json" in refused("a red circle", model=tmp_path / "empty")
@@ -130,6 +158,15 @@ def test_an_unreadable_image_is_refused(refused: Refused, tmp_path: Path) -> Non
 def test_an_output_that_cannot_be_written_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "Cannot write" in refused("a red circle", output=tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".report.json", ".report.png"])
+def test_a_folder_with_the_name_of_a_file_to_write_is_refused_before_the_work(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    (tmp_path / f"name{suffix}").mkdir()
+    monkeypatch.setattr("vidaccel.cli.runs.load_pipeline", lambda *_, **__: pytest.fail("loaded the model"))
+    assert "is a folder" in refused("a red circle", "--report", "--overwrite", output=tmp_path / "name.mov")
 
 
 def test_an_output_with_another_ending_is_refused(refused: Refused, tmp_path: Path) -> None:
@@ -237,3 +274,21 @@ def test_a_pipeline_class_that_diffusers_lacks_is_refused(
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "NoSuchPipeline"}))
     assert "NoSuchPipeline" in refused("a red circle", model=folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"transformer": [None, None]}, "transformer"),
+        ({"_class_name": "WanVACEPipeline"}, "WanVACETransformer3DModel"),
+        ({"_class_name": "FluxPipeline"}, "FluxPipeline"),
+    ],
+)
+def test_a_pipeline_whose_parts_do_not_fit_is_refused(
+    refused: Refused, tiny_wan_folder: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_wan_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | change))
+    assert words in refused("a red circle", model=folder)

@@ -25,6 +25,8 @@ from vidaccel.report import EasyCacheReport, StepDecision
 
 logger = logging.getLogger(__name__)
 
+_MOST_STEPS = 100_000  # schedulers keep tables of all steps: far above any use, and far below a full memory
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -52,6 +54,8 @@ class GenerationRequest:
         for name in ("num_inference_steps", "num_frames", "height", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_inference_steps > _MOST_STEPS:
+            raise UserError(f"`num_inference_steps` must be at most {_MOST_STEPS}, got {self.num_inference_steps}.")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise UserError(f"`guidance_scale` must be a number of at least 0, got {self.guidance_scale}.")
         if not 0 <= self.seed < 2**63:
@@ -131,6 +135,7 @@ def warm_up(pipe: Any, request: GenerationRequest) -> None:
 
 def check_request(pipe: Any, request: GenerationRequest) -> None:
     """Raise `UserError` if `pipe` cannot make the request: sizes, missing or unwanted image, memory."""
+    _check_inputs(pipe, request)
     spatial, temporal = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
     transformer = denoisers(pipe)[0]
     patch = getattr(transformer.config, "patch_size", (1, 1, 1))
@@ -158,7 +163,6 @@ def check_request(pipe: Any, request: GenerationRequest) -> None:
             raise UserError(
                 f"`{name}` {getattr(request, name)} is too large: {count} positions, the model has {longest}."
             )
-    _check_inputs(pipe, request)
     _check_memory(pipe, request)
 
 

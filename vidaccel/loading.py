@@ -1,5 +1,6 @@
 """Loading a diffusers pipeline so that what is wrong with the model, the machine or a flag is said before it runs."""
 
+import inspect
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -54,6 +55,7 @@ def load_pipeline(
         _check_room_for_weights(folder, place, dtypes["default"])
     with _loading_errors(folder):
         pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
+    _check_parts(pipe)
     _check_complete(pipe, folder)
     _place(pipe, target, cast(Offload, offload))
     for denoiser in denoisers(pipe):
@@ -161,6 +163,21 @@ def _loading_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"The model in {folder} cannot be loaded, it may be corrupt or incomplete ({_first_sentence(error)})."
         ) from error
+
+
+def _check_parts(pipe: DiffusionPipeline) -> None:
+    """Refuse diffusers models of another class than the pipeline says it works with; diffusers only warns."""
+    name = type(pipe).__name__
+    if not denoisers(pipe):
+        raise UserError(f"{name} has no transformer, which is what this package runs; use another --model.")
+    for part, parameter in inspect.signature(type(pipe)).parameters.items():
+        kinds = [kind for kind in get_args(parameter.annotation) or (parameter.annotation,) if isinstance(kind, type)]
+        wanted = tuple(kind for kind in kinds if issubclass(kind, ModelMixin))
+        found = modules(pipe).get(part)
+        if wanted and found is not None and not isinstance(found, wanted):
+            raise UserError(
+                f"{name} needs a {wanted[0].__name__} as its `{part}`, and the model has a {type(found).__name__}."
+            )
 
 
 def _check_complete(pipe: DiffusionPipeline, folder: Path) -> None:

@@ -33,6 +33,14 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     max_sequence_length: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            kinds = (int, float) if name in ("guidance_scale", "fps") else (int,)
+            if name == "max_sequence_length" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise UserError(f"`{name}` must be a {'number' if len(kinds) > 1 else 'whole number'}, got {value!r}.")
+
     def to_dict(self) -> dict[str, float | None]:
         """The settings as plain numbers, for `vidaccel.json`."""
         return asdict(self)
@@ -56,7 +64,7 @@ class ModelSpec:
         """The folder on this machine, or None where the weights come from the Hub."""
         if self.source.startswith(_ASSET):
             return asset_path(self.source.removeprefix(_ASSET))
-        path = Path(self.source).expanduser()
+        path = _expanded(self.source)
         return path if path.is_dir() else None
 
 
@@ -125,8 +133,8 @@ def spec_of(model: str) -> ModelSpec:
     for spec in MODELS:
         if model == spec.name:
             return spec
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = _expanded(model)
+    if model and folder.is_dir():
         return _spec_of_folder(folder)
     for spec in MODELS:
         if model == spec.source:
@@ -137,6 +145,13 @@ def spec_of(model: str) -> ModelSpec:
     raise UserError(f"`model` must be one of {names}, a local folder or a Hub id (owner/name); got {model!r}.")
 
 
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody here
+        return Path(path)
+
+
 def _spec_of_folder(folder: Path) -> ModelSpec:
     if not (folder / "model_index.json").is_file():
         raise UserError(
@@ -145,7 +160,7 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     recorded = _recorded_settings(folder / SETTINGS_FILE)
     try:
         defaults = GenerationDefaults(**recorded.get("defaults", {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{folder / SETTINGS_FILE} has a wrong setting ({error}); correct or delete it.") from error
     weights = recorded.get("weights", "external")
     if weights not in get_args(Weights):
