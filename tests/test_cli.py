@@ -239,6 +239,32 @@ class TestCompare:
         assert (tmp_path / "c.json").read_text() == "mine"
 
 
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--output", "a.mp4", "--overwrite"),
+            ("--output", "same.mp4", "--json", "same.mp4"),
+            ("--output", "folder", "--overwrite"),
+            ("--json", "folder", "--overwrite"),
+            ("--output", "side.txt"),
+        ],
+    )
+    def test_a_result_never_takes_the_place_of_something_else(
+        self,
+        videos: tuple[Path, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        flags: tuple[str, ...],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "folder").mkdir()
+        before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+        assert run(["compare", "a.mp4", str(tmp_path / "a.mp4"), *flags]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
 def test_models_are_listed_with_their_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models"]) == 0
     output = capsys.readouterr().out

@@ -34,10 +34,9 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Compare two videos, or two sets of saved frames, of the same size and length."""
-    for path in (path for path in (json_output, output) if path is not None):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; give --overwrite or another name.")
-        check_writable(path.parent)
+    _check_outputs([path for path in (json_output, output) if path is not None], (reference, video), overwrite)
+    if output is not None and output.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"`--output` must end in {', '.join(VIDEO_SUFFIXES)}, got {output}.")
     (first, fps), (second, _) = _frames(reference), _frames(video)
     comparison = compare_videos(first, second, fps=fps)
     console.print(comparison_table(comparison))
@@ -47,6 +46,19 @@ def compare(
         write_json(json_output, {"reference": str(reference), "video": str(video), **comparison.to_dict()})
     if output is not None:
         write_video(output, side_by_side(first, second, (reference.name, video.name)), fps=fps)
+
+
+def _check_outputs(paths: list[Path], inputs: tuple[Path, Path], overwrite: bool) -> None:
+    taken = {path.resolve() for path in inputs}
+    for path in paths:
+        if path.resolve() in taken:
+            raise UserError(f"{path} is given twice; a result needs a file of its own.")
+        taken.add(path.resolve())
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file.")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; give --overwrite or another name.")
+        check_writable(path.parent)
 
 
 def comparison_table(comparison: VideoComparison) -> Table:
