@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vidaccel.cli import run
+from vidaccel.cli.app import COMMANDS, LazyCommand
 from vidaccel.video import read_video, save_frames, write_video
 
 Command = Callable[..., int]
@@ -238,7 +239,6 @@ class TestCompare:
         assert run(["compare", *map(str, videos), "--json", str(tmp_path / "c.json")]) == 2
         assert (tmp_path / "c.json").read_text() == "mine"
 
-
     @pytest.mark.parametrize(
         "flags",
         [
@@ -270,6 +270,12 @@ def test_models_are_listed_with_their_source(capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "wan-tiny" in output
     assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_all_commands_says_what_each_says_itself(name: str) -> None:
+    module, line = COMMANDS[name]
+    assert (LazyCommand(name, module=module, help=line).load().help or "").startswith(line)
 
 
 def test_a_wrong_flag_or_command_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,20 +27,31 @@ def test_a_finished_command_returns_0_and_an_error_2(tiny_wan_folder: Path, tmp_
     assert len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child")
-@pytest.mark.parametrize("seconds", [0.2, 4.0])
-def test_ctrl_c_returns_130_and_leaves_nothing(tiny_wan_folder: Path, tmp_path: Path, seconds: float) -> None:
-    command = [*COMMAND, *SIZES, "--model", str(tiny_wan_folder), "--num-inference-steps", "100000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def stopped_by(stop: signal.Signals, command: list[str], *, folder: Path, seconds: float) -> tuple[int, str]:
+    """Exit code and messages of a command that gets a signal some seconds after it made its output folder."""
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        while not (tmp_path / "outputs").exists() and process.poll() is None:
+        while not (folder / "outputs").exists() and process.poll() is None:
             time.sleep(0.05)
         time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
+    return process.returncode, errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child")
+@pytest.mark.parametrize(
+    ("stop", "seconds", "code"), [(signal.SIGINT, 0.2, 130), (signal.SIGINT, 4.0, 130), (signal.SIGTERM, 4.0, 143)]
+)
+def test_a_signal_ends_the_command_in_order_and_leaves_nothing(
+    tiny_wan_folder: Path, tmp_path: Path, stop: signal.Signals, seconds: float, code: int
+) -> None:
+    command = [*COMMAND, *SIZES, "--model", str(tiny_wan_folder), "--num-inference-steps", "100000"]
+    returned, errors = stopped_by(stop, command, folder=tmp_path, seconds=seconds)
+    assert returned == code, errors
     assert "Traceback" not in errors
-    assert errors.strip().splitlines()[-1].startswith("vidaccel: interrupted")
+    if stop == signal.SIGINT:
+        assert errors.strip().splitlines()[-1].startswith("vidaccel: interrupted")
     assert list((tmp_path / "outputs").iterdir()) == []

@@ -31,6 +31,22 @@ def test_the_import_loads_no_optional_package_and_prints_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["no-such-command"]])
+def test_the_list_of_commands_does_not_wait_for_large_libraries(arguments: list[str]) -> None:
+    code = (
+        f"import sys; from vidaccel.cli import run; run({arguments}); "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_name_the_package_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        vidaccel.no_such_name  # noqa: B018
+
+
+@pytest.mark.slow
 def test_python_minus_m_is_the_command() -> None:
     result = subprocess.run([sys.executable, "-m", "vidaccel", "--help"], capture_output=True, text=True, check=True)
     assert "generate" in result.stdout

@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,18 +12,18 @@ from vidaccel.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 an error of the user in one line, 130 interrupted."""
+    """Run the command line and exit: 0 done, 2 an error of the user in one line, 130 interrupted, 143 terminated."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import: it talks while it is imported
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    from vidaccel.cli.app import USAGE_ERRORS, app
     from vidaccel.cli.console import say_error, set_up_messages
 
     set_up_messages()
-    from vidaccel.cli.app import USAGE_ERRORS, app
-
     try:
         code = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except UserError as error:
@@ -37,3 +38,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == 130:
         say_error("interrupted; finished videos are kept, and the same command goes on from there.")
     return code if isinstance(code, int) else 0
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as Ctrl-C does, with half-written files removed; schedulers of clusters stop a job this way."""
+    sys.exit(128 + number)

@@ -1,14 +1,16 @@
-"""The commands of `vidaccel` in one typer application."""
+"""The commands of `vidaccel` in one typer application.
 
-from typing import cast
+A command is imported when it is called: its libraries take seconds to load, and `vidaccel --help` should not.
+"""
+
+from importlib import import_module
+from typing import Any, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from vidaccel.cli import bench
-from vidaccel.cli.compare import compare
-from vidaccel.cli.generate import generate
-from vidaccel.cli.models import models
-from vidaccel.training import app as training
+from vidaccel.cli.console import quieten_libraries
 
 # The errors typer raises for a wrong command line; the class above them has no public name in every version.
 USAGE_ERRORS = cast(
@@ -16,14 +18,65 @@ USAGE_ERRORS = cast(
     tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
 )
 
+COMMANDS = {
+    "generate": ("vidaccel.cli.generate", "Make one video for each prompt."),
+    "compare": (
+        "vidaccel.cli.compare",
+        "Compare two videos, or two sets of saved frames, of the same size and length.",
+    ),
+    "models": ("vidaccel.cli.models", "List the models that have a name; any other local folder or Hub id works too."),
+    "bench": (
+        "vidaccel.cli.bench",
+        "Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
+    ),
+    "train": ("vidaccel.training.app", "Train the embedded model: `vae`, then `transformer`, then `export`."),
+}
+
+
+class LazyCommand(TyperCommand):
+    """A name with its line of help; the command of that name in `module` takes over when it is called.
+
+    The module holds a typer application `app`, or a function with the command's name.
+    """
+
+    def __init__(self, name: str, *, module: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self.module = module
+
+    def load(self) -> Any:
+        """Import the command itself."""
+        quieten_libraries()
+        module = import_module(self.module)
+        if hasattr(module, "app"):
+            return get_command(module.app)
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(self.name)(getattr(module, str(self.name)))
+        return get_command(alone)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+
+class _Group(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, line = COMMANDS[cmd_name]
+        return LazyCommand(cmd_name, module=module, help=line)
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Faster video diffusion: generate videos with EasyCache, compare and measure them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(generate)
-app.command()(compare)
-app.command()(models)
-app.add_typer(bench.app, name="bench", no_args_is_help=True)
-app.add_typer(training.app, name="train", no_args_is_help=True)
+
+
+@app.callback()
+def _no_options_of_its_own() -> None:
+    """Make the application a group, which typer does for one with commands of its own only."""

@@ -21,7 +21,12 @@ from vidaccel.registry import EMBEDDED_MODEL
 
 Value = TypeVar("Value", int, float, str)
 
-app = typer.Typer(help="Measurements under a fixed protocol; an interrupted one goes on where it stopped.")
+app = typer.Typer(
+    help="Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Output = Annotated[Path, typer.Option(help="Folder for the results.")]
 Model = Annotated[str, typer.Option(help="A name of `vidaccel models`, a folder, or a Hub id.")]

@@ -4,8 +4,6 @@ import logging
 import warnings
 from typing import Any
 
-import diffusers
-import transformers
 from rich.console import Console
 from rich.markup import escape
 
@@ -29,11 +27,7 @@ def say(text: str) -> None:
 
 
 def set_up_messages() -> None:
-    """Show vidaccel's own warnings as lines; keep the libraries below it quiet."""
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    """Show vidaccel's own warnings as lines."""
     logger = logging.getLogger("vidaccel")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -41,6 +35,16 @@ def set_up_messages() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
     warnings.showwarning = _show_warning
+
+
+def quieten_libraries() -> None:
+    """Keep the libraries below vidaccel quiet; loads them, which takes seconds."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 class _LineHandler(logging.Handler):
