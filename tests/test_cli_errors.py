@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -77,6 +78,11 @@ def test_a_wrong_value_is_named_with_what_is_accepted(
 @pytest.mark.parametrize("prompt", ["", "   "])
 def test_an_empty_prompt_is_refused(refused: Refused, prompt: str) -> None:
     assert "prompt" in refused(prompt)
+
+
+@pytest.mark.parametrize("arguments", [("red \udcff",), ("a red circle", "--negative-prompt", "\udce4")])
+def test_bytes_that_are_no_text_are_refused(refused: Refused, arguments: tuple[str, ...]) -> None:
+    assert "no UTF-8 text" in refused(*arguments)
 
 
 def test_no_prompt_at_all_is_refused(refused: Refused) -> None:
@@ -189,6 +195,14 @@ def test_too_little_memory_is_said_with_what_is_needed(refused: Refused, monkeyp
     line = refused("a red circle")
     assert "needs about" in line
     assert "MiB are free" in line
+
+
+def test_a_full_disk_is_one_line_wherever_it_shows(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("vidaccel.cli.runs.describe_environment", full)
+    assert "No space left on device: somewhere" in refused("a red circle")
 
 
 def test_memory_that_runs_out_during_the_run_is_said_too(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,14 @@ def test_a_finished_command_returns_0_and_an_error_2(tiny_wan_folder: Path, tmp_
     refused = subprocess.run([*command, "--seed", "x"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_letters_the_output_lacks_are_replaced(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    command = [*COMMAND[:-1], "a réd 漢字", *SIZES, "--model", str(tiny_wan_folder), "--num-inference-steps", "2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    made = subprocess.run([*command, "--no-cache"], cwd=tmp_path, capture_output=True, env=environment, check=False)
+    assert made.returncode == 0, made.stderr
+    assert b"a-r?d" in made.stdout
 
 
 def stopped_by(stop: signal.Signals, command: list[str], *, folder: Path, seconds: float) -> tuple[int, str]:

@@ -51,6 +51,9 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise UserError("`prompt` is empty; say in a few words what the video shows.")
+        for name in ("prompt", "negative_prompt"):
+            if not _is_unicode(getattr(self, name)):
+                raise UserError(f"`{name}` holds bytes that are no UTF-8 text: {getattr(self, name)[:80]!a}.")
         for name in ("num_inference_steps", "num_frames", "height", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -174,6 +177,14 @@ def unknown_words(pipe: Any, prompt: str) -> tuple[str, ...]:
         return ()
     words = dict.fromkeys(word.strip(string.punctuation) or word for word in prompt.split())
     return tuple(word for word in words if unknown in tokenizer(word, add_special_tokens=False).input_ids)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python keeps undecodable bytes of a command line as lone surrogates
+        return False
+    return True
 
 
 def _warn_about_words(pipe: Any, request: GenerationRequest) -> None:

@@ -3,6 +3,8 @@
 `main` is the one place where an error of the user becomes one line on stderr and exit code 2.
 """
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -15,6 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 an error of the user in one line, 130 interrupted, 143 terminated."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import: it talks while it is imported
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # prompts have letters that some terminals and pipes lack
     sys.exit(run(arguments))
 
 
@@ -32,6 +37,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except USAGE_ERRORS as error:
         if text := error.format_message():  # empty where the help was shown instead
             say_error(text)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        say_error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room and run it again.")
         return 2
     except KeyboardInterrupt:
         code = 130
