@@ -89,7 +89,17 @@ def test_results_are_continued_by_the_same_protocol_and_refused_to_another(tmp_p
         ResultFile(path, protocol={"steps": 30}, environment={})
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", '{"records": []}', ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"records": []}',
+        "",
+        '{"protocol": [], "environments": [], "records": []}',
+        '{"protocol": {}, "environments": 3, "records": []}',
+    ],
+)
 def test_a_file_of_something_else_is_neither_read_nor_overwritten(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from vidaccel.cli import run
 
@@ -37,11 +38,26 @@ def test_the_speed_bench_runs_at_toy_size(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.md"}
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("[x] can't allocate memory: you ...")])
+def test_too_little_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vidaccel.bench.speed._call_arguments", full)
+    assert run(["bench", "speed", "--output", str(tmp_path), "--shape", "toy", "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "Too little memory on cpu" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (("easycache", "--thresholds", "small"), "thresholds"),
         (("easycache", "--metrics", "beauty"), "beauty"),
+        (("easycache", "--seeds", "1,2,1"), "seeds"),
+        (("speed", "--attention", "magic", "--device", "cpu"), "magic"),
         (("easycache", "--model", "no-such-model"), "no-such-model"),
         (("easycache", "--prompt-file", "no such file"), "no such file"),
         (("quality", "--num-prompts", "0"), "num_prompts"),

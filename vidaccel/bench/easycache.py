@@ -77,6 +77,10 @@ class EasyCacheBenchConfig:
             raise UserError("`prompts` is empty; give at least one, or None for the world's unseen prompts.")
         if not 1 <= self.num_prompts <= 1000 or not self.seeds:
             raise UserError(f"`num_prompts` must be from 1 to 1000 and `seeds` not empty; got {self.num_prompts}.")
+        for name in ("prompts", "seeds", "predictors", "thresholds", "uniform_intervals", "fewer_steps"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise UserError(f"`{name}` has a value twice; each is measured once.")
         if unknown := set(self.predictors) - set(PREDICTOR_NAMES):
             raise UserError(f"`predictors` may name {', '.join(PREDICTOR_NAMES)}; got {', '.join(sorted(unknown))}.")
         if any(interval < 2 for interval in self.uniform_intervals):

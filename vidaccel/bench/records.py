@@ -71,6 +71,10 @@ class ResultFile:
             stored, self.environments, self.records = (
                 content[name] for name in ("protocol", "environments", "records")
             )
+            if not (
+                isinstance(stored, dict) and isinstance(self.environments, list) and isinstance(self.records, list)
+            ):
+                raise TypeError("a protocol with lists of environments and records is missing")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} holds no results of a benchmark; choose another output folder.") from error
         if stored != self.protocol:

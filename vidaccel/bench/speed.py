@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
+from vidaccel.attention_backends import NATIVE, check_attention_backend, set_attention_backend
 from vidaccel.bench.clock import LoopClock, LoopTimes
 from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.progress import BenchProgress
@@ -103,6 +105,7 @@ def run_speed_bench(
 ) -> dict[str, Any]:
     """Measure, write speed.json and speed.md into `config.output`, and return the content of the former."""
     device = resolve_device(config.device)
+    check_attention_backend(config.attention, device=device, dtype=_dtype(device))
     pipe = _random_pipeline(config, device)
     plan = [False, True] + [False, True] * config.repeats
     runs: list[dict[str, Any]] = []
@@ -111,7 +114,8 @@ def run_speed_bench(
         if on_progress is not None:
             label = ("warm-up " if warm_up else "") + ("with reuse" if reuse else "plain")
             on_progress(BenchProgress(done=index, total=len(plan), label=label))
-        run = _run(pipe, config, easycache=config.easycache if reuse else None, device=device, warm_up=warm_up)
+        with _memory_errors(config, device):
+            run = _run(pipe, config, easycache=config.easycache if reuse else None, device=device, warm_up=warm_up)
         if not warm_up:
             runs.append(run)
     environment = describe_environment(device=device, weights="random", model=config.shape)
@@ -209,6 +213,17 @@ def _record(times: LoopTimes, computed: list[bool], *, reuse: bool) -> dict[str,
     }
 
 
+@contextmanager
+def _memory_errors(config: SpeedBenchConfig, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        size = f"{config.num_frames} frames of {config.width}x{config.height}"
+        raise UserError(f"Too little memory on {device} for {size}; use fewer frames or a smaller size.") from error
+
+
 def _random_pipeline(config: SpeedBenchConfig, device: torch.device) -> Any:
     shape = SHAPES[config.shape]
     torch.manual_seed(0)
@@ -222,8 +237,8 @@ def _random_pipeline(config: SpeedBenchConfig, device: torch.device) -> Any:
             freq_dim=shape.freq_dim,
         )
     _cast(transformer.eval().requires_grad_(False), _dtype(device))
-    if config.attention != "native":
-        transformer.set_attention_backend(config.attention)
+    if config.attention != NATIVE:
+        set_attention_backend(transformer, config.attention)
     if config.compile:
         transformer.compile_repeated_blocks(fullgraph=True)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
