@@ -336,3 +336,47 @@ def test_removing_in_the_middle_of_a_call_computes_the_rest() -> None:
 
     run(pipe, callback_on_step_end=remove)
     assert len(calls) == 2 * (3 + 6)
+
+
+@pytest.mark.parametrize("at", [0, 5, NUM_STEPS - 1])
+def test_a_second_pipeline_with_its_own_scheduler_is_fresh_after_the_first_one_failed(at: int) -> None:
+    """The failed call moved the first scheduler on by a step, which must not count for the second pipeline."""
+    first, second, alone = tiny_wan_v2v(), tiny_wan_v2v(), tiny_wan_v2v()
+    apply_easycache(alone.transformer, CONFIG)
+    apply_easycache(first, CONFIG)
+    second.transformer = first.transformer
+
+    def fail(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+        if step == at:
+            raise RuntimeError("in the callback")
+        return kwargs
+
+    with pytest.raises(RuntimeError, match="in the callback"):
+        run(first, strength=1.0, callback_on_step_end=fail)
+    assert torch.equal(run(second), run(alone))
+    assert easycache_report(second).decisions[0].step_index == 0
+    assert easycache_report(second).num_steps == easycache_report(alone.transformer).num_steps
+
+
+def test_both_branches_may_be_given_the_very_same_prompt() -> None:
+    pipe, equal = tiny_wan_v2v(), tiny_wan_v2v()
+    reports = []
+    for each in (pipe, equal):
+        apply_easycache(each, CONFIG)
+        arguments = call_arguments(each, num_inference_steps=NUM_STEPS)
+        prompt = arguments["prompt_embeds"]
+        each(**arguments | {"negative_prompt_embeds": prompt if each is pipe else prompt.clone()})
+        reports.append([(step.computed, step.num_passes) for step in easycache_report(each).decisions])
+    assert reports[0] == reports[1]
+    assert (False, 2) in reports[0]
+
+
+def test_a_name_that_is_new_after_the_scheduler_moved_opens_a_step() -> None:
+    """Only the unconditional pass of a step, after one with only the conditional pass."""
+    pipe = tiny_wan_i2v()
+    apply_easycache(pipe, CONFIG)
+    transformer, names = pipe.transformer, iter(["cond"] * 4 + ["uncond"] * (NUM_STEPS - 4))
+    original = transformer.cache_context
+    transformer.cache_context = lambda name, **kwargs: original(next(names), **kwargs)
+    run(pipe, guidance_scale=1.0)
+    assert [step.num_passes for step in easycache_report(pipe).decisions] == [1] * NUM_STEPS

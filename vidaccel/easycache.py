@@ -117,10 +117,6 @@ class EasyCacheController:
         self._num_consecutive_reuses = 0
         self._step_index = -1
 
-    @property
-    def has_history(self) -> bool:
-        return self.previous_latents is not None
-
     def tensors(self) -> list[Tensor]:
         """The distinct latent-sized tensors held at the moment."""
         held = [self.previous_latents, self._previous_output]

@@ -4,7 +4,8 @@ Pipelines tell this in different ways, so three sources are used, best first:
 
 1. the cache context's `step_index` (`WanPipeline`): exact, on the host;
 2. the scheduler of the pipeline EasyCache was applied to: every call makes a new `timesteps` tensor, every step moves
-   `step_index`; both are host values. A branch name that repeats, or other tensors, open the next step;
+   `step_index`; both are host values. A pipeline whose own present timestep stays while its scheduler has moved on was
+   aborted, and another one with another scheduler is calling;
 3. values, where the hook was put on a bare transformer whose pipeline gives no `step_index`, or another pipeline
    drives a shared one: a timestep that does not fall starts a new generation, equal timesteps and latents are the next
    branch of a step. Timesteps are taken to fall during a generation. The comparison is done on the device and read
@@ -56,19 +57,26 @@ class Call:
 class PlaceTracker:
     """Finds the place of every call; one for all transformers of a pipeline, which share their steps."""
 
-    def __init__(self, find_scheduler: Callable[[], Any]) -> None:
-        """`find_scheduler` returns the scheduler of the pipeline, or None."""
-        self._find_scheduler = find_scheduler
-        self._timesteps = getattr(find_scheduler(), "timesteps", None)
+    def __init__(self, find_pipe: Callable[[], Any]) -> None:
+        """`find_pipe` returns the pipeline EasyCache was applied to, or None."""
+        self._find_pipe = find_pipe
+        self._timesteps = getattr(self.scheduler, "timesteps", None)
         self.forget()
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler of the pipeline, or None."""
+        return getattr(self._find_pipe(), "scheduler", None)
 
     def forget(self) -> None:
         """The next call starts a new generation."""
         self.step_index = -1
         self.num_steps: int | None = None
         self.scheduler_is_live = False
+        self.pipe_is_live = False
         self._branches: list[str] = []
         self._scheduler_index: int | None = None
+        self._pipe_timestep: Callable[[], Any] | None = None
         self._source: Identity | None = None
         self._time: Identity | None = None
         self._conditions: dict[str, Identity | None] = {}
@@ -81,13 +89,15 @@ class PlaceTracker:
         if context is not None and context.step_index is not None:
             return self._locate_by_index(context)
         name = None if context is None else context.name
-        scheduler = self._find_scheduler()
+        scheduler = self.scheduler
         if self.step_index < 0 or getattr(scheduler, "timesteps", None) is not self._timesteps:
             return self._open("generation", 0, name)
+        if self.scheduler_is_live and _scheduler_index(scheduler) != self._scheduler_index:
+            if self._pipe_stands_still():
+                return self._open("generation", 0, name)
+            return self._open("step", self.step_index + 1, name)
         if name is not None and name not in self._branches:
             return self._open("branch", self.step_index, name)
-        if self.scheduler_is_live and _scheduler_index(scheduler) != self._scheduler_index:
-            return self._open("step", self.step_index + 1, name)
         if name is None and self._is_same(call):
             return self._open("branch", self.step_index, None)
         return self._questions(call, previous_latents)
@@ -105,14 +115,15 @@ class PlaceTracker:
     def enter(self, place: Place, call: Call) -> None:
         """Take the call in as the present place."""
         if place.kind == "generation":
-            scheduler = self._find_scheduler()
-            timesteps = getattr(scheduler, "timesteps", None)
+            timesteps = getattr(self.scheduler, "timesteps", None)
             live = timesteps is not None and timesteps is not self._timesteps
             self.forget()
             self._timesteps, self.scheduler_is_live = timesteps, live
+            self.pipe_is_live = live and is_view(self._present_timestep(), timesteps)
         if place.kind != "branch":
             self._branches = []
-            self._scheduler_index = _scheduler_index(self._find_scheduler())
+            self._scheduler_index = _scheduler_index(self.scheduler)
+            self._pipe_timestep = weakref.ref(self._present_timestep()) if self.pipe_is_live else None
             self._source, self._time = _identity(call.source), _identity(call.timestep)
             self._conditions = {name: _identity(value) for name, value in call.conditions.items()}
             self._keep_values(call)
@@ -124,6 +135,13 @@ class PlaceTracker:
     def has_same_latents(self, call: Call) -> bool:
         """Whether the call got the very tensor that the deciding call of this step got, unchanged since."""
         return _is_identical(self._source, call.source)
+
+    def _present_timestep(self) -> Any:
+        return getattr(self._find_pipe(), "_current_timestep", None)
+
+    def _pipe_stands_still(self) -> bool:
+        """The pipeline that drove this generation has not gone on since the last step: it is not the one calling."""
+        return self._pipe_timestep is not None and self._pipe_timestep() is self._present_timestep()
 
     def _open(self, kind: Kind, step_index: int, name: str | None) -> Place:
         number = len(self._branches) if kind == "branch" else 0
@@ -141,11 +159,13 @@ class PlaceTracker:
     def _is_same(self, call: Call) -> bool:
         """Another branch of the step, by the identity of the tensors: latents and timestep as before, conditions not.
 
-        The same conditions too would be the first call once more, after an interruption.
+        The same conditions too would be the first call once more, after an interruption, unless a live scheduler
+        says that no call has begun since: both branches may be given the very same prompt.
         """
-        same_time = _is_identical(self._time, call.timestep)
+        if not _is_identical(self._time, call.timestep) or not self.has_same_latents(call):
+            return False
         repeated = all(_is_identical(self._conditions.get(name), value) for name, value in call.conditions.items())
-        return same_time and self.has_same_latents(call) and not repeated
+        return self.scheduler_is_live or not repeated
 
     def _keep_values(self, call: Call) -> None:
         """What a later call is compared with if it has to be located by values: two numbers on the device."""
@@ -164,6 +184,13 @@ class PlaceTracker:
             same_latents = (previous_latents == call.latents).all()
         same_conditions = _fingerprint(call) == self._fingerprint.to(device)
         return torch.stack([now < before, now == before, same_latents, same_conditions]).float()
+
+
+def is_view(value: Any, base: Any) -> bool:
+    """Whether both are tensors and share their memory."""
+    if not isinstance(value, Tensor) or not isinstance(base, Tensor):
+        return False
+    return value.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
 
 
 def _scheduler_index(scheduler: Any) -> int | None:

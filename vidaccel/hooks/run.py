@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.easycache import EasyCacheConfig, EasyCacheController
-from vidaccel.hooks.place import Call, Place, PlaceTracker
+from vidaccel.hooks.place import Call, Place, PlaceTracker, is_view
 from vidaccel.hooks.timing import Moment, seconds_between
 from vidaccel.report import EasyCacheReport, StepDecision
 
@@ -54,7 +54,7 @@ class EasyCacheRun:
         self.on_step = on_step
         self._batched_guidance = batched_guidance
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
-        self._tracker = PlaceTracker(self._scheduler)
+        self._tracker = PlaceTracker(self._pipe)
         self._controllers: dict[str, EasyCacheController] = {}
         self._active: str | None = None
         self._steps: list[_Step] = []
@@ -184,21 +184,18 @@ class EasyCacheRun:
             return None
         return "first" if self._batched_guidance == "cond_first" else "second"
 
-    def _scheduler(self) -> Any:
-        return getattr(self._pipe(), "scheduler", None)
-
     def _planned_steps(self, call: Call) -> int | None:
         """Steps of this call: of the pipeline if its scheduler drives it, else of the settings, else unknown.
 
         A shortened schedule (`strength`) shows in where the first timestep lies in the scheduler's tensor of them.
         """
-        pipe, scheduler = self._pipe(), self._scheduler()
+        scheduler = self._tracker.scheduler
         if not self._tracker.scheduler_is_live or self.config.num_inference_steps is not None:
             return self.config.num_inference_steps
         timesteps = scheduler.timesteps
-        if _is_view(getattr(pipe, "_current_timestep", None), timesteps):
-            return getattr(pipe, "_num_timesteps", len(timesteps))
-        if _is_view(call.timestep, timesteps):
+        if self._tracker.pipe_is_live:
+            return getattr(self._pipe(), "_num_timesteps", len(timesteps))
+        if is_view(call.timestep, timesteps):
             return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
         return len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
 
@@ -244,7 +241,7 @@ class EasyCacheRun:
                 "EasyCache does not know the number of steps, so the last step may be reused. Apply it to the pipeline "
                 "instead of the transformer, or set `num_inference_steps` in EasyCacheConfig."
             )
-        if self._tracker.scheduler_is_live and (noise := _fresh_noise(self._scheduler())):
+        if self._tracker.scheduler_is_live and (noise := _fresh_noise(self._tracker.scheduler)):
             logger.warning(
                 "EasyCache will reuse little or nothing: %s adds fresh noise in every step, which hides how little the "
                 "latents change. Use a deterministic scheduler.",
@@ -264,10 +261,6 @@ class EasyCacheRun:
             reasons,
             least,
         )
-
-
-def _is_view(value: Any, base: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
 
 
 def _fresh_noise(scheduler: Any) -> str | None:
