@@ -13,7 +13,7 @@ import torch
 from accelerate.hooks import ModelHook as AccelerateHook
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers import FirstBlockCacheConfig
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry, ModelHook, apply_first_block_cache
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from tiny_models import call_arguments, tiny_wan_i2v, tiny_wan_t2v, tiny_wan_two_experts
 from torch import Tensor, nn
@@ -163,6 +163,15 @@ def test_a_transformer_compiled_as_a_whole_is_refused() -> None:
         apply_easycache(pipe, CONFIG)
 
 
+def test_a_transformer_compiled_as_a_whole_afterwards_is_refused_when_called() -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    pipe.transformer.compile(backend="eager")
+    with pytest.raises(RuntimeError, match="compile_repeated_blocks"):
+        run(pipe)
+    torch._dynamo.reset()
+
+
 def test_copies_of_a_hooked_model_are_refused_and_right_after_removal() -> None:
     pipe = tiny_wan_t2v()
     apply_easycache(pipe, CONFIG)
@@ -202,6 +211,25 @@ def test_one_cache_at_a_time() -> None:
         run(pipe)
 
 
+def test_a_cache_put_on_by_its_function_is_seen_too() -> None:
+    pipe = tiny_wan_t2v()
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="one cache at a time"):
+        apply_easycache(pipe, CONFIG)
+
+
+def test_one_transformer_in_the_place_of_both_experts_is_hooked_once() -> None:
+    pipe, plain = tiny_wan_two_experts(), tiny_wan_two_experts()
+    for each in (pipe, plain):
+        each.transformer_2 = each.transformer
+    expected = run(plain)
+    apply_easycache(pipe, EasyCacheConfig(threshold=0))
+    assert torch.equal(run(pipe), expected)
+    assert [step.computed for step in easycache_report(pipe).decisions] == [True] * NUM_STEPS
+    remove_easycache(pipe)
+    assert torch.equal(run(pipe), expected)
+
+
 def test_applying_is_all_or_nothing() -> None:
     pipe = tiny_wan_two_experts()
     pipe.transformer_2.enable_cache(FirstBlockCacheConfig())
@@ -228,6 +256,11 @@ class Rollout(Denoiser):
         return self.result(hidden_states)
 
 
+class Recurrent(Denoiser):
+    def forward(self, hidden_states: Tensor, timestep: Tensor, past_key_value: Any = None) -> Any:  # type: ignore[override]
+        return self.result(hidden_states)
+
+
 class Renamed(Denoiser):
     def forward(self, sample: Tensor, timestep: Tensor) -> Any:  # type: ignore[override]
         return self.result(sample)
@@ -236,6 +269,8 @@ class Renamed(Denoiser):
 def test_a_model_that_cannot_be_reused_safely_is_refused_when_applied() -> None:
     with pytest.raises(ValueError, match="kv_cache"):
         apply_easycache(Rollout(lambda x: (x,)), CONFIG)
+    with pytest.raises(ValueError, match="past_key_value"):
+        apply_easycache(Recurrent(lambda x: (x,)), CONFIG)
     with pytest.raises(ValueError, match="hidden_states"):
         apply_easycache(Renamed(lambda x: (x,)), CONFIG)
     with pytest.raises(ValueError, match="pipeline or a transformer"):

@@ -78,8 +78,13 @@ class EasyCacheHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward = cast(Any, self.fn_ref).original_forward
         if torch.is_grad_enabled() or module.training:
-            self._warn_about_training(module)
+            self._warn_that_it_stays_away(module)
             return forward(*args, **kwargs)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise RuntimeError(
+                f"{type(module).__name__} was compiled as a whole beneath EasyCache, which would leave it uncompiled; "
+                "use compile_repeated_blocks(fullgraph=True) instead of compile()."
+            )
         if getattr(module, "_cache_config", None) is not None:
             raise RuntimeError(
                 f"{type(module).__name__} has {type(module._cache_config).__name__} enabled beside EasyCache; "
@@ -92,13 +97,20 @@ class EasyCacheHook(ModelHook):
             return _packed(self.run.predict(self.transformer, branch, call.latents), arguments)
         return self._compute(forward, args, kwargs, call=call, branch=branch)
 
-    def _warn_about_training(self, module: nn.Module) -> None:
-        if module.training and not torch.is_grad_enabled() and not self._warned:
-            self._warned = True
-            logger.warning(
-                "%s is in training mode, where EasyCache stays out of the way; call .eval() to reuse steps.",
-                type(module).__name__,
-            )
+    def _warn_that_it_stays_away(self, module: nn.Module) -> None:
+        """Only training mode and gradients together are training; either alone is likely an oversight."""
+        if self._warned or module.training == torch.is_grad_enabled():
+            return
+        self._warned = True
+        where, remedy = (
+            ("in training mode", ".eval()") if module.training else ("run with gradients", "torch.no_grad()")
+        )
+        logger.warning(
+            "%s is %s, where EasyCache stays out of the way; use %s to reuse steps.",
+            type(module).__name__,
+            where,
+            remedy,
+        )
 
     def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, branch: str) -> Any:
         start = moment(call.source.device)

@@ -80,7 +80,7 @@ def easycache_report(pipe_or_transformer: Any) -> EasyCacheReport:
 
 
 def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
-    """The denoising transformers of a pipeline by component name, or the transformer itself.
+    """The denoising transformers of a pipeline by component name, each once, or the transformer itself.
 
     Raises ValueError if there is none.
     """
@@ -91,11 +91,10 @@ def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
         raise ValueError(
             f"EasyCache needs a diffusers pipeline or a transformer module; got {type(pipe_or_transformer).__name__}."
         )
-    found = {
-        name: component
-        for name, component in components.items()
-        if name.startswith("transformer") and isinstance(component, nn.Module)
-    }
+    found: dict[str, nn.Module] = {}
+    for name, component in components.items():
+        if name.startswith("transformer") and isinstance(component, nn.Module) and component not in found.values():
+            found[name] = component
     if not found:
         raise ValueError(
             f"{type(pipe_or_transformer).__name__} has no transformer; its components are {', '.join(components)}."
@@ -117,6 +116,10 @@ def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
             f"{kind} has {type(transformer._cache_config).__name__} enabled; call disable_cache() first, "
             "one cache at a time."
         )
+    if cache := _find_cache(transformer):
+        raise ValueError(
+            f"{kind} has the hook `{cache}` of another cache on it; remove that first, one cache at a time."
+        )
     if any(isinstance(module, _sharded_types()) for module in transformer.modules()):
         raise ValueError(f"{kind} is sharded by FSDP, whose ranks must all compute; run EasyCache on a whole model.")
     parameters = inspect.signature(type(transformer).forward).parameters
@@ -124,8 +127,18 @@ def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
         raise ValueError(
             f"{kind} takes no `{LATENTS_ARGUMENT}`; EasyCache needs a diffusers video transformer whose forward does."
         )
-    if kept := [parameter for parameter in parameters if "kv_cache" in parameter or parameter == "past_key_values"]:
+    if kept := [parameter for parameter in parameters if "cache" in parameter or "past_key" in parameter]:
         raise ValueError(f"{kind} takes `{kept[0]}`: a reused step would not write its keys and values. Not supported.")
+
+
+def _find_cache(transformer: nn.Module) -> str | None:
+    """The name of a hook, on any part, that keeps state from step to step, as the caches of diffusers do."""
+    for module in transformer.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for name, hook in {} if registry is None else registry.hooks.items():
+            if hook._is_stateful:
+                return name
+    return None
 
 
 def _sharded_types() -> tuple[type, ...]:
