@@ -81,6 +81,23 @@ def test_a_report_is_plain_data(tmp_path: Path) -> None:
     assert {step["transformer"] for step in data["decisions"]} == {"transformer", "transformer_2"}
 
 
+def test_a_report_of_numbers_that_are_not_finite_is_strict_json_and_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, EasyCacheConfig(threshold=float("inf"), warmup_steps=3))
+    run(pipe, callback_on_step_end=lambda pipe, step, time, kwargs: {"latents": kwargs["latents"] * float("nan")})
+    report = easycache_report(pipe)
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert float(data["config"]["threshold"]) == math.inf
+    assert math.isnan(float(data["decisions"][5]["accumulated_error"]))
+    assert data["decisions"][5]["reason"] == "not_finite"
+    assert report.save_picture(tmp_path / "report.png").exists()
+    (message,) = warnings_of(caplog)
+    assert "not_finite" in message
+    assert "smallest" not in message, "there is no smallest of numbers that are not finite"
+
+
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_report_draws_itself(tmp_path: Path, ending: str) -> None:
     pipe = tiny_wan_two_experts()
@@ -228,6 +245,38 @@ def test_a_model_in_training_mode_is_not_silently_left_alone(caplog: pytest.LogC
     run(pipe)
     (message,) = warnings_of(caplog)
     assert "training mode" in message
+
+
+def test_gradients_by_oversight_are_told_and_training_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    arguments = {
+        "hidden_states": torch.randn(1, 16, 3, 4, 4),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 6, 16),
+    }
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    pipe.transformer.train()
+    pipe.transformer(**arguments)
+    assert warnings_of(caplog) == []
+    pipe.transformer.eval()
+    for _ in range(2):
+        pipe.transformer(**arguments)
+    (message,) = warnings_of(caplog)
+    assert "torch.no_grad()" in message
+
+
+def test_timesteps_that_rise_are_told_where_nothing_else_tells_the_steps(caplog: pytest.LogCaptureFixture) -> None:
+    transformer = tiny_wan_t2v().transformer
+    arguments = {"hidden_states": torch.randn(1, 16, 3, 4, 4), "encoder_hidden_states": torch.randn(1, 6, 16)}
+    apply_easycache(transformer, EasyCacheConfig(threshold=0.5, warmup_steps=3, num_inference_steps=NUM_STEPS))
+    with torch.no_grad():
+        for times in (range(NUM_STEPS, 0, -1), range(NUM_STEPS, 0, -1)):
+            for time in times:
+                transformer(timestep=torch.tensor([time]), **arguments)
+        assert not any("rise" in message for message in warnings_of(caplog))
+        for time in range(NUM_STEPS):
+            transformer(timestep=torch.tensor([time]), **arguments)
+    assert sum("rise" in message for message in warnings_of(caplog)) == 1
 
 
 def test_the_report_needs_no_more_than_the_run(caplog: pytest.LogCaptureFixture) -> None:

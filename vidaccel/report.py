@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ class EasyCacheReport:
         return median(_numbers(timed)) * len(spent) - sum(_numbers(spent))
 
     def to_dict(self) -> dict[str, Any]:
-        """Totals, settings and decisions as plain values, ready for JSON."""
+        """Totals, settings and decisions as plain values for strict JSON; infinity and NaN are strings."""
         return {
             "num_steps": self.num_steps,
             "num_computed": self.num_computed,
@@ -109,8 +110,8 @@ class EasyCacheReport:
             "num_passes": self.num_passes,
             "num_computed_passes": self.num_computed_passes,
             "seconds_saved": self.seconds_saved,
-            "config": dict(self.config),
-            "decisions": [asdict(decision) for decision in self.decisions],
+            "config": _plain(self.config),
+            "decisions": [_plain(asdict(decision)) for decision in self.decisions],
         }
 
     def save_picture(self, path: str | Path) -> Path:
@@ -163,6 +164,14 @@ def _draw_rate(axes: Any, decisions: tuple[StepDecision, ...]) -> None:
         axes.plot(*_points(chosen, "transformation_rate"), ".-", label=transformer)
     axes.set_ylabel("transformation rate")
     axes.legend(loc="upper left", fontsize="small")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as strict JSON holds them, which knows neither infinity nor NaN."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _points(decisions: Any, field: str) -> tuple[list[int], list[float]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,11 +30,15 @@ Identity = tuple[Callable[[], Any], int]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """kind: what the call opens: a new generation, a new step, or only a further branch of the step."""
+    """kind: what the call opens: a new generation, a new step, or only a further branch of the step.
+
+    rises: the generation was opened because the timestep rose.
+    """
 
     kind: Kind
     step_index: int
     branch: str
+    rises: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,8 @@ class PlaceTracker:
             return self._open("step", self.step_index + 1, name)
         if name is None and is_equal and same_latents and not same_conditions:
             return self._open("branch", self.step_index, None)
-        return self._open("generation", 0, name)
+        rises = self._timestep is not None and not is_equal
+        return replace(self._open("generation", 0, name), rises=rises)
 
     def enter(self, place: Place, call: Call) -> None:
         """Take the call in as the present place."""

@@ -7,6 +7,7 @@ pipeline or transformer it was applied to; nothing is kept on a class or a modul
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -59,6 +60,7 @@ class EasyCacheRun:
         self._active: str | None = None
         self._steps: list[_Step] = []
         self._warned_few_steps = False
+        self._warned_rising = False
         self._report: EasyCacheReport | None = None
 
     @property
@@ -148,6 +150,8 @@ class EasyCacheRun:
         return place, values[len(found) :] if place.kind == "step" else None
 
     def _start_generation(self, place: Place, call: Call) -> None:
+        if place.rises and len(self._steps) == 1:
+            self._warn_about_rising_timesteps()
         self.reset()
         self._tracker.enter(place, call)
         if self._tracker.num_steps is None:
@@ -224,6 +228,15 @@ class EasyCacheRun:
             for step, rate in zip(self._steps, rates, strict=True)
         )
 
+    def _warn_about_rising_timesteps(self) -> None:
+        if self._warned_rising:
+            return
+        self._warned_rising = True
+        logger.warning(
+            "EasyCache took a timestep that rose after one step for the start of another generation. If your timesteps "
+            "rise, nothing is reused: apply EasyCache to a pipeline, or give `step_index` to `cache_context`."
+        )
+
     def _warn_about_schedule(self) -> None:
         config, total = self.config, self._tracker.num_steps
         kept = config.warmup_steps + config.tail_steps
@@ -251,7 +264,8 @@ class EasyCacheRun:
     def _warn_if_nothing_was_reused(self, report: EasyCacheReport) -> None:
         if report.num_reused or self.config.threshold == 0 or self._warned_few_steps:
             return
-        errors = [step.accumulated_error for step in report.decisions if step.accumulated_error is not None]
+        known = [step.accumulated_error for step in report.decisions if step.accumulated_error is not None]
+        errors = [error for error in known if math.isfinite(error)]
         reasons = ", ".join(dict.fromkeys(step.reason for step in report.decisions))
         least = f"; the smallest accumulated error was {min(errors):.4g}" if errors else ""
         logger.warning(
@@ -266,7 +280,7 @@ class EasyCacheRun:
 def _fresh_noise(scheduler: Any) -> str | None:
     """The name of a scheduler that adds noise in every step, else None."""
     name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    noisy_name = any(word in name for word in ("Ancestral", "SDE", "LCM"))
+    noisy_name = any(word in name for word in ("Ancestral", "SDE", "LCM", "SASolver"))
     noisy_setting = bool(config.get("stochastic_sampling")) or str(config.get("algorithm_type", "")).startswith("sde")
     return name if noisy_name or noisy_setting else None
 
