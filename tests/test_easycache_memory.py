@@ -92,6 +92,18 @@ def test_batched_guidance_decides_on_the_conditional_half(half: str) -> None:
     assert plain.reused != alone.reused
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_odd_batch_has_no_halves_and_decides_as_a_whole(batch: int) -> None:
+    config = EasyCacheConfig(threshold=0.3, warmup_steps=3)
+    inputs = [torch.randn(batch, 8) * 0.1 + index for index in range(30)]
+    whole = open_loop(config, inputs, lambda x, index: x + 0.3 * index)
+    controller, outcome = EasyCacheController(config, conditional_half="first"), Outcome()
+    for index, x in enumerate(inputs):
+        one_step(controller, outcome, x, lambda x, index: x + 0.3 * index, index, len(inputs))
+    assert outcome.decisions == whole.decisions
+    assert whole.reused != set()
+
+
 def test_the_statistic_of_bfloat16_latents_is_taken_in_float32() -> None:
     wide = [torch.randn(1, 4096) + 0.01 * index * torch.randn(1, 4096) for index in range(4)]
     narrow = [x.bfloat16() for x in wide]

@@ -97,7 +97,10 @@ class EasyCacheController:
     """
 
     def __init__(self, config: EasyCacheConfig, *, conditional_half: Literal["first", "second"] | None = None) -> None:
-        """`conditional_half` names the half of the batch that is conditional when guidance is batched."""
+        """`conditional_half` names the half of the batch that is conditional when guidance is batched.
+
+        An odd batch has no halves and is measured as a whole.
+        """
         self.config = config
         self.conditional_half = conditional_half
         self._predict = find_predictor(config.predictor)
@@ -246,7 +249,7 @@ class EasyCacheController:
         return self._statistic(difference(self._conditional(left), self._conditional(right)))
 
     def _conditional(self, tensor: Tensor) -> Tensor:
-        if self.conditional_half is None:
+        if self.conditional_half is None or tensor.shape[0] % 2:
             return tensor
         first, second = tensor.chunk(2)
         return first if self.conditional_half == "first" else second
