@@ -14,12 +14,12 @@ from typing import Any
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
-from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
+from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, remove_easycache
 
 
 @dataclass
 class EasyCacheWanPipelineOutput(WanPipelineOutput):
-    """`frames` as in diffusers, and what EasyCache did in the call."""
+    """`frames` as in diffusers, and what EasyCache did in the call; None where it stays away, in training mode."""
 
     report: EasyCacheReport | None = None
 
@@ -35,7 +35,7 @@ class EasyCacheWanPipeline(WanPipeline):
         easycache: EasyCacheConfig | None = None,
         return_dict: bool = True,
         **kwargs: Any,
-    ) -> EasyCacheWanPipelineOutput | tuple[Any, EasyCacheReport]:
+    ) -> EasyCacheWanPipelineOutput | tuple[Any, EasyCacheReport | None]:
         """Generate as `WanPipeline.__call__`, whose arguments all apply.
 
         threshold: tolerated accumulated relative change; 0 computes every step.
@@ -45,10 +45,9 @@ class EasyCacheWanPipeline(WanPipeline):
         Returns frames and report as an output object, or as a tuple with `return_dict=False`.
         Raises ValueError for settings out of range, or if a cache is already applied to the transformer.
         """
-        apply_easycache(self, easycache or EasyCacheConfig(threshold=threshold, warmup_steps=warmup_steps))
+        run = apply_easycache(self, easycache or EasyCacheConfig(threshold=threshold, warmup_steps=warmup_steps))
         try:
             frames = WanPipeline.__call__(self, *args, return_dict=False, **kwargs)[0]
-            report = easycache_report(self)
         finally:
             remove_easycache(self)
-        return EasyCacheWanPipelineOutput(frames=frames, report=report) if return_dict else (frames, report)
+        return EasyCacheWanPipelineOutput(frames=frames, report=run.report) if return_dict else (frames, run.report)

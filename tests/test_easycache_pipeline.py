@@ -52,6 +52,17 @@ def test_nothing_is_left_on_the_transformer_after_a_call_or_an_error() -> None:
     assert torch.equal(pipe(**arguments(pipe), threshold=0).frames, expected)
 
 
+def test_a_model_in_training_mode_still_gives_its_frames() -> None:
+    plain = tiny_wan_t2v()
+    expected = plain(**arguments(plain)).frames
+    pipe = EasyCacheWanPipeline.from_pipe(plain)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.train()
+    output = pipe(**arguments(pipe), easycache=CONFIG)
+    assert torch.equal(output.frames, expected)
+    assert output.report is None
+
+
 def test_the_file_works_as_custom_pipeline_and_so_does_the_class(tiny_wan_folder: Path) -> None:
     installed = EasyCacheWanPipeline.from_pretrained(tiny_wan_folder)
     loaded = DiffusionPipeline.from_pretrained(
