@@ -8,6 +8,7 @@ print(output.report.num_reused, "of", output.report.num_steps, "steps reused")
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,18 @@ class EasyCacheWanPipelineOutput(WanPipelineOutput):
 
 class EasyCacheWanPipeline(WanPipeline):
     """Text to video with Wan2.1 and Wan2.2; EasyCache is applied during a call and leaves nothing behind."""
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> EasyCacheWanPipeline:
+        """This pipeline around the components and settings of another one, or those given by name.
+
+        The components stay as they are; diffusers' own `from_pipe` casts them to float32 unless it is told a dtype.
+        Casts as diffusers does if `dtype` or `torch_dtype` is given.
+        """
+        if "dtype" in kwargs or "torch_dtype" in kwargs:
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        known = {**pipeline.config, **pipeline.components, **kwargs}
+        return cls(**{name: known[name] for name in inspect.signature(cls.__init__).parameters if name in known})
 
     def __call__(
         self,

@@ -88,3 +88,14 @@ def test_the_file_works_as_custom_pipeline_and_so_does_the_class(tiny_wan_folder
         assert output.report.num_reused > 0
         results.append(output.frames)
     assert torch.equal(*results)
+
+
+def test_from_pipe_keeps_number_formats_and_settings() -> None:
+    plain = tiny_wan_two_experts()
+    plain.transformer.to(torch.bfloat16)
+    before = {name: parameter.dtype for name, parameter in plain.transformer.named_parameters()}
+    pipe = EasyCacheWanPipeline.from_pipe(plain)
+    assert {name: parameter.dtype for name, parameter in pipe.transformer.named_parameters()} == before
+    assert pipe.config.boundary_ratio == plain.config.boundary_ratio is not None
+    cast = EasyCacheWanPipeline.from_pipe(plain, dtype=torch.float32)
+    assert {parameter.dtype for parameter in cast.transformer.parameters()} == {torch.float32}
