@@ -67,7 +67,7 @@ def build_app(pipe: Any, defaults: GenerationDefaults) -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError('The demo needs gradio: pip install "vidaccel[demo]"') from error
+        raise UserError('The demo needs gradio: pip install -c constraints.txt ".[demo]"') from error
 
     def on_click(prompt: str, threshold: float, steps: float, seed: float) -> tuple[str, str, str]:
         try:

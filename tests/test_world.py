@@ -1,5 +1,8 @@
 """The storybook world: scenes are exact, deterministic and drawn as their state says."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -125,3 +128,9 @@ def test_no_two_landmarks_of_a_canvas_are_alike():
 def test_wrong_requests_are_refused(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_the_page_about_the_world_quotes_a_real_caption_and_every_word():
+    page = (Path(__file__).parents[1] / "docs" / "world.md").read_text(encoding="utf-8")
+    assert f'"{world.make_clip(7, num_frames=1).caption}"' in page
+    assert set(world.vocabulary()) <= set(re.findall(r"[a-z]+", page))

@@ -163,7 +163,7 @@ def _draw_rate(axes: Any, decisions: tuple[StepDecision, ...]) -> None:
         chosen = [decision for decision in decisions if decision.transformer == transformer]
         axes.plot(*_points(chosen, "transformation_rate"), ".-", label=transformer)
     axes.set_ylabel("transformation rate")
-    axes.legend(loc="upper left", fontsize="small")
+    axes.legend(loc="best", fontsize="small")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ A command is imported when it is called: its libraries take seconds to load, and
 """
 
 from importlib import import_module
-from typing import Any, cast
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -77,6 +78,20 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        typer.echo(version("vidaccel"))
+    except PackageNotFoundError:
+        typer.echo("not installed, runs from a checkout")
+    raise typer.Exit
+
+
 @app.callback()
-def _no_options_of_its_own() -> None:
-    """Make the application a group, which typer does for one with commands of its own only."""
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of all commands; having some makes the application a group."""

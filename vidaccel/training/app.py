@@ -33,6 +33,7 @@ Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a f
 Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
+_TOY_STEPS = 4
 Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
 
 
@@ -49,6 +50,7 @@ def vae(
     toy: Toy = False,
 ) -> None:
     """Train the autoencoder on images, then on longer and longer clips."""
+    steps = _TOY_STEPS if toy and seconds is None and steps is None else steps
     schedule = Schedule(seconds=seconds, steps=steps, learning_rate=learning_rate, ema_decay=0.998)
     config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
     if toy:
@@ -62,7 +64,7 @@ def vae(
 @app.command()
 def transformer(
     output: Output,
-    vae: Annotated[Path, typer.Option(help="Checkpoint of the autoencoder.")],
+    vae: Annotated[Path, typer.Option(help="Folder of the autoencoder's checkpoint.")],
     seconds: Seconds = None,
     steps: Steps = None,
     resume: Resume = None,
@@ -79,6 +81,7 @@ def transformer(
     toy: Toy = False,
 ) -> None:
     """Train the transformer and the text encoder on clips encoded by the autoencoder."""
+    steps = _TOY_STEPS if toy and seconds is None and steps is None else steps
     config = TransformerTrainingConfig(
         schedule=Schedule(
             seconds=seconds, steps=steps, learning_rate=learning_rate, ema_decay=0.9993, num_validations=validations
@@ -110,8 +113,8 @@ def transformer(
 @app.command()
 def export(
     output: Output,
-    vae: Annotated[Path, typer.Option(help="Checkpoint of the autoencoder.")],
-    transformer: Annotated[Path, typer.Option(help="Checkpoint of the transformer.")],
+    vae: Annotated[Path, typer.Option(help="Folder of the autoencoder's checkpoint.")],
+    transformer: Annotated[Path, typer.Option(help="Folder of the transformer's checkpoint.")],
     weights: Annotated[Literal["trained", "toy"], typer.Option(help="What the folder says about its weights.")] = (
         "trained"
     ),

@@ -17,7 +17,7 @@ license: apache-2.0
 
 Text to video, 128 x 128 pixels, 49 frames, 16 frames a second; small enough for a CPU. Made to try and to measure
 acceleration methods on trained weights, not to make films: it knows six colours, four shapes, five motions and five
-places, and nothing else. `<unk>` stands for every other word.
+places, and nothing else. `<unk>` stands for every other word. Use 20 steps or more.
 
 ```python
 from diffusers import WanPipeline

@@ -81,6 +81,8 @@ def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Te
 
 def load_checkpoint(folder: Path, *, kind: Kind) -> tuple[TrainingState, dict[str, Tensor]]:
     """State and weights of a checkpoint. Raises `UserError` if there is none, it is broken or of another kind."""
+    if folder.is_file():
+        raise UserError(f"A checkpoint is a folder and {folder} is a file; give {folder.parent}.")
     try:
         recorded = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         files = recorded.pop("files")
