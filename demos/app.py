@@ -13,7 +13,7 @@ from typing import Any
 
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, GenerationRequest, generate, unknown_words
+from vidaccel.generation import Generation, generate, request_for, unknown_words
 from vidaccel.loading import load_pipeline
 from vidaccel.metrics import compare_videos
 from vidaccel.registry import EMBEDDED_MODEL, GenerationDefaults, spec_of
@@ -26,16 +26,7 @@ def make(
     pipe: Any, defaults: GenerationDefaults, *, prompt: str, threshold: float, num_inference_steps: int, seed: int
 ) -> tuple[str, str, str]:
     """Generate with and without reuse; paths of the side-by-side video and of the picture, and the figures as text."""
-    request = GenerationRequest(
-        prompt,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=defaults.guidance_scale,
-        seed=seed,
-        num_frames=defaults.num_frames,
-        height=defaults.height,
-        width=defaults.width,
-        max_sequence_length=defaults.max_sequence_length,
-    )
+    request = request_for(defaults, prompt, num_inference_steps=num_inference_steps, seed=seed)
     plain = generate(pipe, request)
     cached = generate(pipe, request, easycache=EasyCacheConfig(threshold=threshold))
     assert cached.report is not None  # EasyCache was asked for

@@ -10,7 +10,7 @@ import string
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, footprint, gigabytes
 from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
+from vidaccel.registry import GenerationDefaults
 from vidaccel.report import EasyCacheReport, StepDecision
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,16 @@ class GenerationRequest:
             raise UserError(f"`seed` must be from 0 to 2**63 - 1, got {self.seed}.")
         if self.max_sequence_length is not None and self.max_sequence_length < 1:
             raise UserError(f"`max_sequence_length` must be at least 1, got {self.max_sequence_length}.")
+
+
+def request_for(defaults: GenerationDefaults, prompt: str, **settings: Any) -> GenerationRequest:
+    """A request in which every setting that is missing or None is the model's own.
+
+    Raises `UserError` for a setting out of range.
+    """
+    own = {item.name: getattr(defaults, item.name) for item in fields(defaults) if item.name != "fps"}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return GenerationRequest(prompt, **{**own, **given})
 
 
 @dataclass(frozen=True, kw_only=True)

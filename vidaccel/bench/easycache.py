@@ -30,7 +30,7 @@ from vidaccel.bench.summary import METRIC_FIELDS, ratios, summarise_methods
 from vidaccel.bench.tables import easycache_markdown
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, GenerationRequest, generate
+from vidaccel.generation import Generation, GenerationRequest, generate, request_for
 from vidaccel.loading import load_pipeline
 from vidaccel.metrics import METRICS, compare_videos, json_number
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
@@ -200,14 +200,10 @@ def _requests(config: EasyCacheBenchConfig) -> list[GenerationRequest]:
     prompts = config.prompts
     if prompts is None:
         prompts = tuple(prompt.text for prompt in unseen_prompts(config.num_prompts))
-    given = {
-        name: getattr(defaults if getattr(config, name) is None else config, name)
-        for name in ("num_inference_steps", "guidance_scale", "num_frames", "height", "width")
-    }
+    names = ("num_inference_steps", "guidance_scale", "num_frames", "height", "width")
+    given = {name: getattr(config, name) for name in names}
     return [
-        GenerationRequest(
-            prompt=prompt, seed=1000 * seed + index, max_sequence_length=defaults.max_sequence_length, **given
-        )
+        request_for(defaults, prompt, seed=1000 * seed + index, **given)
         for index, prompt in enumerate(prompts)
         for seed in config.seeds
     ]

@@ -21,7 +21,7 @@ from vidaccel.bench.statistics import share_interval, summarise
 from vidaccel.bench.tables import quality_markdown
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import GenerationRequest, generate
+from vidaccel.generation import GenerationRequest, generate, request_for
 from vidaccel.loading import load_pipeline
 from vidaccel.metrics import json_number, psnr
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
@@ -165,18 +165,15 @@ def _share(correct: list[bool]) -> dict[str, float]:
 
 
 def _request(config: QualityBenchConfig, prompt: str, seed: int) -> GenerationRequest:
-    defaults = spec_of(config.model).defaults
-    given = {
-        name: getattr(defaults if getattr(config, name) is None else config, name)
-        for name in ("num_inference_steps", "guidance_scale", "num_frames")
-    }
-    return GenerationRequest(
-        prompt=prompt,
+    return request_for(
+        spec_of(config.model).defaults,
+        prompt,
         seed=seed,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        num_frames=config.num_frames,
         height=FRAME_SIZE,  # what the oracle reads
         width=FRAME_SIZE,
-        max_sequence_length=defaults.max_sequence_length,
-        **given,
     )
 
 

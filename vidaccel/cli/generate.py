@@ -9,7 +9,7 @@ from vidaccel.cli.jobs import read_prompts
 from vidaccel.cli.runs import Run, run_jobs
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import GenerationRequest
+from vidaccel.generation import request_for
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.video import read_image
 
@@ -61,7 +61,6 @@ def generate(
         raise UserError("--compare and --report show what EasyCache does; leave out --no-cache.")
     config = None if no_cache else easycache_config(threshold=threshold, warmup_steps=warmup_steps)
     spec = spec_of(model)
-    defaults = spec.defaults
     first_frame = None if image is None else read_image(image)
     run = Run(
         spec=spec,
@@ -71,22 +70,22 @@ def generate(
         attention=attention,
         offload=offload,
         compile_blocks=compile_blocks,
-        fps=defaults.fps if fps is None else fps,
+        fps=spec.defaults.fps if fps is None else fps,
         compare=compare,
         report=report,
     )
     requests = [
-        GenerationRequest(
+        request_for(
+            spec.defaults,
             prompt,
             negative_prompt=negative_prompt,
-            num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
             seed=seed,
-            num_frames=defaults.num_frames if num_frames is None else num_frames,
-            height=defaults.height if height is None else height,
-            width=defaults.width if width is None else width,
+            num_frames=num_frames,
+            height=height,
+            width=width,
             image=first_frame,
-            max_sequence_length=defaults.max_sequence_length,
         )
         for prompt in read_prompts(prompts or [], prompt_file)
     ]
