@@ -36,7 +36,7 @@ def check_attention_backend(name: str, *, device: torch.device, dtype: torch.dty
     try:
         with torch.no_grad(), attention_backend(name):
             output = dispatch_attention_fn(query, query, query)
-    except (ImportError, OSError, RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"The attention backend {name!r} cannot run here ({device}, {dtype}): {reason}") from error
     if output.shape != query.shape or not torch.isfinite(output).all():

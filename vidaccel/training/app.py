@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -50,8 +50,7 @@ def vae(
     toy: Toy = False,
 ) -> None:
     """Train the autoencoder on images, then on longer and longer clips."""
-    steps = _TOY_STEPS if toy and seconds is None and steps is None else steps
-    schedule = Schedule(seconds=seconds, steps=steps, learning_rate=learning_rate, ema_decay=0.998)
+    schedule = Schedule(**_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.998)
     config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
     if toy:
         config = _toy_vae(config)
@@ -81,10 +80,9 @@ def transformer(
     toy: Toy = False,
 ) -> None:
     """Train the transformer and the text encoder on clips encoded by the autoencoder."""
-    steps = _TOY_STEPS if toy and seconds is None and steps is None else steps
     config = TransformerTrainingConfig(
         schedule=Schedule(
-            seconds=seconds, steps=steps, learning_rate=learning_rate, ema_decay=0.9993, num_validations=validations
+            **_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.9993, num_validations=validations
         ),
         seed=seed,
         device=device,
@@ -125,6 +123,12 @@ def export(
         export_pipeline(output, vae=vae, transformer=transformer, weights=weights, overwrite=overwrite)
     num_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     typer.echo(f"{output}: {num_bytes / 1e6:.1f} MB")
+
+
+def _length(seconds: float | None, steps: int | None, toy: bool) -> dict[str, Any]:
+    """The length of a round as `Schedule` takes it; a rehearsal has one of its own."""
+    rehearses = toy and seconds is None and steps is None
+    return {"seconds": seconds, "steps": _TOY_STEPS if rehearses else steps}
 
 
 def _toy_vae(config: VaeTrainingConfig) -> VaeTrainingConfig:

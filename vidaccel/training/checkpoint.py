@@ -6,7 +6,6 @@ state: a resumed training starts from the averaged weights with fresh statistics
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.video import whole_file
 
 STATE_FILE = "state.json"
 _SHARD_BYTES = 14_000_000
@@ -71,9 +71,8 @@ def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Te
         names.append(f"weights-{state.step:06d}-{index}.safetensors")
         save_file(shard, folder / names[-1])
     text = json.dumps({**asdict(state), "files": names}, indent=2)
-    unfinished = folder / (STATE_FILE + ".partial")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / STATE_FILE)
+    with whole_file(folder / STATE_FILE) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
     for path in folder.glob("weights-*.safetensors"):
         if path.name not in names:
             path.unlink()

@@ -153,9 +153,9 @@ def _camera_path(video: Tensor) -> Tensor:
         positions.append(position)
     known = torch.tensor(positions, device=video.device)
     frames = torch.arange(video.shape[0], device=video.device)
-    right = torch.searchsorted(torch.tensor(keys, device=video.device), frames).clamp(max=len(keys) - 1)
-    left = (right - 1).clamp(min=0)
     key_frames = torch.tensor(keys, device=video.device)
+    right = torch.searchsorted(key_frames, frames).clamp(max=len(keys) - 1)
+    left = (right - 1).clamp(min=0)
     span = (key_frames[right] - key_frames[left]).clamp(min=1)
     share = (frames - key_frames[left]) / span
     return known[left] * (1 - share) + known[right] * share
