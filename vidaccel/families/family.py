@@ -1,0 +1,46 @@
+"""What a row of the family table says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Input = Literal["image", "last_image", "video", "mask", "pose_video", "face_video"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One part of a tiny random pipeline: its class as `module:Name` and the arguments that make it.
+
+    A class of transformers is made from its configuration class, one of diffusers by its constructor.
+    """
+
+    kind: str
+    config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family: a pipeline class, what it takes, and a tiny random model of it.
+
+    name: as `vidaccel models` lists it and `--make-random` takes it.
+    pipeline: `module:Name` of the pipeline class.
+    components: by the name of the pipeline's parameter.
+    settings: arguments of the pipeline that are no components, such as `boundary_ratio`.
+    inputs: what a call takes besides the prompt.
+    defaults: arguments of a small call: `num_frames`, `height`, `width`, ...
+    untested: checks of the test matrix that do not apply, with the reason.
+    refusal: why EasyCache does not work here, or None.
+    """
+
+    name: str
+    description: str
+    pipeline: str
+    components: Mapping[str, Component]
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    inputs: tuple[Input, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    untested: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    refusal: str | None = None
