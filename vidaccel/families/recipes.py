@@ -58,3 +58,26 @@ def wan_vae(z_dim: int = 16, **changes: Any) -> Component:
         "latents_std": [1.0] * z_dim,
     }
     return Component(kind="diffusers:AutoencoderKLWan", config=config | changes)
+
+
+def gemma3_encoder() -> Component:
+    """The text side of Gemma 3, hidden size 16, two layers; its vocabulary fits `GEMMA_TOKENIZER`."""
+    text = {
+        "vocab_size": 512,
+        "hidden_size": TEXT_DIM,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    config = {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4, "image_token_index": 511}
+    return Component(kind="transformers:Gemma3ForConditionalGeneration", config=config)

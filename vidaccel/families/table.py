@@ -3,9 +3,10 @@
 from vidaccel.errors import UserError
 from vidaccel.families.family import Family
 from vidaccel.families.rows_hunyuan import HUNYUAN_FAMILIES
+from vidaccel.families.rows_ltx import LTX_FAMILIES
 from vidaccel.families.rows_wan import WAN_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*WAN_FAMILIES, *HUNYUAN_FAMILIES)
+FAMILIES: tuple[Family, ...] = (*WAN_FAMILIES, *HUNYUAN_FAMILIES, *LTX_FAMILIES)
 
 
 def family_named(name: str) -> Family:
