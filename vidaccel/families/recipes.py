@@ -13,6 +13,7 @@ _TOKENIZERS = "vidaccel.families.tokenizers"
 T5_TOKENIZER = Component(kind=f"{_TOKENIZERS}:t5_tokenizer")
 CLIP_TOKENIZER = Component(kind=f"{_TOKENIZERS}:clip_tokenizer")
 GEMMA_TOKENIZER = Component(kind=f"{_TOKENIZERS}:gemma_tokenizer")
+QWEN2_TOKENIZER = Component(kind=f"{_TOKENIZERS}:qwen2_tokenizer", config={"marks": ("<|vision_start|>",)})
 BYT5_TOKENIZER = Component(kind=f"{_TOKENIZERS}:byt5_tokenizer")
 
 
@@ -81,3 +82,21 @@ def gemma3_encoder() -> Component:
     }
     config = {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4, "image_token_index": 511}
     return Component(kind="transformers:Gemma3ForConditionalGeneration", config=config)
+
+
+def qwen25_vl_encoder() -> Component:
+    """The text side of Qwen2.5-VL, hidden size 16, two layers; its vocabulary fits `QWEN2_TOKENIZER`."""
+    text = {
+        "vocab_size": 512,
+        "hidden_size": TEXT_DIM,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000000.0},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT_DIM}
+    return Component(
+        kind="transformers:Qwen2_5_VLForConditionalGeneration",
+        config={"text_config": text, "vision_config": vision},
+    )
