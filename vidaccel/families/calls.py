@@ -28,12 +28,12 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     taken = inspect.signature(named_class(family.pipeline).__call__).parameters
     numbers = np.random.default_rng(seed)
     settings = dict(family.defaults) | changes
-    arguments = {
+    arguments: dict[str, Any] = {
         "prompt": PROMPT,
         "output_type": "pt",
         "generator": torch.Generator().manual_seed(seed),
         **{name: _media(name, settings, numbers) for name in family.inputs},
-        **family.defaults,
+        **dict(family.defaults),
     }
     return {name: value for name, value in arguments.items() if name in taken} | changes
 

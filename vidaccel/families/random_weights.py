@@ -15,7 +15,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -99,7 +99,7 @@ def _make(component: Component, *, seed: int) -> Any:
         name: _make(value, seed=_seed_of(name, seed)) if isinstance(value, Component) else copy.deepcopy(value)
         for name, value in component.config.items()
     }
-    kind = named_class(component.kind)
+    kind: Any = named_class(component.kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         part = _call(kind, arguments)
@@ -113,7 +113,7 @@ def _call(kind: Any, arguments: Mapping[str, Any]) -> Any:
     from transformers import PreTrainedModel
 
     if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
-        return kind(kind.config_class(**arguments))
+        return kind(cast(Any, kind).config_class(**arguments))
     return kind(**arguments)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from vidaccel.families.family import Component, Family
 from vidaccel.families.recipes import (
-    QWEN2_TOKENIZER,
     T5_TOKENIZER,
     TEXT_DIM,
     flow_euler,
-    qwen25_vl_encoder,
+    qwen2_tokenizer,
+    qwen2_vl,
     t5_encoder,
     wan_vae,
 )
@@ -23,7 +23,8 @@ _CALL = {
     "width": 32,
     "num_inference_steps": 12,
     "guidance_scale": 7.0,
-    "max_sequence_length": 512,
+    "max_sequence_length": 128,
+    "negative_prompt": "blurred",  # the pipelines' own has hundreds of words
 }
 _UNCHECKED = Component(kind="vidaccel.families.parts:NoSafetyChecker")
 
@@ -68,18 +69,18 @@ _COSMOS1 = _T5 | {
     ),
 }
 _COSMOS25 = {
-    "tokenizer": QWEN2_TOKENIZER,
-    "text_encoder": qwen25_vl_encoder(),
+    "tokenizer": qwen2_tokenizer(),
+    "text_encoder": qwen2_vl(),
     "safety_checker": _UNCHECKED,
     "scheduler": Component(
         kind="diffusers:UniPCMultistepScheduler",
         config={"prediction_type": "flow_prediction", "use_flow_sigmas": True, "use_karras_sigmas": True},
     ),
     "vae": wan_vae(),
-    "transformer": _transformer(17, 16, text_embed_dim=2 * TEXT_DIM),  # both layers of the text encoder
+    "transformer": _transformer(17, 16, text_embed_dim=3 * TEXT_DIM),  # all layers of the text encoder
 }
 _COSMOS3 = {
-    "text_tokenizer": QWEN2_TOKENIZER,
+    "text_tokenizer": qwen2_tokenizer(marks=("<|vision_start|>",)),
     "scheduler": Component(kind="diffusers:UniPCMultistepScheduler"),
     "vae": wan_vae(),
     "transformer": Component(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vidaccel.families.family import Component, Family
-from vidaccel.families.recipes import GEMMA_TOKENIZER, T5_TOKENIZER, TEXT_DIM, flow_euler, gemma3_encoder, t5_encoder
+from vidaccel.families.recipes import GEMMA_TOKENIZER, T5_TOKENIZER, TEXT_DIM, flow_euler, gemma, t5_encoder
 
 _CALL = {
     "num_frames": 9,
@@ -58,9 +58,26 @@ def _connector(stream: str) -> dict[str, Any]:
     }
 
 
+# Gemma 3 as it is published, with an image half, which the pipelines do not use.
+_GEMMA3 = Component(
+    kind="transformers:Gemma3ForConditionalGeneration",
+    config={
+        "text_config": gemma().config,
+        "vision_config": {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+        "mm_tokens_per_image": 4,
+        "image_token_index": 511,
+    },
+)
 _LTX2 = {
     "tokenizer": GEMMA_TOKENIZER,
-    "text_encoder": gemma3_encoder(),
+    "text_encoder": _GEMMA3,
     "scheduler": flow_euler(),
     "connectors": Component(
         kind="diffusers.pipelines.ltx2:LTX2TextConnectors",

@@ -8,7 +8,6 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 _LETTERS = tuple(letter for letter in string.printable if not letter.isspace())
@@ -44,7 +43,7 @@ def llama_tokenizer(*, template: str | None = None) -> Any:
     """
     from transformers import LlamaTokenizer
 
-    pieces = () if template is None else _template_pieces(_named(template))
+    start = [] if template is None else [_template_start(_named(template))]
     marks = ("<|begin_of_text|>", "<|end_of_text|>", "<pad>", "<unk>", _WORD_START)
     return LlamaTokenizer(
         vocab=_numbered((*marks, *_byte_tokens())),
@@ -55,7 +54,7 @@ def llama_tokenizer(*, template: str | None = None) -> Any:
         pad_token="<pad>",
         add_bos_token=True,
         padding_side="right",
-        additional_special_tokens=[*_LLAMA_MARKS, *pieces],
+        additional_special_tokens=[*_LLAMA_MARKS, *start],
     )
 
 
@@ -92,17 +91,16 @@ def byt5_tokenizer() -> Any:
     return ByT5Tokenizer(extra_ids=0)
 
 
-def _template_pieces(template: dict[str, Any]) -> list[str]:
-    """Tokens for the text before `{}`: with the marks in it and the first token they are `crop_start` in number."""
+def _template_start(template: dict[str, Any]) -> str:
+    """The piece of the text before `{}` that has to be one token so that all of that text is `crop_start` tokens.
+
+    The marks are tokens already, and what follows the piece is a token a letter.
+    """
     head = template["template"].partition("{}")[0]
     parts = [part for part in re.split("|".join(f"({re.escape(mark)})" for mark in _LLAMA_MARKS), head) if part]
-    texts = [part for part in parts if part not in _LLAMA_MARKS]
-    wanted = template["crop_start"] - 1 - (len(parts) - len(texts))
-    longest = max(texts, key=len)
-    pieces = [text for text in texts if text is not longest]
-    count = wanted - len(pieces)
-    cuts = [len(longest) * index // count for index in range(count + 1)]
-    return list(dict.fromkeys([*pieces, *(longest[start:end] for start, end in pairwise(cuts))]))
+    longest = max((part for part in parts if part not in _LLAMA_MARKS), key=len)
+    others = 1 + sum(1 if part in _LLAMA_MARKS else len(part) for part in parts if part is not longest)
+    return longest[: len(longest) - (template["crop_start"] - others - 1)]
 
 
 def _named(path: str) -> Any:
