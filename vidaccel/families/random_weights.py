@@ -24,6 +24,8 @@ from vidaccel.families.family import Component, Family
 from vidaccel.families.table import family_named
 from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
 
+_FOLDER_STEPS = 20  # EasyCache computes the first 10 and the last unless told otherwise; some are left to reuse
+
 
 def build_random(family: Family | str, *, seed: int = 0) -> Any:
     """A tiny random pipeline of `family`, on the CPU in float32, ready to be called with a prompt string.
@@ -87,6 +89,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 def _settings_text(family: Family) -> str:
     known = {setting.name for setting in fields(GenerationDefaults)}
     defaults = {name: value for name, value in family.defaults.items() if name in known}
+    defaults["num_inference_steps"] = _FOLDER_STEPS
     return json.dumps({"defaults": defaults, "weights": "random"}, indent=2) + "\n"
 
 
