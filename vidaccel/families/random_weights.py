@@ -36,6 +36,10 @@ def build_random(family: Family | str, *, seed: int = 0) -> Any:
     family = family_named(family) if isinstance(family, str) else family
     parts = {name: _make(part, seed=_seed_of(name, seed)) for name, part in family.components.items()}
     pipe = named_class(family.pipeline)(**parts, **copy.deepcopy(dict(family.settings)))
+    for name, value in family.attributes.items():
+        if not hasattr(pipe, name):
+            raise AttributeError(f"{family.pipeline_name} has no attribute {name!r} to set.")
+        setattr(pipe, name, value)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
