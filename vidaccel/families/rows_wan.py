@@ -121,7 +121,7 @@ _WAN: tuple[Family, ...] = (
         defaults=_CALL,
     ),
     Family(
-        name="wan2.2-5b-t2v",
+        name="wan2.2-ti2v-5b-t2v",
         description="Wan2.2 5B text to video, one timestep a token",
         pipeline="diffusers:WanPipeline",
         components=_SHARED | _5B,
@@ -129,7 +129,7 @@ _WAN: tuple[Family, ...] = (
         defaults=_5B_CALL,
     ),
     Family(
-        name="wan2.2-5b-i2v",
+        name="wan2.2-ti2v-5b-i2v",
         description="Wan2.2 5B image to video, one timestep a token, the first frame kept",
         pipeline="diffusers:WanImageToVideoPipeline",
         components=_SHARED | _5B,
