@@ -24,6 +24,8 @@ from vidaccel.families.family import Component, Family
 from vidaccel.families.table import family_named
 from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
 
+_FOLDER_STEPS = 20  # EasyCache computes the first 10 and the last unless told otherwise; some are left to reuse
+
 
 def build_random(family: Family | str, *, seed: int = 0) -> Any:
     """A tiny random pipeline of `family`, on the CPU in float32, ready to be called with a prompt string.
@@ -34,6 +36,10 @@ def build_random(family: Family | str, *, seed: int = 0) -> Any:
     family = family_named(family) if isinstance(family, str) else family
     parts = {name: _make(part, seed=_seed_of(name, seed)) for name, part in family.components.items()}
     pipe = named_class(family.pipeline)(**parts, **copy.deepcopy(dict(family.settings)))
+    for name, value in family.attributes.items():
+        if not hasattr(pipe, name):
+            raise AttributeError(f"{family.pipeline_name} has no attribute {name!r} to set.")
+        setattr(pipe, name, value)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -87,6 +93,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 def _settings_text(family: Family) -> str:
     known = {setting.name for setting in fields(GenerationDefaults)}
     defaults = {name: value for name, value in family.defaults.items() if name in known}
+    defaults["num_inference_steps"] = _FOLDER_STEPS
     return json.dumps({"defaults": defaults, "weights": "random"}, indent=2) + "\n"
 
 
