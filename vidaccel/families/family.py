@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from vidaccel.families.checks import CHECKS
+
 Input = Literal["image", "last_image", "video", "control_video", "mask", "pose_video", "face_video"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -33,7 +35,7 @@ class Family:
     settings: arguments of the pipeline that are no components, such as `boundary_ratio`.
     inputs: what a call takes besides the prompt.
     defaults: arguments of a small call: `num_frames`, `height`, `width`, `num_inference_steps`, ...
-    untested: checks of the test matrix that do not apply, with the reason.
+    untested: names of `vidaccel.families.checks.CHECKS` that do not apply or cannot be tested, with the reason.
     refusal: why EasyCache does not work here, or None.
     """
 
@@ -51,3 +53,8 @@ class Family:
     def pipeline_name(self) -> str:
         """The pipeline's class name without its module."""
         return self.pipeline.rpartition(":")[2]
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The names of the checks that hold for this family; none where EasyCache is refused."""
+        return () if self.refusal else tuple(name for name in CHECKS if name not in self.untested)
