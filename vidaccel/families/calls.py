@@ -21,8 +21,9 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     """Arguments of one call of `family`'s pipeline, the same for the same seed; `changes` replace or add some.
 
     Images are PIL images of the row's size, videos lists of them, `num_frames` long; frames come back as a tensor
-    (`output_type="pt"`), of a pipeline of blocks as the result itself (`output="videos"`). Settings of the row that the pipeline does not take, such as the `num_frames` of one that
-    takes a video, are left out. Raises `UserError` for a name that is no family.
+    (`output_type="pt"`), of a pipeline of blocks as the result itself (`output="videos"`). Settings of the row that
+    the pipeline does not take, such as the `num_frames` of one that takes a video, are left out.
+    Raises `UserError` for a name that is no family.
     """
     family = family_named(family) if isinstance(family, str) else family
     taken = _taken(named_class(family.pipeline))

@@ -14,7 +14,13 @@ _COMMAND = "pipelines of blocks are put together in Python; there is no folder t
 _FORMS = {family.name: family for family in (*WAN_FAMILIES, *HUNYUAN_FAMILIES, *LTX_FAMILIES, *WAN_BASED_FAMILIES)}
 _GUIDER = Component(kind="diffusers:ClassifierFreeGuidance", config={"guidance_scale": 5.0})
 _LTX2_GUIDER = Component(
-    kind="diffusers.guiders:LTX2Guidance", config={"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
+    kind="diffusers:LTX2Guidance",
+    config={
+        "guidance_scale": 3.0,
+        "stg_scale": 1.0,
+        "modality_scale": 3.0,
+        "spatio_temporal_guidance_blocks": [1],
+    },
 )
 
 
