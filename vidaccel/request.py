@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.families.family import Input
 from vidaccel.registry import GenerationDefaults
 
+Input = Literal["image", "last_image", "video", "mask", "pose_video", "face_video"]
 INPUTS: tuple[Input, ...] = get_args(Input)
 _MOST_STEPS = 100_000  # schedulers keep tables of all steps: far above any use, and far below a full memory
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.families.family import Input
+from vidaccel.request import Input
 from vidaccel.video import IMAGE_SUFFIXES, load_frames, read_image
 
 

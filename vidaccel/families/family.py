@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vidaccel.families.checks import CHECKS
 
-Input = Literal["image", "last_image", "video", "mask", "pose_video", "face_video"]
+Input = Literal["image", "last_image", "video", "control_video", "mask", "pose_video", "face_video"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

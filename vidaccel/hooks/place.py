@@ -117,6 +117,8 @@ class PlaceTracker:
                 return self._open("generation", 0, name)
             return self._open("step", self.step_index + 1, name)
         if self.scheduler_is_live and self._scheduler_index is None and self._has_moved(name):
+            if self.num_steps is not None and self.step_index + 1 >= self.num_steps:
+                return self._open("generation", 0, name)  # another window with the same schedule (SkyReels-V2)
             return self._open("step", self.step_index + 1, name)
         if name is not None and name not in self._branches:
             return self._open("branch", self.step_index, name)
