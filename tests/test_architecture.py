@@ -32,6 +32,7 @@ LAYERS = {
     "vidaccel.footprint": 2,
     "vidaccel.loading": 2,
     "vidaccel.registry": 2,
+    "vidaccel.swap_in": 2,
     "vidaccel.rollout": 2,
     "vidaccel.bench": 3,
     "vidaccel.convert": 3,
