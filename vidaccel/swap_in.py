@@ -54,14 +54,9 @@ class EasyCacheSwapIn:
         run.
         """
         if "dtype" in changes or "torch_dtype" in changes:
-            return super().from_pipe(pipeline, **changes)  # type: ignore[misc]
-        parameters = {name: value for name, value in inspect.signature(cls).parameters.items() if name != "self"}
-        if unknown := [name for name in changes if name not in parameters]:
-            raise ValueError(f"{cls.__name__} takes {', '.join(parameters)} and dtype; got {', '.join(unknown)}.")
-        known = {**pipeline.config, **pipeline.components, **changes}
-        parts = {name: known[name] for name in parameters if name in known}
-        _check_parts(cls, parameters, parts)
-        made = cls(**parts)
+            made = super().from_pipe(pipeline, **changes)  # type: ignore[misc]
+        else:
+            made = cls(**_parts_for(cls, pipeline, changes))
         _keep_handling(pipeline, made)
         return made
 
@@ -105,7 +100,7 @@ def easycache_call(base: type[DiffusionPipeline], output: type[Any]) -> Callable
         for name, annotation in _ARGUMENTS.items()
     ]
     call.__signature__ = inspect.Signature(parameters, return_annotation=output | tuple)  # type: ignore[attr-defined]
-    call.__doc__ = _DOCUMENTATION.format(base=base.__name__, documentation=inspect.cleandoc(base.__call__.__doc__ or ""))
+    call.__doc__ = _DOCUMENTATION.format(base=base.__name__, documentation=base.__call__.__doc__)
     return call
 
 
@@ -126,8 +121,14 @@ def _settings(
     return easycache
 
 
-def _check_parts(cls: type, parameters: Mapping[str, inspect.Parameter], parts: Mapping[str, Any]) -> None:
-    """Refuse what cannot run. Of diffusers models only transformers are checked: other VAEs may be stood in."""
+def _parts_for(cls: type, pipeline: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `cls`: those of `pipeline`, changed. Of diffusers models only transformers are checked, as
+    other VAEs may stand in."""
+    parameters = inspect.signature(cls).parameters
+    if unknown := [name for name in changes if name not in parameters]:
+        raise ValueError(f"{cls.__name__} takes {', '.join(parameters)} and dtype; got {', '.join(unknown)}.")
+    known = {**pipeline.config, **pipeline.components, **changes}
+    parts = {name: known[name] for name in parameters if name in known}
     empty = inspect.Parameter.empty
     if missing := [name for name, value in parameters.items() if value.default is empty and name not in parts]:
         raise ValueError(f"{cls.__name__} also needs {', '.join(missing)}; pass them by name to from_pipe.")
@@ -139,10 +140,13 @@ def _check_parts(cls: type, parameters: Mapping[str, inspect.Parameter], parts: 
                 f"{cls.__name__} needs a {kinds[name][0].__name__} as its `{name}` and the pipeline has a "
                 f"{type(model).__name__}; pass {name}= to from_pipe, or use the swap-in of that model."
             )
+    return parts
 
 
 def _keep_handling(pipeline: Any, made: Any) -> None:
     """Let `made` offload and show its progress as `pipeline` does; diffusers keeps this on the pipeline."""
+    if pipeline.name_or_path is not None:
+        made.register_to_config(_name_or_path=pipeline.name_or_path)
     made.hf_device_map = pipeline.hf_device_map
     made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     if getattr(pipeline, "_all_hooks", None):
