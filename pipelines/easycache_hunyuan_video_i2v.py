@@ -9,8 +9,8 @@ print(output.report.num_reused, "of", output.report.num_steps, "steps reused")
 from __future__ import annotations
 
 from diffusers import HunyuanVideoImageToVideoPipeline
-
 from vidaccel.pipelines.easycache_hunyuan_video import EasyCacheHunyuanVideoPipelineOutput
+
 from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
 
 

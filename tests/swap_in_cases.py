@@ -29,7 +29,7 @@ class Case:
     arguments_of: Callable[..., dict[str, Any]] = call_arguments
 
     def arguments(self, pipe: Any, **changes: Any) -> dict[str, Any]:
-        return self.arguments_of(pipe, **({"num_inference_steps": 12} | changes))
+        return self.arguments_of(pipe, **({"num_inference_steps": 9} | changes))
 
     def swapped_in(self) -> Any:
         return self.kind.from_pipe(self.make())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -264,11 +263,9 @@ def test_from_pipe_keeps_the_boundary_between_experts_and_takes_another() -> Non
 
 def test_from_pipe_says_what_does_not_fit() -> None:
     plain = tiny_wan_t2v()
-    with pytest.raises(
-        ValueError, match=r"needs a WanVACETransformer3DModel as its `transformer`.*has a WanTransformer"
-    ):
+    with pytest.raises(ValueError, match=r"needs a WanVACETransformer3DModel as its `transformer`.*has a Wan"):
         EasyCacheWanVACEPipeline.from_pipe(plain)
-    with pytest.raises(ValueError, match="takes .*transformer_2.*got custom_pipeline"):
+    with pytest.raises(ValueError, match=r"takes .*transformer_2.*got custom_pipeline"):
         EasyCacheWanPipeline.from_pipe(plain, custom_pipeline="somewhere")
     with pytest.raises(ValueError, match="also needs text_encoder_2, tokenizer_2"):
         CASES["hunyuan"].kind.from_pipe(plain, transformer=CASES["hunyuan"].make().transformer)

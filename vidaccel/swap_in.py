@@ -1,4 +1,4 @@
-"""What the swap-in pipelines of `pipelines/` share: a diffusers pipeline whose call uses EasyCache and leaves none behind.
+"""What the swap-in pipelines share: a diffusers call with EasyCache in it, and nothing of it before or after.
 
     class EasyCacheWanPipeline(EasyCacheSwapIn, WanPipeline):
         __call__ = easycache_call(WanPipeline, EasyCacheWanPipelineOutput)
@@ -66,7 +66,7 @@ class EasyCacheSwapIn:
         return json.dumps(content | {"_class_name": _base_of(type(self)).__name__}, indent=2, sort_keys=True) + "\n"
 
 
-def easycache_call(base: type[DiffusionPipeline], output: type[Any]) -> Callable[..., Any]:
+def easycache_call(base: type[Any], output: type[Any]) -> Callable[..., Any]:
     """The `__call__` of a swap-in pipeline: that of `base` with the arguments threshold, warmup_steps and easycache.
 
     output: a dataclass with the fields of `base`'s output and `report`.
