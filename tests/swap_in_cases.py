@@ -1,13 +1,10 @@
-"""The swap-in pipelines with what their tests need of each: a plain twin and the arguments of a short call."""
+"""The swap-in pipelines with what their tests need of each: a plain twin, random and tiny, and a short call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tiny_hunyuan import hunyuan_arguments, tiny_hunyuan_i2v, tiny_hunyuan_t2v
-from tiny_models import call_arguments, tiny_wan_i2v, tiny_wan_t2v, tiny_wan_two_experts, tiny_wan_v2v, tiny_wan_vace
 from vidaccel.pipelines.easycache_hunyuan_video import EasyCacheHunyuanVideoPipeline
 from vidaccel.pipelines.easycache_hunyuan_video_i2v import EasyCacheHunyuanVideoImageToVideoPipeline
 from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
@@ -16,38 +13,45 @@ from vidaccel.pipelines.easycache_wan_v2v import EasyCacheWanVideoToVideoPipelin
 from vidaccel.pipelines.easycache_wan_vace import EasyCacheWanVACEPipeline
 
 from vidaccel import EasyCacheConfig
+from vidaccel.families.calls import call_inputs
+from vidaccel.families.random_weights import build_random
 
 CONFIG = EasyCacheConfig(threshold=0.5, warmup_steps=3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`make` builds the plain pipeline, `kind` is its swap-in."""
+    """`kind` is the swap-in of the pipeline class that `family` names."""
 
+    family: str
     kind: type[Any]
-    make: Callable[[], Any]
-    arguments_of: Callable[..., dict[str, Any]] = call_arguments
 
-    def arguments(self, pipe: Any, **changes: Any) -> dict[str, Any]:
-        return self.arguments_of(pipe, **({"num_inference_steps": 9} | changes))
+    def make(self) -> Any:
+        """The plain pipeline."""
+        return build_random(self.family)
 
     def swapped_in(self) -> Any:
         return self.kind.from_pipe(self.make())
 
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """Arguments of one seeded call; the frames are latents as a tensor."""
+        return call_inputs(self.family, **({"num_inference_steps": 9, "output_type": "latent"} | changes))
 
-CASES = {
-    "wan": Case(kind=EasyCacheWanPipeline, make=tiny_wan_t2v),
-    "wan two experts": Case(kind=EasyCacheWanPipeline, make=tiny_wan_two_experts),
-    "wan i2v": Case(kind=EasyCacheWanImageToVideoPipeline, make=tiny_wan_i2v),
-    "wan v2v": Case(kind=EasyCacheWanVideoToVideoPipeline, make=tiny_wan_v2v),
-    "wan vace": Case(kind=EasyCacheWanVACEPipeline, make=tiny_wan_vace),
-    "hunyuan": Case(kind=EasyCacheHunyuanVideoPipeline, make=tiny_hunyuan_t2v, arguments_of=hunyuan_arguments),
-    "hunyuan i2v": Case(
-        kind=EasyCacheHunyuanVideoImageToVideoPipeline, make=tiny_hunyuan_i2v, arguments_of=hunyuan_arguments
-    ),
+
+KINDS = {
+    "wan2.1-t2v": EasyCacheWanPipeline,
+    "wan2.2-t2v": EasyCacheWanPipeline,
+    "wan2.1-i2v": EasyCacheWanImageToVideoPipeline,
+    "wan2.1-v2v": EasyCacheWanVideoToVideoPipeline,
+    "wan2.1-vace": EasyCacheWanVACEPipeline,
+    "hunyuan-video-t2v": EasyCacheHunyuanVideoPipeline,
+    "hunyuan-video-i2v": EasyCacheHunyuanVideoImageToVideoPipeline,
 }
-
-
-def plain_class(case: Case) -> type[Any]:
-    """The diffusers class behind the swap-in."""
-    return type(case.make())
+OTHER_FORMS = {
+    "wan2.1-flf2v": EasyCacheWanImageToVideoPipeline,
+    "wan2.2-ti2v-5b-i2v": EasyCacheWanImageToVideoPipeline,
+    "hunyuan-video-t2v-cfg": EasyCacheHunyuanVideoPipeline,
+    "hunyuan-video-i2v-replace": EasyCacheHunyuanVideoImageToVideoPipeline,
+}
+CASES = {family: Case(family=family, kind=kind) for family, kind in KINDS.items()}
+MORE_CASES = CASES | {family: Case(family=family, kind=kind) for family, kind in OTHER_FORMS.items()}

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from swap_in_cases import CASES, CONFIG, Case
-from tiny_models import call_arguments, tiny_vae, tiny_wan_t2v, tiny_wan_two_experts
+from swap_in_cases import CASES, CONFIG, MORE_CASES, Case
 from torch import Tensor
 from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
 from vidaccel.pipelines.easycache_wan_i2v import EasyCacheWanImageToVideoPipeline
 from vidaccel.pipelines.easycache_wan_vace import EasyCacheWanVACEPipeline
 
-from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
+from vidaccel import apply_easycache, easycache_report, remove_easycache
 
+WAN, TWO_EXPERTS, HUNYUAN = CASES["wan2.1-t2v"], CASES["wan2.2-t2v"], CASES["hunyuan-video-t2v"]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+MEDIA_AND_TEXT = ("prompt", "negative_prompt", "image", "video")
 
 
 class InterruptionError(Exception):
     pass
 
 
-def applied_by_hand(case: Case, config: EasyCacheConfig = CONFIG, **changes: Any) -> tuple[Tensor, Any]:
-    """Frames and report of the plain pipeline with EasyCache applied to it."""
+@cache
+def applied_by_hand(case: Case, **changes: Any) -> tuple[Tensor, Any]:
+    """Frames and report of the plain pipeline with EasyCache applied to it; not to be changed."""
     pipe = case.make()
-    apply_easycache(pipe, config)
-    frames = pipe(**case.arguments(pipe, **changes)).frames
+    apply_easycache(pipe, CONFIG)
+    frames = pipe(**case.arguments(**changes)).frames
     return frames, easycache_report(pipe)
 
 
@@ -44,14 +49,14 @@ def traces(pipe: Any) -> list[Any]:
     return found
 
 
-@each_case
+@pytest.mark.parametrize("case", MORE_CASES.values(), ids=MORE_CASES.keys())
 def test_it_equals_the_plain_pipeline_with_easycache_applied(case: Case) -> None:
     expected, report = applied_by_hand(case)
     pipe = case.swapped_in()
-    output = pipe(**case.arguments(pipe), threshold=0.5, warmup_steps=3)
+    output = pipe(**case.arguments(), threshold=0.5, warmup_steps=3)
     assert torch.equal(output.frames, expected)
     assert output.report.num_reused == report.num_reused > 0
-    frames, again = pipe(**case.arguments(pipe), easycache=CONFIG, return_dict=False)
+    frames, again = pipe(**case.arguments(), easycache=CONFIG, return_dict=False)
     assert torch.equal(frames, expected)
     assert [step.computed for step in again.decisions] == [step.computed for step in report.decisions]
     assert not traces(pipe)
@@ -60,11 +65,11 @@ def test_it_equals_the_plain_pipeline_with_easycache_applied(case: Case) -> None
 @each_case
 def test_threshold_zero_equals_the_plain_pipeline_which_may_be_called_in_between(case: Case) -> None:
     plain = case.make()
-    expected = plain(**case.arguments(plain)).frames
+    expected = plain(**case.arguments()).frames
     pipe = case.kind.from_pipe(plain)
-    assert not torch.equal(pipe(**case.arguments(pipe), easycache=CONFIG).frames, expected)
-    assert torch.equal(plain(**case.arguments(plain)).frames, expected)
-    output = pipe(**case.arguments(pipe), threshold=0)
+    assert not torch.equal(pipe(**case.arguments(), easycache=CONFIG).frames, expected)
+    assert torch.equal(plain(**case.arguments()).frames, expected)
+    output = pipe(**case.arguments(), threshold=0)
     assert torch.equal(output.frames, expected)
     assert output.report.num_computed == output.report.num_steps
 
@@ -72,9 +77,9 @@ def test_threshold_zero_equals_the_plain_pipeline_which_may_be_called_in_between
 @each_case
 def test_the_result_is_the_output_type_of_diffusers_with_the_report_at_its_end(case: Case) -> None:
     plain = case.make()
-    kind = type(plain(**case.arguments(plain, num_inference_steps=2)))
+    kind = type(plain(**case.arguments(num_inference_steps=2)))
     pipe = case.kind.from_pipe(plain)
-    output = pipe(**case.arguments(pipe), easycache=CONFIG)
+    output = pipe(**case.arguments(), easycache=CONFIG)
     assert isinstance(output, kind)
     assert output[0] is output.frames
     assert output[-1] is output.report
@@ -103,9 +108,9 @@ def test_callbacks_take_part_as_they_do_in_diffusers(case: Case) -> None:
     expected, report = applied_by_hand(case, callback_on_step_end=halve)
     seen.clear()
     pipe = case.swapped_in()
-    output = pipe(**case.arguments(pipe, callback_on_step_end=halve), easycache=CONFIG)
+    output = pipe(**case.arguments(callback_on_step_end=halve), easycache=CONFIG)
     assert torch.equal(output.frames, expected)
-    assert not torch.equal(output.frames, pipe(**case.arguments(pipe), easycache=CONFIG).frames)
+    assert not torch.equal(output.frames, pipe(**case.arguments(), easycache=CONFIG).frames)
     assert seen == [(case.kind, step) for step in range(report.num_steps)]
 
 
@@ -116,52 +121,56 @@ def test_an_interrupted_call_ends_early_and_the_next_one_is_whole(case: Case) ->
         return {}
 
     pipe = case.swapped_in()
-    output = pipe(**case.arguments(pipe, callback_on_step_end=stop), easycache=CONFIG)
+    output = pipe(**case.arguments(callback_on_step_end=stop), easycache=CONFIG)
     assert output.report.num_steps == 6
-    assert torch.equal(pipe(**case.arguments(pipe), easycache=CONFIG).frames, applied_by_hand(case)[0])
+    assert torch.equal(pipe(**case.arguments(), easycache=CONFIG).frames, applied_by_hand(case)[0])
 
 
 @each_case
 def test_a_list_of_generators_gives_each_video_its_noise(case: Case) -> None:
     if case.kind is EasyCacheWanVACEPipeline:
         pytest.skip("diffusers' VACE pipeline makes one video at a time")
-    generators = lambda: [torch.Generator().manual_seed(seed) for seed in (3, 4)]  # noqa: E731
-    expected, report = applied_by_hand(case, batch=2, generator=generators())
-    pipe = case.swapped_in()
-    output = pipe(**case.arguments(pipe, batch=2, generator=generators()), easycache=CONFIG)
+    two: dict[str, Any] = {name: [value] * 2 for name, value in case.arguments().items() if name in MEDIA_AND_TEXT}
+    if case.kind is EasyCacheWanImageToVideoPipeline:
+        two["image"] = case.arguments()["image"]  # diffusers' pipeline takes one for all
+    plain, pipe = case.make(), case.swapped_in()
+    run = apply_easycache(plain, CONFIG)
+    generators = [[torch.Generator().manual_seed(seed) for seed in (3, 4)] for _ in range(2)]
+    expected = plain(**case.arguments(**two, generator=generators[0])).frames
+    output = pipe(**case.arguments(**two, generator=generators[1]), easycache=CONFIG)
     assert torch.equal(output.frames, expected)
     assert len(output.frames) == 2
-    assert output.report.num_reused == report.num_reused > 0
+    assert not torch.equal(*output.frames)
+    assert run.report is not None
+    assert output.report.num_reused == run.report.num_reused > 0
 
 
 def fail(*_: Any) -> dict[str, Any]:
     raise InterruptionError
 
 
-@each_case
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"height": 33}, ValueError),
-        ({"threshold": -1}, ValueError),
-        ({"easycache": 0.05}, ValueError),
-        ({"easycache": CONFIG, "threshold": 0.1}, ValueError),
-        ({"unknown": 1}, TypeError),
-        ({"callback_on_step_end": fail}, InterruptionError),
-    ],
-    ids=["size", "threshold", "settings", "twice", "argument", "callback"],
+MISTAKES: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
+    ({"height": 33}, ValueError, "height"),
+    ({"threshold": -1}, ValueError, "threshold"),
+    ({"easycache": 0.05}, ValueError, "EasyCacheConfig, got 0.05"),
+    ({"easycache": CONFIG, "threshold": 0.1}, ValueError, "put threshold into it"),
+    ({"unknown": 1}, TypeError, "unknown"),
+    ({"callback_on_step_end": fail}, InterruptionError, "^$"),
 )
-def test_nothing_is_left_after_an_error(case: Case, changes: dict[str, Any], error: type[Exception]) -> None:
+
+
+@each_case
+def test_nothing_is_left_after_an_error(case: Case) -> None:
     pipe = case.swapped_in()
-    with pytest.raises(error, match=next(iter(changes)) if error is not InterruptionError else None):
-        pipe(**case.arguments(pipe) | changes)
-    assert not traces(pipe)
-    expected = case.make()
-    assert torch.equal(pipe(**case.arguments(pipe), threshold=0).frames, expected(**case.arguments(expected)).frames)
+    for changes, error, message in MISTAKES:
+        with pytest.raises(error, match=message):
+            pipe(**case.arguments() | changes)
+        assert not traces(pipe)
+    assert torch.equal(pipe(**case.arguments(), easycache=CONFIG).frames, applied_by_hand(case)[0])
 
 
 def test_a_call_within_a_call_is_refused_if_both_share_the_transformer_and_disturbs_nothing() -> None:
-    case = CASES["wan"]
+    case = WAN
     expected, _ = applied_by_hand(case)
     pipe = case.swapped_in()
     other, apart = case.kind.from_pipe(pipe, scheduler=case.make().scheduler), case.swapped_in()
@@ -170,23 +179,20 @@ def test_a_call_within_a_call_is_refused_if_both_share_the_transformer_and_distu
     def call_others(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if step == 6:
             with pytest.raises(ValueError, match="already applied"):
-                other(**case.arguments(other), easycache=CONFIG)
-            results.append(apart(**case.arguments(apart), easycache=CONFIG).frames)
+                other(**case.arguments(), easycache=CONFIG)
+            results.append(apart(**case.arguments(), easycache=CONFIG).frames)
         return {}
 
-    frames = pipe(**case.arguments(pipe, callback_on_step_end=call_others), easycache=CONFIG).frames
+    frames = pipe(**case.arguments(callback_on_step_end=call_others), easycache=CONFIG).frames
     assert torch.equal(frames, expected)
     assert torch.equal(results[0], expected)
-    assert torch.equal(other(**case.arguments(other), easycache=CONFIG).frames, expected)
+    assert torch.equal(other(**case.arguments(), easycache=CONFIG).frames, expected)
 
 
 def test_pipelines_around_the_same_transformer_take_turns() -> None:
-    plain = tiny_wan_two_experts()
+    plain = TWO_EXPERTS.make()
     first, second = EasyCacheWanPipeline.from_pipe(plain), EasyCacheWanPipeline.from_pipe(plain, boundary_ratio=0.5)
-    results = [
-        [pipe(**call_arguments(pipe, num_inference_steps=12), easycache=CONFIG) for pipe in (first, second)]
-        for _ in range(2)
-    ]
+    results = [[pipe(**WAN.arguments(), easycache=CONFIG) for pipe in (first, second)] for _ in range(2)]
     for one, again in zip(*results, strict=True):
         assert torch.equal(one.frames, again.frames)
         assert one.report.num_reused == again.report.num_reused > 0
@@ -198,17 +204,17 @@ def test_pipelines_around_the_same_transformer_take_turns() -> None:
 
 
 def test_easycache_applied_by_hand_is_not_doubled_and_stays() -> None:
-    case = CASES["wan"]
+    case = WAN
     pipe = case.swapped_in()
     apply_easycache(pipe, CONFIG)
     with pytest.raises(ValueError, match="already applied"):
-        pipe(**case.arguments(pipe))
+        pipe(**case.arguments())
     remove_easycache(pipe)
-    assert pipe(**case.arguments(pipe), easycache=CONFIG).report.num_reused > 0
+    assert pipe(**case.arguments(), easycache=CONFIG).report.num_reused > 0
 
 
 def test_a_callback_may_take_easycache_off() -> None:
-    case = CASES["wan"]
+    case = WAN
     pipe = case.swapped_in()
 
     def take_off(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
@@ -218,18 +224,18 @@ def test_a_callback_may_take_easycache_off() -> None:
 
     before = pipe.transformer
     exchanged = case.make().transformer
-    pipe(**case.arguments(pipe, callback_on_step_end=take_off), easycache=CONFIG)
+    pipe(**case.arguments(callback_on_step_end=take_off), easycache=CONFIG)
     assert pipe.transformer is exchanged
     pipe.transformer = before
     assert not traces(pipe)
 
 
 def test_a_model_in_training_mode_still_gives_its_frames() -> None:
-    plain = tiny_wan_t2v()
-    expected = plain(**call_arguments(plain, num_inference_steps=12)).frames
+    plain = WAN.make()
+    expected = plain(**WAN.arguments()).frames
     pipe = EasyCacheWanPipeline.from_pipe(plain)
     pipe.transformer.train()
-    output = pipe(**call_arguments(pipe, num_inference_steps=12), easycache=CONFIG)
+    output = pipe(**WAN.arguments(), easycache=CONFIG)
     assert torch.equal(output.frames, expected)
     assert output.report is None
 
@@ -253,7 +259,7 @@ def test_from_pipe_shares_the_components_and_keeps_formats_and_settings(case: Ca
 
 
 def test_from_pipe_keeps_the_boundary_between_experts_and_takes_another() -> None:
-    plain = tiny_wan_two_experts(boundary_ratio=0.8)
+    plain = EasyCacheWanPipeline.from_pipe(TWO_EXPERTS.make(), boundary_ratio=0.8)
     assert EasyCacheWanPipeline.from_pipe(plain).config.boundary_ratio == 0.8
     assert EasyCacheWanPipeline.from_pipe(plain, boundary_ratio=0.5).config.boundary_ratio == 0.5
     image_to_video = EasyCacheWanImageToVideoPipeline.from_pipe(plain)
@@ -262,14 +268,14 @@ def test_from_pipe_keeps_the_boundary_between_experts_and_takes_another() -> Non
 
 
 def test_from_pipe_says_what_does_not_fit() -> None:
-    plain = tiny_wan_t2v()
+    plain = WAN.make()
     with pytest.raises(ValueError, match=r"needs a WanVACETransformer3DModel as its `transformer`.*has a Wan"):
         EasyCacheWanVACEPipeline.from_pipe(plain)
     with pytest.raises(ValueError, match=r"takes .*transformer_2.*got custom_pipeline"):
         EasyCacheWanPipeline.from_pipe(plain, custom_pipeline="somewhere")
     with pytest.raises(ValueError, match="also needs text_encoder_2, tokenizer_2"):
-        CASES["hunyuan"].kind.from_pipe(plain, transformer=CASES["hunyuan"].make().transformer)
-    vae = tiny_vae(seed=5)
+        HUNYUAN.kind.from_pipe(plain, transformer=HUNYUAN.make().transformer)
+    vae = WAN.make().vae
     assert EasyCacheWanPipeline.from_pipe(plain, vae=vae).vae is vae
 
 
@@ -285,7 +291,7 @@ def test_offloading_before_or_after_changes_nothing(case: Case) -> None:
     before, after = case.kind.from_pipe(offload(case.make())), offload(case.swapped_in())
     for pipe in (before, after):
         for _ in range(2):  # diffusers takes its hooks off and puts them on again after each call
-            output = pipe(**case.arguments(pipe), easycache=CONFIG)
+            output = pipe(**case.arguments(), easycache=CONFIG)
             assert torch.equal(output.frames, expected)
             assert output.report.num_reused == report.num_reused
             assert pipe._all_hooks
@@ -294,7 +300,7 @@ def test_offloading_before_or_after_changes_nothing(case: Case) -> None:
         assert not traces(pipe)
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan"])
+@pytest.mark.parametrize("name", ["wan2.1-t2v", "hunyuan-video-t2v"])
 def test_group_offloading_changes_nothing(name: str) -> None:
     case = CASES[name]
     expected, _ = applied_by_hand(case)
@@ -302,4 +308,4 @@ def test_group_offloading_changes_nothing(name: str) -> None:
     plain.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     pipe = case.kind.from_pipe(plain)
     for _ in range(2):
-        assert torch.equal(pipe(**case.arguments(pipe), easycache=CONFIG).frames, expected)
+        assert torch.equal(pipe(**case.arguments(), easycache=CONFIG).frames, expected)
