@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,8 @@ from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
 from vidaccel.pipelines.easycache_wan_i2v import EasyCacheWanImageToVideoPipeline
 from vidaccel.pipelines.easycache_wan_vace import EasyCacheWanVACEPipeline
 
-from vidaccel import apply_easycache, easycache_report, remove_easycache
+from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
+from vidaccel.presets import preset_of
 
 WAN, TWO_EXPERTS, HUNYUAN = CASES["wan2.1-t2v"], CASES["wan2.2-t2v"], CASES["hunyuan-video-t2v"]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -95,6 +97,16 @@ def test_the_call_shows_the_parameters_of_diffusers_and_three_more(case: Case) -
     assert added == ["threshold", "warmup_steps", "easycache"]
     assert all(ours[name].default is None and ours[name].kind is ours[name].KEYWORD_ONLY for name in added)
     assert all(f"{name}:" in inspect.getdoc(case.kind.__call__) for name in added)
+
+
+@each_case
+def test_settings_that_are_not_given_are_the_published_ones(case: Case) -> None:
+    pipe = case.swapped_in()
+    preset = preset_of(pipe)
+    known = EasyCacheConfig() if preset is None else preset.config
+    for given in ({}, {"threshold": 0.3}, {"warmup_steps": 2}, {"threshold": 0.0, "warmup_steps": 0}):
+        report = pipe(**case.arguments(num_inference_steps=2), **given).report
+        assert report.config == replace(known, **given).to_dict()
 
 
 @each_case

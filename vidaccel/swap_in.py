@@ -21,11 +21,13 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.hooks.install import apply_easycache, find_transformers, remove_easycache
+from vidaccel.presets import preset_of
 
 _ARGUMENTS = {"threshold": float | None, "warmup_steps": int | None, "easycache": EasyCacheConfig | None}
 _DOCUMENTATION = """{base}'s call with EasyCache: the same arguments and result, fewer forwards of the transformer.
 
-threshold: tolerated accumulated relative change; 0 computes every step. None for the value of the model's preset.
+threshold: tolerated accumulated relative change; 0 computes every step. None for the value published for
+    the model (`vidaccel.presets`), or where there is none the default of `EasyCacheConfig`.
 warmup_steps: first steps that are always computed. None likewise.
 easycache: all settings at once, in place of the two above.
 
@@ -84,7 +86,7 @@ def easycache_call(base: type[Any], output: type[Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         with ExitStack() as stack:
-            run = apply_easycache(self, _settings(threshold, warmup_steps, easycache))
+            run = apply_easycache(self, _settings(self, threshold, warmup_steps, easycache))
             for transformer in find_transformers(self).values():
                 stack.callback(remove_easycache, transformer)
             result = base.__call__(self, *args, **kwargs)
@@ -105,13 +107,16 @@ def easycache_call(base: type[Any], output: type[Any]) -> Callable[..., Any]:
 
 
 def _settings(
-    threshold: float | None, warmup_steps: int | None, easycache: EasyCacheConfig | None
+    pipe: Any, threshold: float | None, warmup_steps: int | None, easycache: EasyCacheConfig | None
 ) -> EasyCacheConfig | None:
-    """What `apply_easycache` is given: None stands for the preset of the model."""
+    """What `apply_easycache` is given: None stands for all of the model's preset."""
     named = {"threshold": threshold, "warmup_steps": warmup_steps}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if easycache is None:
-        return replace(EasyCacheConfig(), **given) if given else None
+        if not given:
+            return None
+        preset = preset_of(pipe)
+        return replace(EasyCacheConfig() if preset is None else preset.config, **given)
     if not isinstance(easycache, EasyCacheConfig):
         raise ValueError(
             f"`easycache` must be an EasyCacheConfig, got {easycache!r}; `threshold` takes a number, 0 computes all."
