@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,8 @@ from swap_in_cases import CASES, CONFIG, Case
 from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
 
 from vidaccel import apply_easycache, easycache_report
+from vidaccel.families.calls import call_inputs
+from vidaccel.families.random_weights import build_random
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -135,3 +138,28 @@ def test_lora_comes_from_a_file_and_follows_its_scale(case: Case, tmp_path: Path
     assert shared.get_active_adapters() == ["file"]
     pipe.unload_lora_weights()
     assert torch.equal(pipe(**case.arguments(), easycache=CONFIG).frames, untouched)
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+
+
+def test_the_page_lists_every_swap_in_with_its_module_and_its_twin() -> None:
+    rows = re.findall(r"^\| `(EasyCache\w+)` \| `(\w+)` \| `(\w+)` \|$", PAGE, flags=re.MULTILINE)
+    made = {
+        (case.kind.__name__, case.kind.__module__.split(".")[-1], type(case.make()).__name__) for case in CASES.values()
+    }
+    assert set(rows) == made
+    names = re.findall(r"^\| `(\w+)` \| \w.* \|$", PAGE.split("## Arguments")[1].split("## Loading")[0], re.MULTILINE)
+    theirs = inspect.signature(EasyCacheWanPipeline.__mro__[2].__call__).parameters
+    assert names == [name for name in inspect.signature(EasyCacheWanPipeline.__call__).parameters if name not in theirs]
+
+
+def test_the_examples_of_the_page_compile_and_the_recipe_makes_a_swap_in() -> None:
+    examples = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    for example in examples:
+        compile(example, "pipelines.md", "exec")
+    recipe: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(examples[-1], "pipelines.md", "exec", dont_inherit=True), recipe)
+    pipe = recipe["EasyCacheCogVideoXPipeline"].from_pipe(build_random("cogvideox-t2v"))
+    output = pipe(**call_inputs("cogvideox-t2v"), threshold=0.5, warmup_steps=2)
+    assert output.report.num_reused > 0
