@@ -35,6 +35,7 @@ LAYERS = {
     "vidaccel.model_spec": 2,
     "vidaccel.model_table": 2,
     "vidaccel.registry": 2,
+    "vidaccel.swap_in": 2,
     "vidaccel.rollout": 2,
     "vidaccel.bench": 3,
     "vidaccel.calls": 3,
