@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vidaccel.attention_backends import NATIVE, check_attention_backend, set_attention_backend
+from vidaccel.attention_backends import NATIVE, attention_call, check_attention_backend, set_attention_backend
 from vidaccel.bench.clock import LoopClock, LoopTimes
 from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.progress import BenchProgress
@@ -227,10 +227,10 @@ def _memory_errors(config: SpeedBenchConfig, device: torch.device) -> Iterator[N
 
 
 def _pipeline(config: SpeedBenchConfig, device: torch.device) -> Any:
-    check_attention_backend(config.attention, device=device, dtype=_dtype(device))
-    pipe: Any = random_pipeline(
-        SHAPES[config.shape], device=device, dtype=_dtype(device), guidance_scale=config.guidance
-    )
+    shape = SHAPES[config.shape]
+    call = attention_call(shape.transformer.kind.partition(":")[2], shape.transformer.config)
+    check_attention_backend(config.attention, device=device, dtype=_dtype(device), call=call)
+    pipe: Any = random_pipeline(shape, device=device, dtype=_dtype(device), guidance_scale=config.guidance)
     if config.attention != NATIVE:
         set_attention_backend(pipe.transformer, config.attention)
     if config.compile:
