@@ -29,16 +29,16 @@ MaskKind = Literal["none", "keys", "pairs", "bias"]
 _LENGTH = 128
 _MOST_WRONG = 0.1  # mean error relative to the mean; 8-bit attention stays under 0.05, a mask that is ignored gives 1
 
-# What the attention of a model is given besides query, key and value, read from diffusers' transformers: nothing (the
-# rest of them), a boolean for every key (B, 1, 1, L), for every pair (B, 1, L, L), or a number added (B, N, 1, L).
+# What the attention of a model is given besides query, key and value: nothing (the rest of them, and FramePack for one
+# video at a time), a boolean for every key (B, 1, 1, L), for every pair (B, 1, L, L), or a number added (B, N, 1, L).
 _MASKS: Mapping[str, MaskKind] = MappingProxyType(
     {
         "HunyuanVideoTransformer3DModel": "keys",
-        "HunyuanVideoFramepackTransformer3DModel": "keys",
         "HunyuanVideo15Transformer3DModel": "pairs",
         "LTXVideoTransformer3DModel": "bias",
         "LTX2VideoTransformer3DModel": "bias",
         "SanaVideoTransformer3DModel": "bias",
+        "STDiT3": "keys",
     }
 )
 
@@ -53,7 +53,10 @@ class AttentionCall:
 
 def attention_call(class_name: str, config: Mapping[str, Any]) -> AttentionCall:
     """The kind of call that a transformer of that class and configuration makes."""
-    return AttentionCall(head_dim=config.get("attention_head_dim") or 64, mask=_MASKS.get(class_name, "none"))
+    head_dim = config.get("attention_head_dim")
+    if head_dim is None and "hidden_size" in config:
+        head_dim = config["hidden_size"] // config["num_heads"]
+    return AttentionCall(head_dim=head_dim or 64, mask=_MASKS.get(class_name, "none"))
 
 
 def attention_backend_names() -> tuple[str, ...]:
