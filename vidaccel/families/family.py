@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-Input = Literal["image", "last_image", "video", "mask", "pose_video", "face_video"]
+Input = Literal["image", "last_image", "video", "control_video", "mask", "pose_video", "face_video"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

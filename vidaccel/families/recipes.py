@@ -186,13 +186,15 @@ def qwen2_vl_text_config() -> dict[str, Any]:
         "num_key_value_heads": 2,
         "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [1, 1, 2]},
         "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
     }
 
 
 def qwen2_vl(**changes: Any) -> Component:
     """Qwen2.5-VL with both halves, hidden size 16; the image half takes patches of 14x14.
 
-    Its tokenizer is `QWEN2_VL_TOKENIZER`, whose marks have the numbers below.
+    A `qwen2_tokenizer` that has its marks gives them the numbers below.
     """
     vision = {
         "depth": 2,

@@ -2,10 +2,23 @@
 
 from vidaccel.errors import UserError
 from vidaccel.families.family import Family
+from vidaccel.families.rows_cogvideox import COGVIDEOX_FAMILIES
+from vidaccel.families.rows_cosmos import COSMOS_FAMILIES
 from vidaccel.families.rows_hunyuan import HUNYUAN_FAMILIES
+from vidaccel.families.rows_ltx import LTX_FAMILIES
+from vidaccel.families.rows_others import OTHER_FAMILIES
 from vidaccel.families.rows_wan import WAN_FAMILIES
+from vidaccel.families.rows_wan_based import WAN_BASED_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (*WAN_FAMILIES, *HUNYUAN_FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *WAN_FAMILIES,
+    *HUNYUAN_FAMILIES,
+    *LTX_FAMILIES,
+    *COGVIDEOX_FAMILIES,
+    *COSMOS_FAMILIES,
+    *OTHER_FAMILIES,
+    *WAN_BASED_FAMILIES,
+)
 
 
 def family_named(name: str) -> Family:
