@@ -91,16 +91,24 @@ def speed_markdown(content: Content) -> str:
             ["a reused step costs under 1 ms", "yes" if summary["reused_step_under_1_ms"] else "no"],
         ]
     if summary["extra_peak_bytes"] is not None:
-        rows.append(["peak memory with reuse - without", f"{summary['extra_peak_bytes'] / 1e6:.1f} MB"])
+        rows += [
+            ["peak memory without reuse", f"{summary['peak_bytes'] / 1e9:.2f} GB"],
+            ["peak memory with reuse - without", f"{summary['extra_peak_bytes'] / 1e6:.1f} MB"],
+        ]
+    rows += [
+        ["weights of the transformer", f"{summary['weight_bytes'] / 1e9:.2f} GB"],
+        ["reads of the device's memory in a reused step", f"{summary['reads_per_reused_step']:g}"],
+        ["all latents finite", "yes" if summary["finite"] else "no"],
+    ]
     lines = [
         f"# Speed at the shape of {protocol['shape']}, random weights",
         "",
         _captions(content),
         "",
         f"{protocol['num_frames']} frames of {protocol['width']}x{protocol['height']}, "
-        f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, threshold "
-        f"{float(protocol['easycache']['threshold']):g} with at most "
-        f"{protocol['easycache']['max_consecutive_reuses']} reuses in a row, {protocol['repeats']} repeats. "
+        f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, attention "
+        f"{protocol['attention']}, threshold {float(protocol['easycache']['threshold']):g} with at most "
+        f"{protocol['easycache']['max_consecutive_reuses']} reuses in a row, repeats: {protocol['repeats']}. "
         "Random weights: which steps are reused is the setting's doing, and nothing here is about quality.",
         "",
         *_table(["figure", "value"], rows),

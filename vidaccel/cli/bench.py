@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,6 +13,7 @@ from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
+from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.cli.console import messages, say
 from vidaccel.cli.generate import easycache_config
 from vidaccel.cli.jobs import check_writable, read_prompts
@@ -145,13 +147,19 @@ def quality(
 @app.command()
 def speed(
     output: Output = Path("results/speed"),
-    shape: Annotated[str, typer.Option(help="wan2.1-1.3b or toy; weights are random.")] = _SPEED.shape,
+    shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}; weights are random.")] = _SPEED.shape,
     num_inference_steps: Annotated[int, typer.Option(help="Denoising steps.")] = _SPEED.num_inference_steps,
-    guidance_scale: Annotated[float, typer.Option(help="Above 1: two passes a step.")] = _SPEED.guidance_scale,
-    num_frames: Annotated[int, typer.Option(help="Frames, 4k + 1.")] = _SPEED.num_frames,
-    height: Annotated[int, typer.Option(help="Pixels.")] = _SPEED.height,
-    width: Annotated[int, typer.Option(help="Pixels.")] = _SPEED.width,
+    guidance_scale: Annotated[float | None, typer.Option(help="Weight of the prompt. [default: the shape's]")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames. [default: the shape's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
     repeats: Annotated[int, typer.Option(help="Pairs of a plain run and one with reuse.")] = _SPEED.repeats,
+    rehearsal_steps: Annotated[
+        int, typer.Option(help="Computed steps before the timing, at least 2.")
+    ] = _SPEED.rehearsal_steps,
+    warmup_steps: Annotated[
+        int, typer.Option(help="EasyCache: first steps always computed.")
+    ] = _SPEED.easycache.warmup_steps,
     attention: Annotated[str, typer.Option(help="Attention backend.")] = _SPEED.attention,
     compile_blocks: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
     device: Device = "auto",
@@ -166,6 +174,8 @@ def speed(
         height=height,
         width=width,
         repeats=repeats,
+        rehearsal_steps=rehearsal_steps,
+        easycache=replace(_SPEED.easycache, warmup_steps=warmup_steps),
         device=device,
         attention=attention,
         compile=compile_blocks,
