@@ -94,6 +94,7 @@ class OpenSora2Pipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         )
         self.vae_scale_factor_temporal = self.vae.config.temporal_compression_ratio if self.vae else 4
         self.vae_scale_factor_spatial = self.vae.config.spatial_compression_ratio if self.vae else 8
+        self._strides = (self.vae_scale_factor_temporal, self.vae_scale_factor_spatial)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
         if self.vae:
             self.vae.use_framewise_encoding = self.vae.use_framewise_decoding = False
@@ -242,23 +243,14 @@ class OpenSora2Pipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         """
         if height is None or width is None:
             height, width = video_size(resolution, aspect_ratio)
-        reported = callback_on_step_end_tensor_inputs or []
+        reported = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         self.check_inputs(prompt, prompt_embeds, pooled_prompt_embeds, reported)
-        strides = (self.vae_scale_factor_temporal, self.vae_scale_factor_spatial)
-        size = latent_size((num_frames, height, width), strides)
-        given = {"image": image, "last_image": last_image, "video": video}
-        kind = find_condition(
-            condition,
-            given={name for name, value in given.items() if value is not None},
-            num_latent_frames=size[0],
-        )
-        self._guidance = Guidance(
-            scale=guidance_scale,
-            image_scale=image_guidance_scale,
-            oscillates=oscillate_text_guidance,
-            image_oscillates=oscillate_image_guidance,
-            grows=kind.holds,
-        )
+        size = latent_size((num_frames, height, width), self._strides)
+        inputs = {"image": image, "last_image": last_image, "video": video}
+        kind = find_condition(condition, inputs, num_latent_frames=size[0])
+        weights: dict[str, Any] = {"scale": guidance_scale, "image_scale": image_guidance_scale, "grows": kind.holds}
+        swings = {"oscillates": oscillate_text_guidance, "image_oscillates": oscillate_image_guidance}
+        self._guidance = Guidance(**weights, **swings)
         self._branches = self._guidance.branches(conditioned=kind.is_given)
         self._interrupt, self._current_timestep = False, None
 
@@ -266,23 +258,19 @@ class OpenSora2Pipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             prompts = [prompt] if isinstance(prompt, str) else prompt
             prompts = [finished_prompt(text, fps=fps, motion_score=motion_score) for text in prompts]
             prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts, max_sequence_length=max_sequence_length)
+        negative = (negative_prompt_embeds, negative_pooled_prompt_embeds)
         texts = self._texts(
-            (prompt_embeds, pooled_prompt_embeds),
-            (negative_prompt_embeds, negative_pooled_prompt_embeds),
-            negative_prompt,
-            num_videos_per_prompt,
+            (prompt_embeds, pooled_prompt_embeds), negative, negative_prompt, count=num_videos_per_prompt
         )
         shape = (len(texts["prompt_embeds"]), self.transformer.config.out_channels // PATCH**2, *size)
         noise = self.prepare_latents(shape, generator=generator, latents=latents)
-        mask, references = self._references(kind, (image, last_image, video), noise, generator)
+        mask, references = self._references(kind, inputs, noise, generator)
         side = side_channels(mask, references, self._branches)
         state = Denoising(latents=pack(noise), texts=texts, side=side, size=size)
         timesteps = self._set_timesteps(num_inference_steps, sigmas, state)
         self._denoise(state, timesteps, joint_attention_kwargs, callback_on_step_end, reported)
 
-        sampled = unpack(state.latents, size)
-        if kind.holds:
-            sampled = torch.where(mask > 0, references, sampled)
+        sampled = torch.where(mask * kind.holds > 0, references, unpack(state.latents, size))
         frames = sampled if output_type == "latent" else self._decode(sampled, output_type)
         self.maybe_free_model_hooks()
         return OpenSora2PipelineOutput(frames=frames) if return_dict else (frames,)
@@ -292,7 +280,8 @@ class OpenSora2Pipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         embeds: tuple[Any, Any],
         negative_embeds: tuple[Tensor | None, Tensor | None],
         negative_prompt: str | list[str],
-        num_videos_per_prompt: int,
+        *,
+        count: int,
     ) -> dict[str, Tensor]:
         """The texts of all videos by argument name; without guidance there are no negative ones."""
         found: dict[str, Any] = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
@@ -307,16 +296,16 @@ class OpenSora2Pipeline(DiffusionPipeline, FluxLoraLoaderMixin):
                 shapes = [tuple(value.shape) for value in (states, pooled, *embeds)]
                 raise ValueError(f"Negative prompts must be as many and as long as prompts; got {shapes}.")
         target = {"device": self._execution_device, "dtype": self.transformer.dtype}
-        return {key: value.to(**target).repeat_interleave(num_videos_per_prompt, dim=0) for key, value in found.items()}
+        return {key: value.to(**target).repeat_interleave(count, dim=0) for key, value in found.items()}
 
     def _references(
-        self, kind: Condition, given: tuple[Any, Any, Any], like: Tensor, generator: Any
+        self, kind: Condition, inputs: dict[str, Any], like: Tensor, generator: Any
     ) -> tuple[Tensor, Tensor]:
-        """Mask and latents of what is given (image, last image, video), shaped for the latents `like`."""
-        image, last_image, video = given
+        """Mask and latents of what is given, shaped for the latents `like`."""
+        video = inputs["video"]
         height, width = (side * self.vae_scale_factor_spatial for side in like.shape[-2:])
         encoded: dict[str, Tensor | None] = {"head": None, "tail": None}
-        for place, picture in (("head", image), ("tail", last_image)):
+        for place, picture in (("head", inputs["image"]), ("tail", inputs["last_image"])):
             if not getattr(kind, place):
                 continue
             pixels = read_image(picture) if video is None else read_video(video)

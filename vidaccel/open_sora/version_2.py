@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -152,12 +153,13 @@ CONDITIONS = MappingProxyType(
 )
 
 
-def find_condition(name: str | None, *, given: Set[str], num_latent_frames: int) -> Condition:
+def find_condition(name: str | None, inputs: Mapping[str, Any], *, num_latent_frames: int) -> Condition:
     """The condition of that name, or the one that what is given asks for; `UserError` where the two do not agree.
 
-    given: what a call has of `image` (first frame), `last_image` and `video`. Without a name both images are a loop,
+    inputs: `image` (first frame), `last_image` and `video`, or None for each. Without a name both images are a loop,
     and a video is gone on with.
     """
+    given = {key for key, value in inputs.items() if value is not None}
     if name is None:
         name = next((key for key in CONDITIONS if _takes(key) == given), None)
         if name is None:
