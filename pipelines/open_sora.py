@@ -76,7 +76,6 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     """
 
     model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
-    _optional_components: Any = ("tokenizer", "text_encoder")
     _callback_tensor_inputs: Any = ("latents", "prompt_embeds")
     tokenizer: Any
     text_encoder: Any
