@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from open_sora_fixtures import largest_difference, tensors, values
@@ -18,8 +16,6 @@ from vidaccel.open_sora.conditioning import (
     MaskStrategy,
     apply_mask_strategies,
     continuation,
-    fill_and_crop,
-    frames_of,
     kept_apart,
     parse_mask_strategies,
     usual_strategies,
@@ -230,37 +226,3 @@ def test_frames_join_with_noise_once_at_their_edit_ratio() -> None:
     assert len(drawn) == 1
     active = torch.tensor([[False, True, True]])
     assert kept_apart(latents + 1, latents, active).flatten().tolist() == [8, 9, 9]
-
-
-# Images and videos given.
-
-
-def test_every_kind_of_image_gives_the_same_frames() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), dtype=np.uint8)
-    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-    kinds: list[Any] = [
-        pixels,
-        pixels.astype(np.float32) / 255,
-        torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255,
-        [PIL.Image.fromarray(frame) for frame in pixels],
-    ]
-    for given in kinds:
-        assert largest_difference(frames_of(given), expected) <= 1e-6
-        one = frames_of(given[0])
-        assert largest_difference(one, expected[:1]) <= 1e-6
-
-
-@pytest.mark.parametrize("given", ["cat.png", np.zeros((4, 4)), torch.zeros(4, 4, 3), [], None])
-def test_what_is_no_image_is_named(given: Any) -> None:
-    with pytest.raises(UserError, match="must be PIL images"):
-        frames_of(given)
-
-
-def test_frames_fill_the_size_and_are_cut_around_the_centre() -> None:
-    wide = torch.zeros(1, 3, 4, 12)
-    wide[..., 4:8] = 1
-    assert torch.equal(fill_and_crop(wide, 4, 4), torch.ones(1, 3, 4, 4))
-    assert fill_and_crop(torch.rand(2, 3, 30, 17), 48, 85).shape == (2, 3, 48, 85)
-    noise = torch.rand(1, 3, 9, 9) * 2 - 1
-    assert fill_and_crop(noise, 24, 24).abs().max() <= 1
-    assert torch.equal(fill_and_crop(noise, 9, 9), noise)
