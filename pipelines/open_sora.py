@@ -59,6 +59,7 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     height, width: pixels, or `resolution` ("480p") and `aspect_ratio` (height:width, "9:16"). A rest over 8 is lost:
         480x854 becomes 480x848.
     num_frames: of a clip, or a name such as "2s".
+    max_sequence_length: text tokens; never more than the model knows (300).
     prompt_attention_mask: (B, L), true for the tokens of `prompt_embeds` that count; all do by default.
     fps: what the model is told; by default 24, and 120 for a single frame.
     image: the first frame, or two, first and last, or any list of references with a `mask_strategy`.
@@ -282,8 +283,9 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     ) -> tuple[Tensor, Tensor | None]:
         """Text tokens (B, L, channels) and which of them count (B, L), None if all: only as many as the longest has."""
         if prompt_embeds is None:
+            length = min(max_sequence_length, self.transformer.config.model_max_length)
             tokens = self.tokenizer(
-                list(prompt), padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
+                list(prompt), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             ).to(self._execution_device)
             prompt_attention_mask = tokens.attention_mask
             prompt_embeds = self.text_encoder(tokens.input_ids, attention_mask=prompt_attention_mask)[0]
@@ -348,12 +350,9 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     def _check(self, prompt: Any, prompt_embeds: Tensor | None, names: Sequence[str], size: VideoSize) -> None:
         if (prompt is None) == (prompt_embeds is None):
             raise UserError("Give either `prompt` or `prompt_embeds`.")
-        if prompt is None and prompt_embeds is not None:
-            longest = self.transformer.config.model_max_length
-            if prompt_embeds.ndim != 3 or prompt_embeds.shape[1] > longest:
-                raise UserError(
-                    f"`prompt_embeds` must be (B, L, channels), L at most {longest}; got {tuple(prompt_embeds.shape)}."
-                )
+        longest = self.transformer.config.model_max_length
+        if prompt_embeds is not None and not 0 < prompt_embeds.shape[1] <= longest:
+            raise UserError(f"`prompt_embeds` must have 1 to {longest} tokens; got {prompt_embeds.shape[1]}.")
         if unknown := [name for name in names if name not in self._callback_tensor_inputs]:
             raise UserError(f"A callback can be given {', '.join(self._callback_tensor_inputs)}; got {unknown}.")
         if min(size.height, size.width) < self.vae.spatial_compression_ratio:

@@ -148,6 +148,13 @@ def test_embeddings_stand_for_their_prompt(pipe: OpenSoraPipeline) -> None:
     assert torch.equal(run(pipe, prompt=None, prompt_embeds=padded, prompt_attention_mask=counts), expected)
 
 
+def test_the_text_is_never_longer_than_the_model_knows(pipe: OpenSoraPipeline) -> None:
+    assert torch.equal(run(pipe, max_sequence_length=300), run(pipe, max_sequence_length=64))
+    long = "a sea " * 40
+    with torch.no_grad():
+        assert pipe.encode_prompt([long])[0].shape[1] == 64
+
+
 def test_the_guidance_is_that_of_two_separate_forwards(pipe: OpenSoraPipeline) -> None:
     """One step from pure noise ends at noise + velocity, for each branch as for their combination."""
     latents = torch.randn(1, 4, 5, 4, 6, generator=torch.Generator().manual_seed(3))
@@ -256,7 +263,7 @@ def test_a_callback_sees_every_step_and_may_change_or_end_it(pipe: OpenSoraPipel
     [
         ({"prompt": None}, "either `prompt` or `prompt_embeds`"),
         ({"prompt_embeds": torch.zeros(1, 4, 32)}, "either `prompt` or `prompt_embeds`"),
-        ({"prompt": None, "prompt_embeds": torch.zeros(1, 65, 32)}, "L at most 64"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 65, 32)}, "1 to 64 tokens; got 65"),
         ({"height": 7}, "at least 8; got 7"),
         ({"num_loops": 0}, "`num_loops` must be at least 1"),
         ({"condition_latent_frames": 3}, "multiple of a chunk, 5; got 3"),
