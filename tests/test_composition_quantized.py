@@ -6,18 +6,22 @@ its layers are put in by hand.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import GGUFQuantizationConfig
+from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
 from torch import nn
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
 from vidaccel.bench.speed_model import call_tensors, random_pipeline
 from vidaccel.bench.speed_shapes import SHAPES
+from vidaccel.families.calls import call_inputs
+from vidaccel.families.random_weights import make_random
+from vidaccel.loading import load_pipeline
 
 CPU = torch.device("cpu")
 CONFIG = EasyCacheConfig(threshold=0.5, warmup_steps=3)
@@ -133,3 +137,17 @@ def test_a_quantized_transformer_is_reused_like_any_other(row: str, way: str, tm
     assert torch.equal(run(pipe, row), reused)
     remove_easycache(pipe)
     assert torch.equal(run(pipe, row), plain)
+
+
+def test_a_saved_pipeline_with_a_quantized_transformer_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    folder = make_random("wan2.1-t2v", tmp_path / "model")
+    transformer = from_torchao(WanTransformer3DModel.from_pretrained(folder / "transformer"), tmp_path)
+    shutil.rmtree(folder / "transformer")
+    transformer.save_pretrained(folder / "transformer")
+    pipe = load_pipeline(str(folder), device="cpu", dtype="float32")
+    assert "Int8Tensor" in {type(weight).__name__ for weight in pipe.transformer.parameters()}
+    apply_easycache(pipe, CONFIG)
+    frames = pipe(**call_inputs("wan2.1-t2v", num_inference_steps=8)).frames
+    assert frames.isfinite().all()
+    assert easycache_report(pipe).num_reused >= 1
