@@ -21,14 +21,16 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     """Arguments of one call of `family`'s pipeline, the same for the same seed; `changes` replace or add some.
 
     Images are PIL images of the row's size, videos lists of them, `num_frames` long; frames come back as a tensor
-    (`output_type="pt"`), of a pipeline of blocks as the result itself (`output="videos"`). Settings of the row that
-    the pipeline does not take, such as the `num_frames` of one that takes a video, are left out.
-    Raises `UserError` for a name that is no family.
+    (`output_type="pt"`). A pipeline of blocks returns them, or with `output_type="latent"` its latents, as they are.
+    Settings of the row that the pipeline does not take, such as the `num_frames` of one that takes a video, are left
+    out. Raises `UserError` for a name that is no family.
     """
     family = family_named(family) if isinstance(family, str) else family
     taken = _taken(named_class(family.pipeline))
     numbers = np.random.default_rng(seed)
     settings = dict(family.defaults) | changes
+    if "output" in taken and changes.get("output_type") == "latent":
+        changes = {name: value for name, value in changes.items() if name != "output_type"} | {"output": "latents"}
     arguments: dict[str, Any] = {
         "prompt": PROMPT,
         "output_type": "pt",
