@@ -36,6 +36,10 @@ def build_random(family: Family | str, *, seed: int = 0) -> Any:
     family = family_named(family) if isinstance(family, str) else family
     parts = {name: _make(part, seed=_seed_of(name, seed)) for name, part in family.components.items()}
     pipe = _assemble(named_class(family.pipeline), parts, copy.deepcopy(dict(family.settings)))
+    for name, value in family.attributes.items():
+        if not hasattr(pipe, name):
+            raise AttributeError(f"{family.pipeline_name} has no attribute {name!r} to set.")
+        setattr(pipe, name, value)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -106,7 +110,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 def _settings_text(family: Family) -> str:
     known = {setting.name for setting in fields(GenerationDefaults)}
-    defaults = {name: value for name, value in family.defaults.items() if name in known}
+    defaults: dict[str, Any] = {name: value for name, value in family.defaults.items() if name in known}
+    defaults["arguments"] = {name: value for name, value in family.defaults.items() if name not in known}
     defaults["num_inference_steps"] = _FOLDER_STEPS
     return json.dumps({"defaults": defaults, "weights": "random"}, indent=2) + "\n"
 
