@@ -141,7 +141,7 @@ _SANA = {
         },
     ),
 }
-_SANA_CALL = _CALL | {"frames": _CALL["num_frames"], "use_resolution_binning": False, "complex_human_instruction": []}
+_SANA_CALL = _CALL | {"use_resolution_binning": False, "complex_human_instruction": []}
 
 _KANDINSKY5 = {
     "tokenizer": qwen2_tokenizer(),  # of the processor, whose image half needs torchvision
@@ -275,7 +275,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         description="Latte text to video",
         pipeline="diffusers:LattePipeline",
         components=_LATTE,
-        defaults=_CALL | {"num_frames": 4, "video_length": 4, "clean_caption": False},
+        defaults=_CALL | {"num_frames": 4, "clean_caption": False},
     ),
     Family(
         name="sana-video-t2v",
