@@ -61,7 +61,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             assert size < MOST_BYTES.get(family.name, 1_000_000)
             pipes[family.name] = DiffusionPipeline.from_pretrained(folder)
             pipes[family.name].set_progress_bar_config(disable=True)
-            if family.name == "allegro":
+            if family.name == "allegro-t2v":
                 pipes[family.name].vae.enable_tiling()  # decodes no other way
         return pipes[family.name]
 

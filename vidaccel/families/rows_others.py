@@ -263,7 +263,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         defaults=_CALL | {"num_frames": 7},
     ),
     Family(
-        name="allegro",
+        name="allegro-t2v",
         description="Allegro text to video",
         pipeline="diffusers:AllegroPipeline",
         components=_ALLEGRO,
