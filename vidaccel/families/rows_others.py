@@ -221,7 +221,7 @@ _EASYANIMATE = {
 
 
 def _motif(**changes: Any) -> dict[str, Component]:
-    text = gemma().config | {"max_position_embeddings": 128, "dropout_rate": 0.0}
+    text = dict(gemma().config) | {"max_position_embeddings": 128, "dropout_rate": 0.0}
     vision = {
         "hidden_size": 8,
         "intermediate_size": 16,
