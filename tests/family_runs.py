@@ -15,7 +15,7 @@ from torch import Tensor
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
 from vidaccel.families.calls import call_inputs
 from vidaccel.families.random_weights import build_random
-from vidaccel.families.table import FAMILIES, family_named
+from vidaccel.families.table import FAMILIES
 
 NUM_STEPS = 10
 WARMUP = 3
@@ -127,9 +127,7 @@ def first_layer(model: Any) -> Any:
 def counted_forwards(pipe: Any) -> Iterator[list[int]]:
     """One entry for every transformer forward that really runs."""
     calls: list[int] = []
-    handles = [
-        first_layer(model).register_forward_pre_hook(lambda *_: calls.append(1)) for model in transformers(pipe)
-    ]
+    handles = [first_layer(model).register_forward_pre_hook(lambda *_: calls.append(1)) for model in transformers(pipe)]
     try:
         yield calls
     finally:

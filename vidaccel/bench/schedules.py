@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.hooks import apply_easycache, remove_easycache
-from vidaccel.report import StepDecision
 
 
 @contextmanager
@@ -21,15 +18,7 @@ def scheduled_reuse(pipe: Any, computed_steps: Collection[int], *, predictor: st
     A reused step returns what EasyCache with this `predictor` would. The first two computed steps must be 0 and 1:
     without two evaluations there is nothing to reuse, and EasyCache computes whatever the schedule says.
     """
-    config = EasyCacheConfig(threshold=math.inf, warmup_steps=2, tail_steps=0, predictor=predictor)
-
-    def arrange_next(decision: StepDecision) -> None:
-        """At an infinite threshold a step is computed exactly where it counts as warm-up, so that is what decides."""
-        following = decision.step_index + 1
-        warmup_steps = following + 1 if following in computed_steps else 0
-        run.controller(decision.transformer).config = replace(config, warmup_steps=warmup_steps)
-
-    run = apply_easycache(pipe, config, on_step=arrange_next)
+    apply_easycache(pipe, EasyCacheConfig(predictor=predictor), schedule=computed_steps)
     try:
         yield
     finally:
