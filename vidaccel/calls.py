@@ -29,6 +29,7 @@ _PLACES = {
 }
 # Pipelines that make the frames asked for by whole sections, whatever their number, or by a rule of their own.
 _OWN_FRAME_RULE = ("HunyuanVideoFramepack", "Helios", "OpenSora", "WanAnimate")
+_NEED_NEGATIVE = ("EasyAnimate",)  # guide against a negative prompt and have none of their own
 _WITHOUT_FIRST_FRAME = ("Allegro",)  # latent frames are equal groups of frames; elsewhere the first one stands alone
 
 
@@ -103,7 +104,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     parameters = parameters_of(pipe)
     rates = {} if request.fps is None else {name: _whole(request.fps) for name in _RATES}
     negative = request.negative_prompt
-    if negative is None and request.true_cfg_scale is not None:
+    if negative is None and (request.true_cfg_scale is not None or type(pipe).__name__.startswith(_NEED_NEGATIVE)):
         negative = ""  # HunyuanVideo guides against a negative prompt only where one is given
     optional = {
         "negative_prompt": negative,

@@ -28,6 +28,7 @@ from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, footprint, gigabytes
 from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
+from vidaccel.presets import preset_of
 from vidaccel.recorder import Recorder, StepProgress, now
 from vidaccel.report import EasyCacheReport
 from vidaccel.request import GenerationRequest, request_for
@@ -37,6 +38,7 @@ __all__ = [
     "GenerationRequest",
     "StepProgress",
     "check_request",
+    "easycache_settings",
     "generate",
     "request_for",
     "unknown_words",
@@ -104,6 +106,26 @@ def generate(
         denoising_seconds=recorder.denoising_seconds(finished),
         total_seconds=finished - started,
     )
+
+
+def easycache_settings(
+    pipe: Any, *, threshold: float | None = None, warmup_steps: int | None = None
+) -> tuple[EasyCacheConfig, str]:
+    """EasyCache as published for the model, with what is given in place; and in words, where the values come from.
+
+    Raises `UserError` for a value out of range.
+    """
+    given = {"threshold": threshold, "warmup_steps": warmup_steps}
+    given = {name: value for name, value in given.items() if value is not None}
+    preset = preset_of(pipe)
+    try:
+        config = replace(preset.config if preset is not None else EasyCacheConfig(), **given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    source = f"preset {preset.name}, {preset.source}" if preset is not None else "defaults: no preset is published"
+    if given:
+        source = "as asked for" if len(given) == 2 else f"{next(iter(given))} as asked for, else {source}"
+    return config, f"threshold {config.threshold:g}, first {config.warmup_steps} steps computed ({source})"
 
 
 def warm_up(pipe: Any, request: GenerationRequest) -> None:
@@ -182,6 +204,8 @@ def _call_errors(pipe: Any, request: GenerationRequest) -> Iterator[None]:
         if "can't allocate memory" not in str(error):  # how PyTorch's CPU allocator says it
             raise
         raise _too_little_memory(pipe, request) from error
+    except ImportError as error:
+        raise UserError(f"{type(pipe).__name__} needs more than is installed: {_one_sentence(error)}") from error
     except ValueError as error:
         raise UserError(f"{type(pipe).__name__} refuses this request: {_one_sentence(error)}") from error
 
