@@ -17,6 +17,7 @@ from vidaccel.calls import (
     call_arguments,
     check_inputs,
     check_sizes,
+    fewest_steps,
     frames_of,
     guidance,
     own_call,
@@ -129,9 +130,9 @@ def easycache_settings(
 
 
 def warm_up(pipe: Any, request: GenerationRequest) -> None:
-    """Run one step of the request without decoding, so that what only the first call costs is not timed."""
+    """Run the fewest steps of the request, without decoding, so that what only the first call costs is not timed."""
     check_request(pipe, request)
-    arguments = call_arguments(pipe, replace(request, num_inference_steps=1)) | {"output_type": "latent"}
+    arguments = call_arguments(pipe, replace(request, num_inference_steps=fewest_steps(pipe))) | {"output_type": "latent"}
     with _call_errors(pipe, request), guidance(pipe, request):
         own_call(pipe)(pipe, **arguments)
 
