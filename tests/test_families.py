@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from vidaccel.cli import run
 from vidaccel.components import denoisers, modules
+from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.families import random_weights, tokenizers
 from vidaccel.families.calls import PROMPT, call_inputs
@@ -22,7 +24,8 @@ from vidaccel.families.checks import CHECKS
 from vidaccel.families.family import Component, Family
 from vidaccel.families.random_weights import build_random, make_random
 from vidaccel.families.table import FAMILIES, family_named
-from vidaccel.registry import spec_of
+from vidaccel.presets import preset_of
+from vidaccel.registry import MODELS, spec_of
 
 # Where a pipeline returns other than `num_frames`: it drops the image's four, makes whole sections, or adds its input.
 FRAMES = {"hunyuan-video-i2v": 5, "framepack": 25, "skyreels-v2-df-v2v": 34}
@@ -140,6 +143,9 @@ class TestWeights:
         assert layer.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
         assert not layer.bias.any()
 
+    def test_a_pipeline_in_memory_has_the_short_texts_that_no_file_records(self) -> None:
+        assert build_random("hunyuan-video-1.5-t2v").tokenizer_max_length == 64
+
     def test_a_component_in_a_component_is_made_first(self) -> None:
         processor = build_random("skyreels-v2-i2v").image_processor
         assert processor.tokenizer("a cat").input_ids
@@ -217,8 +223,9 @@ class TestCalls:
 
 
 class TestTable:
-    def test_names_are_unique_and_reasons_are_given_for_known_checks(self) -> None:
-        assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    def test_names_are_unique_also_among_the_models_and_reasons_are_given_for_known_checks(self) -> None:
+        names = [*(family.name for family in FAMILIES), *(spec.name for spec in MODELS)]
+        assert len(set(names)) == len(names)
         for family in FAMILIES:
             assert family.untested.keys() <= CHECKS.keys()
             assert all(family.untested.values())
@@ -285,6 +292,18 @@ class TestCommand:
             assert family.pipeline_name in output
             for reason in family.untested.values():
                 assert reason in output
+
+    def test_the_settings_listed_are_those_a_loaded_pipeline_gets(
+        self, loaded: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["models"]) == 0
+        entries = re.split(r"\n(?=\S)", capsys.readouterr().out)
+        for family in FAMILIES:
+            (entry,) = (entry for entry in entries if entry.split()[0] == family.name)
+            preset = preset_of(loaded(family))
+            assert ("the defaults, none are published" if preset is None else preset.source) in entry
+            config = EasyCacheConfig() if preset is None else preset.config
+            assert f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps" in entry
 
     def test_a_random_model_is_written_and_generates(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = tmp_path / "model"

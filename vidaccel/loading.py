@@ -17,7 +17,12 @@ from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from vidaccel.attention_backends import NATIVE, check_attention_backend, set_attention_backend
+from vidaccel.attention_backends import (
+    NATIVE,
+    check_attention_backend,
+    check_attention_of_folder,
+    set_attention_backend,
+)
 from vidaccel.components import denoisers, modules, pipeline_class
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, gigabytes, weight_bytes
@@ -43,7 +48,7 @@ def load_pipeline(
     dtype: `auto`, `float32`, `bfloat16`, `float16`. `auto` is bfloat16 on CUDA; on a CPU float32, and bfloat16 for
         the VAE where the CPU calculates in it (see `component_dtypes`).
     offload: `none`, `model`, `sequential` or `group`: what waits in main memory while a GPU works.
-    attention: a backend name of diffusers; it is run once here before anything is loaded.
+    attention: a backend name of diffusers; the call that the model will make is tried before its weights are loaded.
     compile: compile the repeated blocks of the transformer (`compile_repeated_blocks(fullgraph=True)`).
 
     Raises `UserError`, with one line that says what to change.
@@ -52,10 +57,12 @@ def load_pipeline(
     spec = spec_of(model)
     dtypes = component_dtypes(dtype, target, pipeline=pipeline_name(spec))
     _check_offload(offload, target)
-    check_attention_backend(attention, device=target, dtype=dtypes["default"])
+    check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
     if compile:
         _check_compiler(target)
     folder = _model_folder(spec)
+    with _loading_errors(folder):
+        check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
         _check_room_for_weights(folder, place, dtypes["default"])
     kind = _pipeline_class(folder)

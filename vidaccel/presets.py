@@ -5,7 +5,7 @@ A model without a row gets the defaults of `EasyCacheConfig`, which are those of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -99,11 +99,22 @@ PRESETS: tuple[Preset, ...] = (
 def preset_of(pipe: Any) -> Preset | None:
     """The published settings for a loaded pipeline, or None. A bare transformer does not say which model it is."""
     transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
-    kinds = {kind.__name__ for kind in type(pipe).__mro__}
-    networks = {kind.__name__ for kind in type(transformer).__mro__}
-    config = getattr(pipe, "config", {})
+    return preset_for(
+        pipelines={kind.__name__ for kind in type(pipe).__mro__},
+        transformers={kind.__name__ for kind in type(transformer).__mro__},
+        config=getattr(pipe, "config", {}),
+    )
+
+
+def preset_for(
+    *, pipelines: Collection[str], transformers: Collection[str], config: Mapping[str, Any]
+) -> Preset | None:
+    """The published settings for a pipeline that has one of these class names, such a transformer and these settings.
+
+    For a pipeline that is not loaded; base classes count, so name them too where there are some.
+    """
     for preset in PRESETS:
-        fits = preset.transformer in networks and (not preset.pipelines or kinds & set(preset.pipelines))
+        fits = preset.transformer in transformers and (not preset.pipelines or set(pipelines) & set(preset.pipelines))
         if fits and all(bool(config.get(name)) is wanted for name, wanted in preset.pipeline_config.items()):
             return preset
     return None

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from vidaccel.cli.console import say
+from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.families.checks import CHECKS
 from vidaccel.families.family import Family
 from vidaccel.families.table import FAMILIES, family_named
+from vidaccel.presets import preset_for
 from vidaccel.registry import MODELS, ModelSpec
 
 _COLUMN = 26
@@ -49,7 +51,7 @@ def models(
         say(f"  {name:{_COLUMN - 2}} {sentence}")
     say("")
     for family in FAMILIES:
-        _say_entry(family.name, family.description, _interface(family), *_tested(family))
+        _say_entry(family.name, family.description, _interface(family), *_easycache(family))
 
 
 def _make_random(name: str, folder: Path, *, seed: int, overwrite: bool) -> None:
@@ -69,11 +71,24 @@ def _interface(family: Family) -> str:
     return f"{family.pipeline_name}; takes {inputs}"
 
 
-def _tested(family: Family) -> list[str]:
+def _easycache(family: Family) -> list[str]:
     if family.refusal:
         return [f"EasyCache is refused: {family.refusal}"]
     tested = "all of the above" if not family.untested else ", ".join(family.tested)
-    return [f"tested: {tested}", *(f"not tested: {name}: {reason}" for name, reason in family.untested.items())]
+    reasons = [f"not tested: {name}: {reason}" for name, reason in family.untested.items()]
+    return [_settings(family), f"tested: {tested}", *reasons]
+
+
+def _settings(family: Family) -> str:
+    networks = [family.components[name].kind for name in ("transformer", "transformer_2") if name in family.components]
+    preset = preset_for(
+        pipelines={family.pipeline_name},
+        transformers={kind.rpartition(":")[2] for kind in networks},
+        config=family.settings,
+    )
+    config = EasyCacheConfig() if preset is None else preset.config
+    source = "the defaults, none are published for it" if preset is None else preset.source
+    return f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps: {source}"
 
 
 def _where(spec: ModelSpec) -> str:

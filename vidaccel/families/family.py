@@ -33,6 +33,8 @@ class Family:
     pipeline: `module:Name` of the pipeline class.
     components: by the name of the pipeline's parameter.
     settings: arguments of the pipeline that are no components, such as `boundary_ratio`.
+    attributes: what `build_random` sets on the pipeline in memory to keep a call short, such as lengths of texts that
+        the class itself fixes and no file records; a saved folder is without them.
     inputs: what a call takes besides the prompt.
     defaults: arguments of a small call: `num_frames`, `height`, `width`, `num_inference_steps`, ...
     untested: names of `vidaccel.families.checks.CHECKS` that do not apply or cannot be tested, with the reason.
@@ -44,6 +46,7 @@ class Family:
     pipeline: str
     components: Mapping[str, Component]
     settings: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    attributes: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     inputs: tuple[Input, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     untested: Mapping[str, str] = field(default_factory=lambda: _NOTHING)

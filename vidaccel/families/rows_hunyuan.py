@@ -138,6 +138,7 @@ _HUNYUAN_VIDEO: tuple[Family, ...] = (
     ),
 )
 
+_SHORT_TEXTS = {"tokenizer_max_length": 64, "tokenizer_2_max_length": 16}  # 1000 and 256 tokens otherwise
 _1_5_CALL = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 12}
 
 
@@ -186,6 +187,7 @@ _HUNYUAN_VIDEO_1_5: tuple[Family, ...] = (
         description="HunyuanVideo 1.5 text to video",
         pipeline="diffusers:HunyuanVideo15Pipeline",
         components=_components_1_5("t2v"),
+        attributes=_SHORT_TEXTS,
         defaults=_1_5_CALL,
     ),
     Family(
@@ -193,6 +195,7 @@ _HUNYUAN_VIDEO_1_5: tuple[Family, ...] = (
         description="HunyuanVideo 1.5 image to video",
         pipeline="diffusers:HunyuanVideo15ImageToVideoPipeline",
         components=_components_1_5("i2v", image_encoder=siglip_vision(), feature_extractor=siglip_images()),
+        attributes=_SHORT_TEXTS,
         inputs=("image",),
         defaults=_1_5_CALL,
     ),

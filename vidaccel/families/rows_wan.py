@@ -121,7 +121,7 @@ _WAN: tuple[Family, ...] = (
         defaults=_CALL,
     ),
     Family(
-        name="wan2.2-ti2v-5b",
+        name="wan2.2-ti2v-5b-t2v",
         description="Wan2.2 5B text to video, one timestep a token",
         pipeline="diffusers:WanPipeline",
         components=_SHARED | _5B,
