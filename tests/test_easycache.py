@@ -178,7 +178,7 @@ def test_a_setting_out_of_range_is_refused_with_its_name_and_value(field_name: s
     assert repr(value) in str(error.value)
 
 
-def test_the_defaults_are_those_of_the_official_code() -> None:
+def test_the_defaults_are_those_of_the_official_code_for_one_video() -> None:
     assert EasyCacheConfig().to_dict() == {
         "threshold": 0.05,
         "warmup_steps": 10,
@@ -188,5 +188,6 @@ def test_the_defaults_are_those_of_the_official_code() -> None:
         "statistic": "mean",
         "denominator": "computed",
         "rate_reference": "computed",
+        "decisions": "sample",
         "num_inference_steps": None,
     }

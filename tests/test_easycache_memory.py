@@ -84,7 +84,10 @@ def test_batched_guidance_decides_on_the_conditional_half(half: str) -> None:
         cond, uncond = x[:2] + 0.3 * index, -40 * x[:2] * (index % 3)
         return torch.cat([cond, uncond] if half == "first" else [uncond, cond])
 
-    controller, outcome = EasyCacheController(config, conditional_half=half), Outcome()
+    controller, outcome = (
+        EasyCacheController(config, num_blocks=2, deciding_block=0 if half == "first" else 1),
+        Outcome(),
+    )
     for index, x in enumerate(inputs):
         one_step(controller, outcome, torch.cat([x, x]), both, index, len(inputs))
     assert outcome.reused == alone.reused != set()
@@ -97,7 +100,7 @@ def test_an_odd_batch_has_no_halves_and_decides_as_a_whole(batch: int) -> None:
     config = EasyCacheConfig(threshold=0.3, warmup_steps=3)
     inputs = [torch.randn(batch, 8) * 0.1 + index for index in range(30)]
     whole = open_loop(config, inputs, lambda x, index: x + 0.3 * index)
-    controller, outcome = EasyCacheController(config, conditional_half="first"), Outcome()
+    controller, outcome = EasyCacheController(config, num_blocks=2), Outcome()
     for index, x in enumerate(inputs):
         one_step(controller, outcome, x, lambda x, index: x + 0.3 * index, index, len(inputs))
     assert outcome.decisions == whole.decisions

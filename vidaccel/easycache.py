@@ -26,10 +26,12 @@ from vidaccel.reuse import (
     difference,
     find_predictor,
     find_statistic,
+    wants_previous,
     widened,
 )
 
 Reference = Literal["computed", "previous"]
+Decisions = Literal["sample", "batch"]
 ROUNDING = 1e-6  # the error is a float32, the threshold is not
 
 
@@ -42,13 +44,15 @@ class EasyCacheConfig:
     tail_steps: last steps that are always computed; needs the number of steps to be known.
     max_consecutive_reuses: compute after this many reuses in a row; None for no limit.
     predictor: what a reused step returns: "transformation" (x + last vector, equation 3), "output" (last output held),
-        or a function `(latents, Evaluation) -> output`.
+        "extrapolation" (line through the last two outputs), or a function, see `vidaccel.reuse.Predictor`.
     statistic: how a change is measured: "mean" (over everything), "sample" (the fastest changing sample of the batch
         decides), or a function `tensor -> (G,) magnitudes`.
     denominator: epsilon_t is relative to the last "computed" output (official code) or to the "previous" output, which
         a reuse may have predicted (paper, equation 4).
     rate_reference: k_t spans the last two "computed" steps (official code) or the "previous" step and this one (paper,
         equation 2).
+    decisions: what decides for itself: every "sample" of a batch, so that its video does not depend on the others (the
+        model then runs for the samples that need it), or the whole "batch" at once (official code).
     num_inference_steps: steps of a call, for callers of a bare transformer whose pipeline does not say it; else None.
 
     Raises ValueError for a value outside these choices.
@@ -62,6 +66,7 @@ class EasyCacheConfig:
     statistic: str | Statistic = "mean"
     denominator: Reference = "computed"
     rate_reference: Reference = "computed"
+    decisions: Decisions = "sample"
     num_inference_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +83,7 @@ class EasyCacheConfig:
         _check_choice("statistic", self.statistic, tuple(STATISTICS), function_allowed=True)
         _check_choice("denominator", self.denominator, ("computed", "previous"), function_allowed=False)
         _check_choice("rate_reference", self.rate_reference, ("computed", "previous"), function_allowed=False)
+        _check_choice("decisions", self.decisions, ("sample", "batch"), function_allowed=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; functions appear by their name."""
@@ -93,17 +99,19 @@ class EasyCacheController:
     The deciding branch (conditional pass) goes first in every step: `decide`, then `record` if the decision says
     computed, else `predict`. Further branches of the step follow with `can_follow`, then `predict` or `record`.
     Tensors passed in are never kept or changed, and tensors handed out are never kept: memory holds copies, namely
-    the previous input, and input and output of the last evaluation (their difference is the transformation vector).
+    the previous input, and input and output of the last evaluation (their difference is the transformation vector),
+    and of the one before for predictors that take it.
     """
 
-    def __init__(self, config: EasyCacheConfig, *, conditional_half: Literal["first", "second"] | None = None) -> None:
-        """`conditional_half` names the half of the batch that is conditional when guidance is batched.
+    def __init__(self, config: EasyCacheConfig, *, num_blocks: int = 1, deciding_block: int = 0) -> None:
+        """Where guidance is batched, the batch is `num_blocks` blocks of equal size, one of which decides.
 
-        An odd batch has no halves and is measured as a whole.
+        A batch that cannot be divided so is measured as a whole.
         """
         self.config = config
-        self.conditional_half = conditional_half
+        self.num_blocks, self.deciding_block = num_blocks, deciding_block
         self._predict = find_predictor(config.predictor)
+        self._wants_previous = wants_previous(self._predict)
         self._statistic = find_statistic(config.statistic)
         self.reset()
 
@@ -113,6 +121,7 @@ class EasyCacheController:
         self.transformation_rate: Tensor | None = None
         self.leader: str | None = None
         self._evaluations: dict[str, Evaluation] = {}
+        self._earlier: dict[str, Evaluation] = {}
         self._previous_output: Tensor | None = None
         self._output_size: Tensor | None = None
         self._error: Tensor | float = 0.0
@@ -123,8 +132,8 @@ class EasyCacheController:
     def tensors(self) -> list[Tensor]:
         """The distinct latent-sized tensors held at the moment."""
         held = [self.previous_latents, self._previous_output]
-        for evaluation in self._evaluations.values():
-            held += [evaluation.latents, evaluation.output]
+        for evaluation in (*self._evaluations.values(), *self._earlier.values()):
+            held += evaluation.tensors()
         return list({id(tensor): tensor for tensor in held if tensor is not None}.values())
 
     def must_compute(self, latents: Tensor, *, step_index: int, num_steps: int | None) -> Reason | None:
@@ -158,7 +167,13 @@ class EasyCacheController:
         return torch.stack([predicted.max(), self._estimated_error.max(), allowed.all().to(predicted.dtype)])
 
     def decide(
-        self, latents: Tensor, *, step_index: int, num_steps: int | None = None, estimate: Sequence[float] | None = None
+        self,
+        latents: Tensor,
+        *,
+        step_index: int,
+        num_steps: int | None = None,
+        estimate: Sequence[float] | None = None,
+        forced: Reason | None = None,
     ) -> StepDecision:
         """Equation 6 for the deciding branch: compute or reuse this step.
 
@@ -166,9 +181,10 @@ class EasyCacheController:
         num_steps: steps of the generation; None if unknown, then there is no forced tail.
         estimate: the numbers of `estimate(latents)` if the caller has already read them; otherwise they are read here,
             the one read of device memory in a step.
+        forced: a reason to compute that lies outside of this controller.
         """
         self._step_index = step_index
-        reason = self.must_compute(latents, step_index=step_index, num_steps=num_steps)
+        reason = forced or self.must_compute(latents, step_index=step_index, num_steps=num_steps)
         if self.previous_latents is not None and not _same_layout(latents, self.previous_latents):
             self.reset()
             self._step_index = step_index
@@ -200,7 +216,9 @@ class EasyCacheController:
 
     def predict(self, branch: str, latents: Tensor) -> Tensor:
         """The output of a reused pass (equation 3 by default): a new tensor, shaped like the last output."""
-        output = self._predict(latents, self._evaluations[branch])
+        last = self._evaluations[branch]
+        extra = (self._earlier.get(branch),) if self._wants_previous else ()
+        output = self._predict(latents, last, *extra)
         if branch == self.leader:
             if self.config.denominator == "previous":
                 self._output_size = self._statistic(self._conditional(widened(output)))
@@ -222,17 +240,22 @@ class EasyCacheController:
         leader = self._evaluations[self.leader]
         shared = same_latents and leader.step_index == self._step_index
         kept = leader.latents if shared else latents.clone()
-        self._evaluations[branch] = Evaluation(step_index=self._step_index, latents=kept, output=output.clone())
+        self._keep(branch, Evaluation(step_index=self._step_index, latents=kept, output=output.clone()))
 
     def _record_leader(self, latents: Tensor, output: Tensor) -> None:
         kept = latents.clone()
         self._update_rate(kept, output)
         self._output_size = self._statistic(self._conditional(widened(output)))
-        self._evaluations[self.leader or ""] = Evaluation(step_index=self._step_index, latents=kept, output=output)
+        self._keep(self.leader or "", Evaluation(step_index=self._step_index, latents=kept, output=output))
         self.previous_latents = kept
         self._previous_output = output if self.config.rate_reference == "previous" else None
         self._error = 0.0
         self._num_consecutive_reuses = 0
+
+    def _keep(self, branch: str, evaluation: Evaluation) -> None:
+        if self._wants_previous and branch in self._evaluations:
+            self._earlier[branch] = self._evaluations[branch]
+        self._evaluations[branch] = evaluation
 
     def _update_rate(self, latents: Tensor, output: Tensor) -> None:
         last = self._evaluations.get(self.leader or "")
@@ -249,10 +272,9 @@ class EasyCacheController:
         return self._statistic(difference(self._conditional(left), self._conditional(right)))
 
     def _conditional(self, tensor: Tensor) -> Tensor:
-        if self.conditional_half is None or tensor.shape[0] % 2:
+        if self.num_blocks == 1 or tensor.shape[0] % self.num_blocks:
             return tensor
-        first, second = tensor.chunk(2)
-        return first if self.conditional_half == "first" else second
+        return tensor.chunk(self.num_blocks)[self.deciding_block]
 
 
 def _same_layout(left: Tensor, right: Tensor) -> bool:

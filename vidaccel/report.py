@@ -41,6 +41,9 @@ class StepDecision:
     transformation_rate: change of the output per change of the input (k_t, equation 2) in force after the step; for a
         computed step it is only known when the call has finished, until then None.
     transformer: the pipeline's name of the transformer that had this step.
+    section: 0-based loop of a call that has several, one after the other (FramePack, long videos).
+    samples: for every sample of a batch that decides for itself, whether the model ran for it; empty otherwise. Such a
+        step is `computed` if it ran for any, its reason is that of the first of them, its numbers are the largest.
     num_passes, num_computed_passes: passes of this step (two with sequential guidance) and how many the model ran for.
         While a call is under way they count only the deciding pass.
     seconds: time spent in the model; 0 for a reused step, None if not measured (yet).
@@ -53,6 +56,8 @@ class StepDecision:
     accumulated_error: float | None = None
     transformation_rate: float | None = None
     transformer: str = "transformer"
+    section: int = 0
+    samples: tuple[bool, ...] = ()
     num_passes: int = 1
     num_computed_passes: int = 0
     seconds: float | None = None

@@ -9,12 +9,15 @@ so that a reused output is rounded once. In float32 it equals `latents + (output
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
+
+MOST_REACH = 4.0  # of a line: the gap that is bridged, in lengths of the one it was drawn over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +28,17 @@ class Evaluation:
     latents: Tensor
     output: Tensor
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What it holds: input and output."""
+        return self.latents, self.output
 
-Predictor = Callable[[Tensor, Evaluation], Tensor]
-"""`(latents, last evaluation) -> output`, a new tensor with shape and type of the evaluation's output."""
+
+Predictor = Callable[[Tensor, Evaluation], Tensor] | Callable[[Tensor, Evaluation, Evaluation | None], Tensor]
+"""`(latents, last evaluation) -> output`, a new tensor with shape and type of the evaluation's output.
+
+A function with a third parameter is also given the evaluation before the last one, None while there is none; only then
+is that one kept.
+"""
 
 Statistic = Callable[[Tensor], Tensor]
 """`difference or output, at least float32 -> (G,)`: one magnitude for each group that is watched on its own."""
@@ -53,6 +64,21 @@ def hold_output(latents: Tensor, last: Evaluation) -> Tensor:
     return last.output.clone()
 
 
+def extrapolate_output(latents: Tensor, last: Evaluation, previous: Evaluation | None) -> Tensor:
+    """The line through the last two outputs, read where the latents have got to along their last displacement.
+
+    With x_j, x_i the inputs and v_j, v_i the outputs of the last two evaluations and d = x_i - x_j, the output is
+    v_i + w (v_i - v_j) with w = <x - x_i, d> / <d, d>, at most `MOST_REACH`. On a straight path w is the share of the
+    noise level gone through; no timestep is needed. Holds the last output where there is no earlier one.
+    """
+    if previous is None or previous.output.shape != last.output.shape:
+        return hold_output(latents, last)
+    displacement = difference(last.latents, previous.latents)
+    progress = (difference(latents, last.latents) * displacement).sum() / displacement.square().sum()
+    reach = torch.nan_to_num(progress, nan=0.0, posinf=0.0, neginf=0.0).clamp(0.0, MOST_REACH)
+    return (widened(last.output) + reach * difference(last.output, previous.output)).to(last.output.dtype)
+
+
 def mean_change(values: Tensor) -> Tensor:
     """Mean absolute value over the whole batch, shape (1,): the official rule."""
     return values.abs().mean().reshape(1)
@@ -63,13 +89,22 @@ def sample_change(values: Tensor) -> Tensor:
     return values.abs().flatten(1).mean(dim=1)
 
 
-PREDICTORS: Mapping[str, Predictor] = MappingProxyType({"transformation": add_transformation, "output": hold_output})
+PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
+    {"transformation": add_transformation, "output": hold_output, "extrapolation": extrapolate_output}
+)
 STATISTICS: Mapping[str, Statistic] = MappingProxyType({"mean": mean_change, "sample": sample_change})
 
 
 def find_predictor(choice: str | Predictor) -> Predictor:
     """The predictor of that name, or the function itself."""
     return PREDICTORS[choice] if isinstance(choice, str) else choice
+
+
+def wants_previous(predictor: Predictor) -> bool:
+    """Whether a predictor takes the evaluation before the last one too."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(predictor).parameters.values()
+    return sum(parameter.kind in kinds for parameter in parameters) > 2
 
 
 def find_statistic(choice: str | Statistic) -> Statistic:

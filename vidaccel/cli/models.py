@@ -1,20 +1,94 @@
-"""`vidaccel models`: the models that have a name, and where they are."""
+"""`vidaccel models`: the models that have a name, the families that are tested, and tiny random models of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from vidaccel.cli.console import say
+from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
+from vidaccel.families.checks import CHECKS
+from vidaccel.families.family import Family
+from vidaccel.families.table import FAMILIES, family_named
+from vidaccel.presets import preset_for
 from vidaccel.registry import MODELS, ModelSpec
 
+_COLUMN = 26
 
-def models() -> None:
-    """List the models that have a name; any other local folder or Hub id works too."""
+
+def models(
+    random: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--make-random", metavar="FAMILY DIR", help="Write a tiny random model of a family to a folder."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="--make-random: the same seed gives the same weights.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="--make-random: replace a model that is there.")
+    ] = False,
+) -> None:
+    """List the models that have a name; any other local folder or Hub id works too.
+
+    Then the families of pipelines that EasyCache is tested on.
+    """
+    if random is not None:
+        _make_random(*random, seed=seed, overwrite=overwrite)
+        return
     for spec in MODELS:
         size = spec.defaults
-        say(
-            f"{spec.name:21} {spec.description}\n"
-            f"{'':21} {size.num_frames} frames of {size.width}x{size.height}, {size.fps} a second, "
-            f"{size.num_inference_steps} steps\n"
-            f"{'':21} {_where(spec)}"
+        _say_entry(
+            spec.name,
+            spec.description,
+            f"{size.num_frames} frames of {size.width}x{size.height}, {size.fps} a second, "
+            f"{size.num_inference_steps} steps",
+            _where(spec),
         )
+    say(
+        "\nFamilies; `vidaccel models --make-random FAMILY DIR` writes a tiny random model of one. "
+        "What is tested with EasyCache:"
+    )
+    for name, sentence in CHECKS.items():
+        say(f"  {name:{_COLUMN - 2}} {sentence}")
+    say("")
+    for family in FAMILIES:
+        _say_entry(family.name, family.description, _interface(family), *_easycache(family))
+
+
+def _make_random(name: str, folder: Path, *, seed: int, overwrite: bool) -> None:
+    from vidaccel.families.random_weights import make_random  # its libraries take seconds
+
+    family = family_named(name)
+    make_random(family, folder, seed=seed, overwrite=overwrite)
+    say(f"{folder}: a tiny {family.pipeline_name} with random weights; its videos are noise")
+
+
+def _say_entry(name: str, *lines: str) -> None:
+    say(f"\n{'':{_COLUMN}} ".join((f"{name:{_COLUMN}} {lines[0]}", *lines[1:])))
+
+
+def _interface(family: Family) -> str:
+    inputs = ", ".join(("prompt", *(name.replace("_", " ") for name in family.inputs)))
+    return f"{family.pipeline_name}; takes {inputs}"
+
+
+def _easycache(family: Family) -> list[str]:
+    if family.refusal:
+        return [f"EasyCache is refused: {family.refusal}"]
+    tested = "all of the above" if not family.untested else ", ".join(family.tested)
+    reasons = [f"not tested: {name}: {reason}" for name, reason in family.untested.items()]
+    return [_settings(family), f"tested: {tested}", *reasons]
+
+
+def _settings(family: Family) -> str:
+    networks = [family.components[name].kind for name in ("transformer", "transformer_2") if name in family.components]
+    preset = preset_for(
+        pipelines={family.pipeline_name},
+        transformers={kind.rpartition(":")[2] for kind in networks},
+        config=family.settings,
+    )
+    config = EasyCacheConfig() if preset is None else preset.config
+    source = "the defaults, none are published for it" if preset is None else preset.source
+    return f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps: {source}"
 
 
 def _where(spec: ModelSpec) -> str:

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-Input = Literal["image", "last_image", "video", "mask", "pose_video", "face_video"]
+from vidaccel.families.checks import CHECKS
+
+Input = Literal["image", "last_image", "video", "control_video", "mask", "pose_video", "face_video"]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One part of a tiny random pipeline: its class as `module:Name` and the arguments that make it.
+    """One part of a tiny random pipeline: what makes it as `module:Name`, and the arguments that it is made with.
 
-    A class of transformers is made from its configuration class, one of diffusers by its constructor.
+    A model of transformers is made from its configuration class, everything else (a class of diffusers, a tokenizer's
+    recipe) by calling it. An argument that is a `Component` is made first.
     """
 
     kind: str
-    config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    config: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,11 @@ class Family:
     pipeline: `module:Name` of the pipeline class.
     components: by the name of the pipeline's parameter.
     settings: arguments of the pipeline that are no components, such as `boundary_ratio`.
+    attributes: what `build_random` sets on the pipeline in memory to keep a call short, such as lengths of texts that
+        the class itself fixes and no file records; a saved folder is without them.
     inputs: what a call takes besides the prompt.
-    defaults: arguments of a small call: `num_frames`, `height`, `width`, ...
-    untested: checks of the test matrix that do not apply, with the reason.
+    defaults: arguments of a small call: `num_frames`, `height`, `width`, `num_inference_steps`, ...
+    untested: names of `vidaccel.families.checks.CHECKS` that do not apply or cannot be tested, with the reason.
     refusal: why EasyCache does not work here, or None.
     """
 
@@ -39,8 +45,19 @@ class Family:
     description: str
     pipeline: str
     components: Mapping[str, Component]
-    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    settings: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    attributes: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     inputs: tuple[Input, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    untested: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    defaults: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    untested: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     refusal: str | None = None
+
+    @property
+    def pipeline_name(self) -> str:
+        """The pipeline's class name without its module."""
+        return self.pipeline.rpartition(":")[2]
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The names of the checks that hold for this family; none where EasyCache is refused."""
+        return () if self.refusal else tuple(name for name in CHECKS if name not in self.untested)

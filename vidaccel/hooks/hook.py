@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vidaccel.hooks.batch import select_rows
 from vidaccel.hooks.place import Call
-from vidaccel.hooks.run import EasyCacheRun
+from vidaccel.hooks.run import EasyCacheRun, Plan
+from vidaccel.hooks.streams import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
 from vidaccel.hooks.timing import moment
+from vidaccel.hooks.traits import traits_of
 
 logger = logging.getLogger(__name__)
 
 HOOK_NAME = "vidaccel_easycache"
-LATENTS_ARGUMENT = "hidden_states"
 TIMESTEP_ARGUMENT = "timestep"
 
 
@@ -56,11 +61,13 @@ class EasyCacheHook(ModelHook):
         self.contexts = _ContextReceiver()
         self.installed: Any = None
         self.guard: RemovableHandle | None = None
-        self._channels: tuple[int, int] | None = None
+        self._matchings: tuple[Matching, ...] | None = None
+        self._output_type: type | None = None
         self._warned = False
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self._signature = inspect.signature(type(unwrap_module(module)).forward)
+        self._traits = traits_of(unwrap_module(module))
         return module
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -90,12 +97,14 @@ class EasyCacheHook(ModelHook):
                 f"{type(module).__name__} has {type(module._cache_config).__name__} enabled beside EasyCache; "
                 "call disable_cache() or remove_easycache, one cache at a time."
             )
-        arguments = self._signature.bind(module, *args, **kwargs).arguments
-        call = self._call(arguments)
-        reuse, branch = self.run.enter(self.transformer, call)
-        if reuse:
-            return _packed(self.run.predict(self.transformer, branch, call.latents), arguments)
-        return self._compute(forward, args, kwargs, call=call, branch=branch)
+        bound = self._signature.bind(module, *args, **kwargs)
+        call = self._call(bound.arguments)
+        plan = self.run.enter(self.transformer, call)
+        if not plan.reused:
+            return self._compute(forward, args, kwargs, call=call, plan=plan)
+        if plan.computed:
+            return self._compute_some(forward, bound, call=call, plan=plan)
+        return self._packed(self.run.predict(self.transformer, call, plan), plan, bound)
 
     def _warn_that_it_stays_away(self, module: nn.Module) -> None:
         """Only training mode and gradients together are training; either alone is likely an oversight."""
@@ -112,69 +121,72 @@ class EasyCacheHook(ModelHook):
             remedy,
         )
 
-    def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, branch: str) -> Any:
-        start = moment(call.source.device)
-        try:
+    def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, plan: Plan) -> Any:
+        with self._undone_if_interrupted():
+            start = moment(call.source.device)
             result = forward(*args, **kwargs)
-            output = _unpacked(result)
             span = start, moment(call.source.device)
-            self._channels = match_channels(call.source, output)
-            call = replace(call, latents=_narrowed(call.source, self._channels))
-            self.run.record(self.transformer, branch, call, output, span)
-        except BaseException:
-            self.run.reset()  # an interrupted step leaves nothing behind
-            raise
+            outputs = unpack(result, self._traits)
+            matchings = self._learn(call, result, outputs)
+            call = replace(call, streams=_narrowed(call.sources, matchings))
+            pieces = dict(enumerate(split_outputs(outputs, matchings, plan.batch)))
+            self.run.record(self.transformer, call, plan, pieces, span)
         return result
 
+    def _compute_some(self, forward: Any, bound: inspect.BoundArguments, *, call: Call, plan: Plan) -> Any:
+        """Run the model for some samples of the batch and predict the others."""
+        assert self._matchings is not None
+        part = plan.batch.part(plan.computed)
+        with self._undone_if_interrupted():
+            predicted = self.run.predict(self.transformer, call, plan)
+            rows = plan.batch.rows(plan.computed)
+            chosen = select_rows(bound.arguments, rows, num_rows=plan.batch.num_rows, traits=self._traits)
+            some = inspect.BoundArguments(self._signature, OrderedDict(chosen))
+            start = moment(call.source.device)
+            outputs = unpack(forward(*some.args[1:], **some.kwargs), self._traits)
+            span = start, moment(call.source.device)
+            computed = dict(zip(plan.computed, split_outputs(outputs, self._matchings, part), strict=True))
+            self.run.record(self.transformer, call, plan, computed, span)
+        return self._packed({**predicted, **computed}, plan, bound)
+
+    def _packed(self, pieces: Pieces, plan: Plan, bound: inspect.BoundArguments) -> Any:
+        assert self._matchings is not None
+        return pack(join_outputs(pieces, self._matchings, plan.batch), bound.arguments, self._output_type)
+
+    @contextmanager
+    def _undone_if_interrupted(self) -> Iterator[None]:
+        """An interrupted step leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            self.run.reset()
+            raise
+
+    def _learn(self, call: Call, result: Any, outputs: list[Tensor]) -> tuple[Matching, ...]:
+        """How inputs and outputs fit together, and in which form outputs come."""
+        if isinstance(result, BaseOutput):
+            self._output_type = type(result)
+        self._matchings = tuple(
+            match_channels(source, output, self._traits) for source, output in zip(call.sources, outputs, strict=True)
+        )
+        return self._matchings
+
     def _call(self, arguments: dict[str, Any]) -> Call:
-        source = arguments[LATENTS_ARGUMENT]
+        sources = tuple(arguments[name] for name in self._traits.streams)
         conditions = {
             name: value
             for name, value in arguments.items()
-            if isinstance(value, Tensor) and name not in (LATENTS_ARGUMENT, TIMESTEP_ARGUMENT)
+            if isinstance(value, Tensor) and name not in (*self._traits.streams, TIMESTEP_ARGUMENT)
         }
         return Call(
-            latents=_narrowed(source, self._channels),
-            source=source,
+            streams=sources if self._matchings is None else _narrowed(sources, self._matchings),
+            sources=sources,
             timestep=arguments.get(TIMESTEP_ARGUMENT),
             conditions=conditions,
             context=self.contexts.current,
+            splits_batch=self._traits.splits_batch,
         )
 
 
-def match_channels(source: Tensor, output: Tensor) -> tuple[int, int] | None:
-    """How the input is matched with the output: None if of equal shape, else (dimension, leading channels to take).
-
-    Image-to-video models get conditions on further channels behind the latents. Channels are dimension 1 of
-    (B, C, F, H, W) and the last one of (B, L, C). Raises ValueError if that does not give equal shapes.
-    """
-    if source.shape == output.shape:
-        return None
-    dimension = source.ndim - 1 if source.ndim == 3 else 1
-    channels = output.shape[dimension] if output.ndim == source.ndim else 0
-    if source.shape[dimension] < channels or source.narrow(dimension, 0, channels).shape != output.shape:
-        raise ValueError(
-            f"EasyCache cannot be applied: the transformer returned {tuple(output.shape)} for an input of "
-            f"{tuple(source.shape)}; it needs an output shaped like the input or like its leading channels."
-        )
-    return dimension, channels
-
-
-def _narrowed(source: Tensor, channels: tuple[int, int] | None) -> Tensor:
-    return source if channels is None else source.narrow(channels[0], 0, channels[1])
-
-
-def _unpacked(result: Any) -> Tensor:
-    """The one tensor a transformer returned."""
-    if isinstance(result, Transformer2DModelOutput):
-        return result.sample
-    if isinstance(result, tuple) and len(result) == 1 and isinstance(result[0], Tensor):
-        return result[0]
-    raise ValueError(
-        "EasyCache cannot be applied: the transformer must return one tensor, as a tuple or Transformer2DModelOutput; "
-        f"got {type(result).__name__}" + (f" of {len(result)} values." if isinstance(result, tuple) else ".")
-    )
-
-
-def _packed(output: Tensor, arguments: dict[str, Any]) -> Any:
-    return Transformer2DModelOutput(sample=output) if arguments.get("return_dict", True) else (output,)
+def _narrowed(sources: Sequence[Tensor], matchings: Sequence[Matching]) -> tuple[Tensor, ...]:
+    return tuple(matching.narrow(source) for source, matching in zip(sources, matchings, strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +14,13 @@ from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
 from vidaccel.easycache import EasyCacheConfig
-from vidaccel.hooks.hook import HOOK_NAME, LATENTS_ARGUMENT, EasyCacheHook
-from vidaccel.hooks.run import EasyCacheRun, Guidance
+from vidaccel.hooks.hook import HOOK_NAME, EasyCacheHook
+from vidaccel.hooks.run import EasyCacheRun
+from vidaccel.hooks.traits import traits_of
+from vidaccel.presets import preset_of
 from vidaccel.report import EasyCacheReport, StepDecision
+
+logger = logging.getLogger(__name__)
 
 
 def apply_easycache(
@@ -23,7 +28,7 @@ def apply_easycache(
     config: EasyCacheConfig | None = None,
     *,
     on_step: Callable[[StepDecision], None] | None = None,
-    batched_guidance: Guidance | None = None,
+    batched_guidance: Sequence[str] | None = None,
 ) -> EasyCacheRun:
     """Reuse steps of a diffusers pipeline, or of a bare transformer, until `remove_easycache`.
 
@@ -31,10 +36,11 @@ def apply_easycache(
     (two experts) share one report. It works before or after `enable_model_cpu_offload`, group offload and
     `compile_repeated_blocks`.
 
-    config: None for the defaults.
+    config: None for the published settings of the model (`vidaccel.presets`); where there are none the defaults are
+        taken, and that is told.
     on_step: called with every decision when it is taken.
-    batched_guidance: if the pipeline puts both branches in one batch, which half comes first; the conditional half
-        then decides. None measures the whole batch.
+    batched_guidance: if the loop puts several branches into one batch, their names in order, such as
+        `("uncond", "cond")`; the block named "cond" decides. None takes what is known of the pipeline.
 
     Returns the run, which holds the report. Raises ValueError where outputs cannot be reused safely: another cache or
     EasyCache itself is active, the model keeps a key/value cache, is sharded by FSDP, or is compiled as a whole.
@@ -43,7 +49,13 @@ def apply_easycache(
     for name, transformer in transformers.items():
         _refuse_unsafe(name, transformer)
     pipe = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
-    run = EasyCacheRun(config or EasyCacheConfig(), pipe=pipe, batched_guidance=batched_guidance, on_step=on_step)
+    run = EasyCacheRun(
+        config or _published_settings(pipe_or_transformer),
+        pipe=pipe,
+        end_is_told=_tells_its_end(pipe, transformers.values()),
+        batched_guidance=batched_guidance,
+        on_step=on_step,
+    )
     for name, transformer in transformers.items():
         hook = EasyCacheHook(run, name)
         with _beneath_accelerate(transformer):
@@ -102,6 +114,27 @@ def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
     return found
 
 
+def _published_settings(pipe: Any) -> EasyCacheConfig:
+    if (preset := preset_of(pipe)) is not None:
+        logger.info("EasyCache takes the settings for %s: %s.", preset.name, preset.source)
+        return preset.config
+    config = EasyCacheConfig()
+    logger.warning(
+        "EasyCache has no published settings for %s; it takes threshold %g after %d warm-up steps. Choose your own "
+        "with EasyCacheConfig.",
+        type(pipe).__name__,
+        config.threshold,
+        config.warmup_steps,
+    )
+    return config
+
+
+def _tells_its_end(pipe: Any, transformers: Iterable[Any]) -> bool:
+    """Whether the pipeline resets its transformers at the end of a call, as diffusers does those that can cache."""
+    resettable = all(hasattr(transformer, "_reset_stateful_cache") for transformer in transformers)
+    return hasattr(pipe, "maybe_free_model_hooks") and resettable
+
+
 def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
     kind = f"`{name}` ({type(unwrap_module(transformer)).__name__})"
     if is_compiled_module(transformer) or getattr(transformer, "_compiled_call_impl", None) is not None:
@@ -122,10 +155,17 @@ def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
         )
     if any(isinstance(module, _sharded_types()) for module in transformer.modules()):
         raise ValueError(f"{kind} is sharded by FSDP, whose ranks must all compute; run EasyCache on a whole model.")
+    _refuse_unsuitable(kind, transformer)
+
+
+def _refuse_unsuitable(kind: str, transformer: nn.Module) -> None:
+    traits = traits_of(unwrap_module(transformer))
+    if traits.refusal is not None:
+        raise ValueError(f"{kind} is not supported: {traits.refusal}.")
     parameters = inspect.signature(type(transformer).forward).parameters
-    if LATENTS_ARGUMENT not in parameters:
+    if missing := [name for name in traits.streams if name not in parameters]:
         raise ValueError(
-            f"{kind} takes no `{LATENTS_ARGUMENT}`; EasyCache needs a diffusers video transformer whose forward does."
+            f"{kind} takes no `{missing[0]}`; EasyCache needs a diffusers video transformer whose forward does."
         )
     if kept := [parameter for parameter in parameters if "cache" in parameter or "past_key" in parameter]:
         raise ValueError(f"{kind} takes `{kept[0]}`: a reused step would not write its keys and values. Not supported.")

@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+TEXT_ARGUMENT = "encoder_hidden_states"
+
 Kind = Literal["generation", "step", "branch"]
 Identity = tuple[Callable[[], Any], int]
 
@@ -45,17 +47,30 @@ class Place:
 class Call:
     """One call of the transformer as the hook sees it.
 
-    latents: (B, C, F, H, W) or (B, L, C), the part of the input that the output is matched with.
-    source: the tensor the caller gave, which may have more channels.
+    streams: what is denoised, one tensor a stream: the part of the inputs that the outputs are matched with, for
+        instance (B, C, F, H, W) or (B, L, C).
+    sources: the same tensors as the caller gave them, which may have more channels.
     conditions: the other tensors given, by argument name.
     context: diffusers' `CacheContext`, or None.
+    splits_batch: whether the model can be run for some samples of the batch, see `Traits`.
     """
 
-    latents: Tensor
-    source: Tensor
+    streams: tuple[Tensor, ...]
+    sources: tuple[Tensor, ...]
     timestep: Any
     conditions: Mapping[str, Tensor]
     context: Any
+    splits_batch: bool = False
+
+    @property
+    def latents(self) -> Tensor:
+        """The first stream."""
+        return self.streams[0]
+
+    @property
+    def source(self) -> Tensor:
+        """The first stream as the caller gave it."""
+        return self.sources[0]
 
 
 class PlaceTracker:
@@ -84,10 +99,11 @@ class PlaceTracker:
         self._source: Identity | None = None
         self._time: Identity | None = None
         self._conditions: dict[str, Identity | None] = {}
+        self._text: Callable[[], Any] | None = None
         self._timestep: Tensor | None = None
         self._fingerprint: Tensor | None = None
 
-    def locate(self, call: Call, previous_latents: Tensor | None) -> Place | Tensor:
+    def locate(self, call: Call, find_previous_latents: Callable[[], Tensor | None]) -> Place | Tensor:
         """The place of the call, or questions: a tensor of 0 and 1 on the device whose values `answer` takes."""
         context = call.context
         if context is not None and context.step_index is not None:
@@ -100,11 +116,15 @@ class PlaceTracker:
             if self._pipe_stands_still():
                 return self._open("generation", 0, name)
             return self._open("step", self.step_index + 1, name)
+        if self.scheduler_is_live and self._scheduler_index is None and self._has_moved(name):
+            if self.num_steps is not None and self.step_index + 1 >= self.num_steps:
+                return self._open("generation", 0, name)  # another window with the same schedule (SkyReels-V2)
+            return self._open("step", self.step_index + 1, name)
         if name is not None and name not in self._branches:
             return self._open("branch", self.step_index, name)
         if name is None and self._is_same(call):
             return self._open("branch", self.step_index, None)
-        return self._questions(call, previous_latents)
+        return self._questions(call, find_previous_latents())
 
     def answer(self, call: Call, answers: Sequence[float]) -> Place:
         """The place of a call that could not be located on the host."""
@@ -131,11 +151,21 @@ class PlaceTracker:
             self._pipe_timestep = weakref.ref(self._present_timestep()) if self.pipe_is_live else None
             self._source, self._time = _identity(call.source), _identity(call.timestep)
             self._conditions = {name: _identity(value) for name, value in call.conditions.items()}
+            text = call.conditions.get(TEXT_ARGUMENT)
+            self._text = None if text is None else weakref.ref(text)
             self._keep_values(call)
         self.step_index = place.step_index
         self._branches.append(place.branch)
         if call.context is not None and call.context.num_inference_steps is not None:
             self.num_steps = call.context.num_inference_steps
+
+    def is_through(self) -> bool:
+        """Whether the generation has reached its last step, as far as its number of steps is known."""
+        return self.step_index >= 0 and self.num_steps in (None, self.step_index + 1)
+
+    def has_same_text(self, call: Call) -> bool:
+        """Whether the call got the very text embeddings of the step before: another loop of the same pipeline call."""
+        return self._text is not None and self._text() is call.conditions.get(TEXT_ARGUMENT)
 
     def has_same_latents(self, call: Call) -> bool:
         """Whether the call got the very tensor that the deciding call of this step got, unchanged since."""
@@ -147,6 +177,15 @@ class PlaceTracker:
     def _pipe_stands_still(self) -> bool:
         """The pipeline that drove this generation has not gone on since the last step: it is not the one calling."""
         return self._pipe_timestep is not None and self._pipe_timestep() is self._present_timestep()
+
+    def _has_moved(self, name: str | None) -> bool:
+        """Whether a new step began, of a pipeline whose scheduler does not count them.
+
+        The pipeline's present timestep tells it (DDIM), or a branch that is here again (a scheduler for every frame).
+        """
+        if self.pipe_is_live:
+            return not self._pipe_stands_still()
+        return name in self._branches
 
     def _open(self, kind: Kind, step_index: int, name: str | None) -> Place:
         number = len(self._branches) if kind == "branch" else 0
@@ -165,10 +204,13 @@ class PlaceTracker:
         """Another branch of the step, by the identity of the tensors: latents and timestep as before, conditions not.
 
         The same conditions too would be the first call once more, after an interruption, unless a live scheduler
-        says that no call has begun since: both branches may be given the very same prompt.
+        says that no call has begun since: both branches may be given the very same prompt. Then the latents may differ
+        as well: some image-to-video pipelines put other conditions into those of the unconditional branch.
         """
-        if not _is_identical(self._time, call.timestep) or not self.has_same_latents(call):
+        if not _is_identical(self._time, call.timestep):
             return False
+        if not self.has_same_latents(call):
+            return self.scheduler_is_live and self.pipe_is_live
         repeated = all(_is_identical(self._conditions.get(name), value) for name, value in call.conditions.items())
         return self.scheduler_is_live or not repeated
 
@@ -176,14 +218,14 @@ class PlaceTracker:
         """What a later call is compared with if it has to be located by values: two numbers on the device."""
         if call.context is not None and call.context.step_index is not None:
             return
-        self._timestep = _highest_timestep(call)
+        self._timestep = _mean_timestep(call)
         self._fingerprint = _fingerprint(call)
 
     def _questions(self, call: Call, previous_latents: Tensor | None) -> Tensor:
         device = call.latents.device
         if self._timestep is None or self._fingerprint is None:
             return torch.zeros(4, device=device)
-        now, before = _highest_timestep(call), self._timestep.to(device)
+        now, before = _mean_timestep(call), self._timestep.to(device)
         same_latents = torch.zeros((), dtype=torch.bool, device=device)
         if previous_latents is not None and previous_latents.shape == call.latents.shape:
             same_latents = (previous_latents == call.latents).all()
@@ -202,10 +244,10 @@ def _scheduler_index(scheduler: Any) -> int | None:
     return getattr(scheduler, "step_index", None)
 
 
-def _highest_timestep(call: Call) -> Tensor:
-    """The timestep, or the highest of one per token or frame: a scalar on the device of the latents."""
+def _mean_timestep(call: Call) -> Tensor:
+    """The timestep, or the mean of those of all tokens or frames: a scalar on the device of the latents."""
     timestep = 0.0 if call.timestep is None else call.timestep
-    return torch.as_tensor(timestep, device=call.latents.device).max().clone()
+    return torch.as_tensor(timestep, device=call.latents.device).float().mean()
 
 
 def _fingerprint(call: Call) -> Tensor:

@@ -9,21 +9,33 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidaccel.easycache import EasyCacheConfig, EasyCacheController
+from vidaccel.easycache import EasyCacheConfig
+from vidaccel.hooks.batch import Batch, batch_of
+from vidaccel.hooks.ensemble import Ensemble
 from vidaccel.hooks.place import Call, Place, PlaceTracker, is_view
+from vidaccel.hooks.streams import Pieces
 from vidaccel.hooks.timing import Moment, seconds_between
-from vidaccel.report import EasyCacheReport, StepDecision
+from vidaccel.hooks.traits import GUIDANCE_CONTEXT, batched_guidance_of
+from vidaccel.report import EasyCacheReport, Reason, StepDecision
 
 logger = logging.getLogger(__name__)
 
-Guidance = Literal["cond_first", "uncond_first"]
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do in one call: the groups of its batch that are reused, and those the model runs for."""
+
+    branch: str
+    batch: Batch
+    reused: tuple[int, ...]
+    computed: tuple[int, ...]
 
 
 @dataclass(kw_only=True)
@@ -48,17 +60,20 @@ class EasyCacheRun:
         config: EasyCacheConfig,
         *,
         pipe: Any = None,
-        batched_guidance: Guidance | None = None,
+        end_is_told: bool = False,
+        batched_guidance: Sequence[str] | None = None,
         on_step: Callable[[StepDecision], None] | None = None,
     ) -> None:
         self.config = config
         self.on_step = on_step
+        self._end_is_told = end_is_told
         self._batched_guidance = batched_guidance
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
         self._tracker = PlaceTracker(self._pipe)
-        self._controllers: dict[str, EasyCacheController] = {}
+        self._ensembles: dict[str, Ensemble] = {}
         self._active: str | None = None
         self._steps: list[_Step] = []
+        self._earlier: list[_Step] = []  # of the loops of this call that are through
         self._warned_few_steps = False
         self._warned_rising = False
         self._report: EasyCacheReport | None = None
@@ -69,22 +84,22 @@ class EasyCacheRun:
         self._finish_if_complete()
         return self._report
 
-    def controller(self, transformer: str) -> EasyCacheController:
+    def ensemble(self, transformer: str) -> Ensemble:
         """The decisions and memory of one transformer of the pipeline."""
-        if transformer not in self._controllers:
-            self._controllers[transformer] = EasyCacheController(self.config)
-        return self._controllers[transformer]
+        if transformer not in self._ensembles:
+            self._ensembles[transformer] = Ensemble(self.config)
+        return self._ensembles[transformer]
 
     def tensors(self) -> list[Tensor]:
         """The latent-sized tensors held at the moment, of all transformers."""
-        return [tensor for controller in self._controllers.values() for tensor in controller.tensors()]
+        return [tensor for ensemble in self._ensembles.values() for tensor in ensemble.tensors()]
 
     def reset(self) -> None:
         """Drop the generation under way and release its tensors; the last report stays."""
         self._tracker.forget()
-        for controller in self._controllers.values():
-            controller.reset()
-        self._steps = []
+        for ensemble in self._ensembles.values():
+            ensemble.reset()
+        self._steps, self._earlier = [], []
         self._active = None
 
     def finish(self) -> None:
@@ -98,95 +113,133 @@ class EasyCacheRun:
             self._warn_if_nothing_was_reused(self._report)
         self.reset()
 
-    def enter(self, transformer: str, call: Call) -> tuple[bool, str]:
-        """Take in one call of a transformer: whether its output is reused, and the name of its branch."""
-        controller = self.controller(transformer)
-        place, estimate = self._locate(transformer, controller, call)
+    def enter(self, transformer: str, call: Call) -> Plan:
+        """Take in one call of a transformer: which of its outputs are reused."""
+        ensemble, batch = self.ensemble(transformer), self._batch(call)
+        place, estimate = self._locate(transformer, ensemble, call, batch)
         if place.kind == "generation":
-            self._finish_if_complete()
             self._start_generation(place, call)
         else:
             self._tracker.enter(place, call)
         if place.kind == "branch":
-            step = self._steps[-1]
-            step.num_passes += 1
-            return not step.decision.computed and controller.can_follow(place.branch, call.latents), place.branch
-        decision = self._decide(transformer, controller, call, place, estimate)
+            return self._follow(ensemble, call, batch, place.branch)
+        decision = self._decide(transformer, call, batch, place, estimate)
         self._steps.append(_Step(decision=decision, spans=[]))
         if self.on_step is not None:
             self.on_step(decision)
-        return not decision.computed, place.branch
+        return _plan(place.branch, batch, [not computed for computed in self._computed_groups(batch)])
 
-    def predict(self, transformer: str, branch: str, latents: Tensor) -> Tensor:
-        """The output of a reused pass."""
-        output = self._controllers[transformer].predict(branch, latents)
-        self._steps[-1].rate = self._controllers[transformer].transformation_rate
-        self._steps[-1].num_done += 1
-        return output
+    def predict(self, transformer: str, call: Call, plan: Plan) -> Pieces:
+        """The outputs of the reused groups of a pass."""
+        ensemble = self._ensembles[transformer]
+        pieces = ensemble.predict(plan.branch, plan.batch, call.streams, plan.reused)
+        if not plan.computed:
+            self._close_pass(ensemble)
+        return pieces
 
-    def record(self, transformer: str, branch: str, call: Call, output: Tensor, span: tuple[Moment, Moment]) -> None:
-        """Remember a computed pass."""
-        controller = self._controllers[transformer]
-        controller.record(branch, call.latents, output, same_latents=self._tracker.has_same_latents(call))
+    def record(self, transformer: str, call: Call, plan: Plan, pieces: Pieces, span: tuple[Moment, Moment]) -> None:
+        """Remember the computed groups of a pass."""
+        ensemble = self._ensembles[transformer]
+        same_latents = self._tracker.has_same_latents(call)
+        ensemble.record(plan.branch, plan.batch, call.streams, pieces, same_latents=same_latents)
+        self._steps[-1].spans.append(span)
+        self._close_pass(ensemble)
+
+    def _close_pass(self, ensemble: Ensemble) -> None:
         step = self._steps[-1]
-        step.rate = controller.transformation_rate
+        step.rate = ensemble.transformation_rate
         step.num_done += 1
-        step.spans.append(span)
+
+    def _follow(self, ensemble: Ensemble, call: Call, batch: Batch, branch: str) -> Plan:
+        """A further branch follows the decision of the step, for every group whose vector is recent enough."""
+        self._steps[-1].num_passes += 1
+        computed = self._computed_groups(batch)
+        able = ensemble.can_follow(branch, batch, call.streams)
+        return _plan(branch, batch, [not one and can for one, can in zip(computed, able, strict=True)])
+
+    def _computed_groups(self, batch: Batch) -> list[bool]:
+        """Which groups of the batch the decision of the present step computes."""
+        decision = self._steps[-1].decision
+        if len(decision.samples) == batch.num_groups:
+            return list(decision.samples)
+        return [decision.computed] * batch.num_groups
+
+    def _batch(self, call: Call) -> Batch:
+        """The rows of a call. Samples decide for themselves where it is known which rows and arguments are theirs."""
+        name = None if call.context is None else call.context.name
+        pipe = self._pipe()
+        is_known = pipe is not None or self._batched_guidance is not None or name not in (None, GUIDANCE_CONTEXT)
+        per_sample = self.config.decisions == "sample" and call.splits_batch and is_known
+        return batch_of(call.source.shape[0], self._branches(pipe, name), per_sample=per_sample)
+
+    def _branches(self, pipe: Any, name: str | None) -> Sequence[str]:
+        """The branches that the batch of a call is made of, in order; empty if there is one."""
+        if name not in (None, GUIDANCE_CONTEXT) or not getattr(pipe, "do_classifier_free_guidance", True):
+            return ()
+        if self._batched_guidance is not None:
+            return self._batched_guidance
+        return () if pipe is None else batched_guidance_of(pipe, is_named=name is not None)
 
     def _locate(
-        self, transformer: str, controller: EasyCacheController, call: Call
+        self, transformer: str, ensemble: Ensemble, call: Call, batch: Batch
     ) -> tuple[Place, list[float] | None]:
         """The place of the call; where it can only be read from the device, the estimate is read along with it."""
-        found = self._tracker.locate(call, controller.previous_latents)
+        found = self._tracker.locate(call, lambda: ensemble.previous_latents(batch))
         if isinstance(found, Place):
             return found, None
         next_index, num_steps = self._tracker.step_index + 1, self._tracker.num_steps
-        if transformer != self._active or controller.must_compute(
-            call.latents, step_index=next_index, num_steps=num_steps
-        ):
+        reasons: list[Reason | None] = ["transformer_switch"]
+        if transformer == self._active:
+            reasons = ensemble.must_compute(batch, call.streams, step_index=next_index, num_steps=num_steps)
+        if None not in reasons:
             return self._tracker.answer(call, found.tolist()), None
-        values = torch.cat([found, controller.estimate(call.latents).to(found.dtype)]).tolist()
+        estimate = ensemble.estimate(batch, call.streams, reasons)
+        values = torch.cat([found, estimate.to(found.dtype)]).tolist()
         place = self._tracker.answer(call, values[: len(found)])
         return place, values[len(found) :] if place.kind == "step" else None
 
     def _start_generation(self, place: Place, call: Call) -> None:
         if place.rises and len(self._steps) == 1:
             self._warn_about_rising_timesteps()
+        goes_on = self._goes_on(call)
+        if not goes_on:
+            self._finish_if_complete()
+        earlier = [*self._earlier, *self._steps] if goes_on else []
         self.reset()
+        self._earlier = earlier
         self._tracker.enter(place, call)
         if self._tracker.num_steps is None:
             self._tracker.num_steps = self._planned_steps(call)
         self._warn_about_schedule()
 
+    def _goes_on(self, call: Call) -> bool:
+        """Whether a new loop belongs to the same pipeline call as the last one, which is through (FramePack).
+
+        Only of pipelines that end their calls themselves, or whose every call encodes its prompt anew.
+        """
+        pipe = self._pipe()
+        ends = self._end_is_told or (pipe is not None and not hasattr(pipe, "maybe_free_model_hooks"))
+        return ends and self._tracker.is_through() and self._tracker.has_same_text(call)
+
     def _decide(
-        self,
-        transformer: str,
-        controller: EasyCacheController,
-        call: Call,
-        place: Place,
-        estimate: list[float] | None,
+        self, transformer: str, call: Call, batch: Batch, place: Place, estimate: list[float] | None
     ) -> StepDecision:
         """The decision of a step's first call; another expert, or another branch in front, begins without history."""
+        ensemble = self._ensembles[transformer]
         switched = self._active is not None and self._active != transformer
         if switched:
-            self._controllers[self._active or ""].reset()
-            controller.reset()
-        if controller.leader not in (None, place.branch):
-            controller.reset()
+            self._ensembles[self._active or ""].reset()
+            ensemble.reset()
+        if ensemble.leader not in (None, place.branch):
+            ensemble.reset()
         self._active = transformer
-        controller.conditional_half = self._conditional_half()
-        decision = controller.decide(
-            call.latents, step_index=place.step_index, num_steps=self._tracker.num_steps, estimate=estimate
+        decision = ensemble.decide(
+            batch, call.streams, step_index=place.step_index, num_steps=self._tracker.num_steps, values=estimate
         )
         if switched:
             decision = replace(decision, computed=True, reason="transformer_switch")
-        return replace(decision, transformer=transformer, num_computed_passes=int(decision.computed))
-
-    def _conditional_half(self) -> Literal["first", "second"] | None:
-        pipe = self._pipe()
-        if self._batched_guidance is None or not getattr(pipe, "do_classifier_free_guidance", True):
-            return None
-        return "first" if self._batched_guidance == "cond_first" else "second"
+        section = self._earlier[-1].decision.section + 1 if self._earlier else 0
+        return replace(decision, transformer=transformer, section=section, num_computed_passes=int(decision.computed))
 
     def _planned_steps(self, call: Call) -> int | None:
         """Steps of this call: of the pipeline if its scheduler drives it, else of the settings, else unknown.
@@ -201,7 +254,10 @@ class EasyCacheRun:
             return getattr(self._pipe(), "_num_timesteps", len(timesteps))
         if is_view(call.timestep, timesteps):
             return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
-        return len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+        begin = getattr(scheduler, "begin_index", None)
+        if begin is None:  # schedules of their own, such as a row of timesteps for every frame
+            return getattr(self._pipe(), "_num_timesteps", len(timesteps))
+        return len(timesteps) - begin
 
     def _finish_if_complete(self) -> None:
         """Take a loop that does not say when it ends as finished once every pass of its last step is done.
@@ -209,14 +265,15 @@ class EasyCacheRun:
         Pipelines of diffusers do say it, so that a call that fails after its last step, in decoding, is not finished.
         """
         total = self._tracker.num_steps
-        if hasattr(self._pipe(), "maybe_free_model_hooks") or not self._steps or self._steps[-1].num_done == 0:
+        if self._end_is_told or not self._steps or self._steps[-1].num_done == 0:
             return
         expected = self._steps[-2].num_passes if len(self._steps) > 1 else 1
         if self._tracker.step_index + 1 == total and self._steps[-1].num_done >= expected:
             self.finish()
 
     def _decisions(self) -> tuple[StepDecision, ...]:
-        rates = _read([step.rate for step in self._steps])
+        steps = [*self._earlier, *self._steps]
+        rates = _read([step.rate for step in steps])
         return tuple(
             replace(
                 step.decision,
@@ -225,7 +282,7 @@ class EasyCacheRun:
                 num_computed_passes=len(step.spans),
                 seconds=sum(seconds_between(*span) for span in step.spans),
             )
-            for step, rate in zip(self._steps, rates, strict=True)
+            for step, rate in zip(steps, rates, strict=True)
         )
 
     def _warn_about_rising_timesteps(self) -> None:
@@ -275,6 +332,16 @@ class EasyCacheRun:
             reasons,
             least,
         )
+
+
+def _plan(branch: str, batch: Batch, reused: Sequence[bool]) -> Plan:
+    groups = range(batch.num_groups)
+    return Plan(
+        branch=branch,
+        batch=batch,
+        reused=tuple(group for group in groups if reused[group]),
+        computed=tuple(group for group in groups if not reused[group]),
+    )
 
 
 def _fresh_noise(scheduler: Any) -> str | None:

@@ -1,0 +1,107 @@
+"""How transformers differ where step reuse touches them: one row a class, no code a model.
+
+A transformer without a row gets the common layout: one tensor `hidden_states` in and out, channels in dimension 1 of
+(B, C, F, H, W) or the last one of (B, L, C). Its batch is decided as a whole, since nothing says which of its other
+arguments follow the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+GUIDANCE_CONTEXT = "cond_uncond"  # how pipelines of diffusers name a call with both branches in one batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """One transformer class.
+
+    streams: arguments that are denoised, in the order of the outputs; all of them decide together.
+    channel_dim: dimension of the channels; None for 1, or the last one of a (B, L, C) tensor.
+    holds_rest: the output has further channels behind the prediction (a learned variance) that no solver depends on;
+        a reused step repeats them.
+    unbatched: tensor arguments whose first dimension is not the batch.
+    splits_batch: the arguments are known well enough to run some samples of a batch without the others.
+    refusal: why its steps cannot be reused, or None.
+    """
+
+    streams: tuple[str, ...] = ("hidden_states",)
+    channel_dim: int | None = None
+    holds_rest: bool = False
+    unbatched: tuple[str, ...] = ()
+    splits_batch: bool = True
+    refusal: str | None = None
+
+
+UNKNOWN = Traits(splits_batch=False)
+_PACKED_FRAMES = tuple(f"indices_latents{part}" for part in ("", "_clean", "_history_2x", "_history_4x"))
+_HISTORY = ("indices_hidden_states", *(f"indices_latents_history_{part}" for part in ("short", "mid", "long")))
+
+TRAITS: Mapping[str, Traits] = MappingProxyType(
+    {
+        "AllegroTransformer3DModel": Traits(),
+        "AnyFlowTransformer3DModel": Traits(channel_dim=2),
+        "ChronoEditTransformer3DModel": Traits(),
+        "CogVideoXTransformer3DModel": Traits(channel_dim=2),
+        "ConsisIDTransformer3DModel": Traits(channel_dim=2, splits_batch=False),  # lists of face features
+        "Cosmos3OmniTransformer": Traits(refusal="it denoises lists of vision, sound and action tokens"),
+        "CosmosTransformer3DModel": Traits(unbatched=("padding_mask",)),
+        "EasyAnimateTransformer3DModel": Traits(),
+        "FluxTransformer2DModel": Traits(unbatched=("img_ids", "txt_ids")),  # Open-Sora 2.0
+        "HeliosTransformer3DModel": Traits(unbatched=_HISTORY),
+        "HunyuanVideo15Transformer3DModel": Traits(),
+        "HunyuanVideoFramepackTransformer3DModel": Traits(unbatched=_PACKED_FRAMES),
+        "HunyuanVideoTransformer3DModel": Traits(),
+        "Kandinsky5Transformer3DModel": Traits(channel_dim=-1, unbatched=("text_rope_pos",)),
+        "LTX2VideoTransformer3DModel": Traits(streams=("hidden_states", "audio_hidden_states")),
+        "LTXVideoTransformer3DModel": Traits(),
+        "LatteTransformer3DModel": Traits(holds_rest=True),
+        "MochiTransformer3DModel": Traits(),
+        "MotifVideoTransformer3DModel": Traits(),
+        "STDiT3": Traits(holds_rest=True),  # Open-Sora 1.2
+        "SanaVideoTransformer3DModel": Traits(),
+        "SkyReelsV2Transformer3DModel": Traits(),
+        "WanAnimateTransformer3DModel": Traits(),
+        "WanTransformer3DModel": Traits(),
+        "WanVACETransformer3DModel": Traits(unbatched=("control_hidden_states_scale",)),
+    }
+)
+
+_USUAL = ("uncond", "cond")
+
+# Pipelines that put both branches into one batch without diffusers' name for it.
+BATCHED_GUIDANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "AllegroPipeline": _USUAL,
+        "AnyFlowPipeline": _USUAL,
+        "ConsisIDPipeline": _USUAL,
+        "EasyAnimatePipeline": _USUAL,
+        "EasyAnimateControlPipeline": _USUAL,
+        "EasyAnimateInpaintPipeline": _USUAL,
+        "LattePipeline": _USUAL,
+        "SanaImageToVideoPipeline": _USUAL,
+        "SanaVideoPipeline": _USUAL,
+    }
+)
+
+
+def batched_guidance_of(pipe: Any, *, is_named: bool) -> tuple[str, ...]:
+    """The branches that a pipeline puts into one batch, in order; empty if it calls the model for each on its own.
+
+    What the pipeline says itself (`batched_guidance`) comes first, then its row. `is_named`: the call is marked with
+    diffusers' name for both branches in one batch, where all pipelines of diffusers put the unconditional one first.
+    """
+    own = getattr(pipe, "batched_guidance", None)
+    if own is not None:
+        return tuple(own)
+    names = (kind.__name__ for kind in type(pipe).__mro__)
+    return next((BATCHED_GUIDANCE[name] for name in names if name in BATCHED_GUIDANCE), _USUAL if is_named else ())
+
+
+def traits_of(transformer: Any) -> Traits:
+    """The row of a transformer's class or of the nearest base class that has one, else `UNKNOWN`."""
+    names = (kind.__name__ for kind in type(transformer).__mro__)
+    return next((TRAITS[name] for name in names if name in TRAITS), UNKNOWN)
