@@ -31,13 +31,12 @@ from vidaccel.open_sora.conditioning import (
     FrameMask,
     apply_mask_strategies,
     continuation,
-    fill_and_crop,
-    frames_of,
     kept_apart,
     parse_mask_strategies,
     usual_strategies,
 )
 from vidaccel.open_sora.prompts import clip_texts
+from vidaccel.open_sora.references import fill_and_crop, read_image, read_video
 from vidaccel.open_sora.schedule import shift_of, sigmas_of
 from vidaccel.open_sora.sizes import VideoSize, video_size
 
@@ -76,7 +75,6 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     """
 
     model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
-    _optional_components: Any = ("tokenizer", "text_encoder")
     _callback_tensor_inputs: Any = ("latents", "prompt_embeds")
     tokenizer: Any
     text_encoder: Any
@@ -176,8 +174,8 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
         texts = clip_texts(prompt, num_loops, clean=clean_caption, **scores)
         self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, num_inference_steps
         count = num_videos_per_prompt * len(texts[0] if prompt_embeds is None else prompt_embeds)
-        given = [fill_and_crop(frames_of(one), size.height, size.width) for one in _listed(image, video)]
-        references = [self.encode_reference(frames.transpose(0, 1)[None], generator) for frames in given]
+        given = [fill_and_crop(one, height=size.height, width=size.width) for one in _read(image, video)]
+        references = [self.encode_reference(frames, generator) for frames in given]
         if mask_strategy is None:
             num_images = len(given) - (video is not None)
             strategies = usual_strategies(num_images, references[num_images:], length=condition_latent_frames)
@@ -376,9 +374,10 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
             )
 
 
-def _listed(image: Any, video: Any) -> list[Any]:
+def _read(image: Any, video: Any) -> list[Tensor]:
+    """The references one by one, (1, 3, F, H, W) in their own sizes."""
     images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
-    return images + ([] if video is None else [video])
+    return [read_image(one) for one in images] + ([] if video is None else [read_video(video)])
 
 
 def _noise_like(latents: Tensor, generator: Generators) -> Tensor:
