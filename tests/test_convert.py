@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_open_sora
 import torch
 import vidaccel.pipelines.open_sora_2 as pipeline_module
 from open_sora_2_original import random_weights
+from open_sora_fixtures import values
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_tokenizer
 from tiny_open_sora_2 import POOLED_DIM, SIZES, TEXT_DIM, tiny_clip, tiny_flux, tiny_hunyuan_vae, tiny_t5
@@ -25,15 +27,10 @@ from vidaccel.convert.formats import empty_model
 from vidaccel.convert.open_sora import HUNYUAN_VAE, MMDIT_2, RECIPES, REFUSED, STDIT3, T5_ENCODER, VAE_1_2
 from vidaccel.convert.plan import make_plan
 from vidaccel.errors import UserError
-from vidaccel.models.open_sora_vae import AutoencoderKLOpenSora
-from vidaccel.models.stdit3 import STDiT3
+from vidaccel.loading import load_pipeline
 from vidaccel.registry import spec_of
 
 TRANSFORMER = "Open_Sora_v2.safetensors"
-FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "opensora"
-STDIT3_SIZES = {"hidden_size": 32, "depth": 1, "num_heads": 2, "caption_channels": TEXT_DIM, "model_max_length": 6}
-VAE_SIZES = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-VAE_SIZES |= {"temporal_channels": [32, 32, 32, 32], "temporal_res_blocks": 1}
 
 
 def write(folder: Path, name: str, tensors: dict[str, torch.Tensor], config: dict[str, Any] | None = None) -> None:
@@ -92,8 +89,8 @@ def test_version_2_converts_from_one_folder_and_makes_a_video(
     assert run(["convert", "open-sora", "--checkpoint", str(published), "--output", str(output)]) == 0
     assert capsys.readouterr().out.strip() == f"{output}: Open-Sora 2.0, OpenSora2Pipeline"
     assert spec_of(str(output)).defaults.num_frames == 129
-    pipe = pipeline_module.OpenSora2Pipeline.from_pretrained(output)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(str(output), dtype="float32")
+    assert isinstance(pipe, pipeline_module.OpenSora2Pipeline)
     stored = load_file(published / "dit" / TRANSFORMER)
     name = "single_blocks.0.v_mlp.weight"
     assert torch.equal(pipe.transformer.single_transformer_blocks[0].attn.to_v.weight, stored[name][:32])
@@ -109,26 +106,33 @@ def test_version_2_converts_from_one_folder_and_makes_a_video(
     assert torch.isfinite(video).all()
 
 
-def test_networks_of_version_1_2_keep_their_published_names(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    models = ((STDIT3, STDiT3(**STDIT3_SIZES), STDIT3_SIZES), (VAE_1_2, AutoencoderKLOpenSora(**VAE_SIZES), VAE_SIZES))
-    for form, model, sizes in models:
-        folder = tmp_path / type(model).__name__
-        write(folder, "model.safetensors", model.state_dict(), sizes)
-        (checkpoint,) = find_checkpoints([folder])
-        assert form.recognises(checkpoint.tensors)
-        plan = make_plan(form, checkpoint)
-        assert {tensor.name for tensor in plan.tensors} == set(model.state_dict())
-        assert all(torch.equal(plan.make(tensor), model.state_dict()[tensor.name]) for tensor in plan.tensors)
+def test_version_1_2_converts_from_published_folders_and_makes_the_same_video(tmp_path: Path) -> None:
+    pipe = tiny_open_sora.small_pipeline()
+    sizes = {"hidden_size": 32, "depth": 2, "num_heads": 2, "caption_channels": 32, "model_max_length": 64}
+    published = {"model_type": "STDiT3", "architectures": ["STDiT3"], "qk_norm": True, "pred_sigma": True}
+    write(tmp_path / "v3", "model.safetensors", pipe.transformer.state_dict(), published | sizes)
+    names = ("block_out_channels", "layers_per_block", "norm_num_groups", "temporal_channels", "temporal_res_blocks")
+    sizes = {name: pipe.vae.config[name] for name in names}
+    write(
+        tmp_path / "vae", "model.safetensors", pipe.vae.state_dict(), {"model_type": "VideoAutoencoderPipeline"} | sizes
+    )
+    pipe.text_encoder.save_pretrained(tmp_path / "t5")
+    pipe.tokenizer.save_pretrained(tmp_path / "t5")
+    checkpoints = [part for name in ("v3", "vae", "t5") for part in ("--checkpoint", str(tmp_path / name))]
+    output = tmp_path / "out"
+    assert run(["convert", "open-sora", *checkpoints, "--output", str(output)]) == 0
+    assert not load_file(output / "vae" / "diffusion_pytorch_model.safetensors").keys() ^ pipe.vae.state_dict().keys()
+    loaded = load_pipeline(str(output), dtype="float32")
+    assert type(loaded).__name__ == "OpenSoraPipeline"
+    assert torch.equal(tiny_open_sora.run(loaded), tiny_open_sora.run(pipe))
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason="the tables of published names are not beside this checkout")
-@pytest.mark.parametrize(("form", "table"), [(STDIT3, "stdit3_xl2_keys.json"), (VAE_1_2, "vae_v12_keys.json")])
+@pytest.mark.parametrize(("form", "table"), [(STDIT3, "stdit3_xl2_keys"), (VAE_1_2, "vae_v12_keys")])
 def test_the_published_names_and_shapes_of_version_1_2_are_those_of_the_classes(
     form: Any, table: str, tmp_path: Path
 ) -> None:
     model, _ = empty_model(form, Checkpoint(path=tmp_path / "model.safetensors", tensors={}))
-    expected = {name: list(shape) for name, shape in json.loads((FIXTURES / table).read_text()).items()}
+    expected = {name: list(shape) for name, shape in values(table).items()}
     assert {name: list(value.shape) for name, value in model.state_dict().items()} == expected
     assert form.recognises(expected)
 
