@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vidaccel.families.family import Family
-from vidaccel.families.random_weights import named_class
+from vidaccel.families.random_weights import is_modular, named_class
 from vidaccel.families.table import family_named
 
 PROMPT = "a red ball hops over a green hill"
@@ -21,21 +21,30 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     """Arguments of one call of `family`'s pipeline, the same for the same seed; `changes` replace or add some.
 
     Images are PIL images of the row's size, videos lists of them, `num_frames` long; frames come back as a tensor
-    (`output_type="pt"`). Settings of the row that the pipeline does not take, such as the `num_frames` of one that
-    takes a video, are left out. Raises `UserError` for a name that is no family.
+    (`output_type="pt"`), of a pipeline of blocks as the result itself (`output="videos"`). Settings of the row that
+    the pipeline does not take, such as the `num_frames` of one that takes a video, are left out.
+    Raises `UserError` for a name that is no family.
     """
     family = family_named(family) if isinstance(family, str) else family
-    taken = inspect.signature(named_class(family.pipeline).__call__).parameters
+    taken = _taken(named_class(family.pipeline))
     numbers = np.random.default_rng(seed)
     settings = dict(family.defaults) | changes
     arguments: dict[str, Any] = {
         "prompt": PROMPT,
         "output_type": "pt",
+        "output": "videos",
         "generator": torch.Generator().manual_seed(seed),
         **{name: _media(name, settings, numbers) for name in family.inputs},
         **dict(family.defaults),
     }
     return {name: value for name, value in arguments.items() if name in taken} | changes
+
+
+def _taken(pipeline: Any) -> set[str]:
+    """The names of what a call of this pipeline class takes."""
+    if is_modular(pipeline):
+        return {"output", *pipeline().blocks.input_names}
+    return set(inspect.signature(pipeline.__call__).parameters)
 
 
 def _media(name: str, settings: Mapping[str, Any], numbers: np.random.Generator) -> Any:

@@ -35,7 +35,7 @@ def build_random(family: Family | str, *, seed: int = 0) -> Any:
     """
     family = family_named(family) if isinstance(family, str) else family
     parts = {name: _make(part, seed=_seed_of(name, seed)) for name, part in family.components.items()}
-    pipe = named_class(family.pipeline)(**parts, **copy.deepcopy(dict(family.settings)))
+    pipe = _assemble(named_class(family.pipeline), parts, copy.deepcopy(dict(family.settings)))
     for name, value in family.attributes.items():
         if not hasattr(pipe, name):
             raise AttributeError(f"{family.pipeline_name} has no attribute {name!r} to set.")
@@ -44,14 +44,25 @@ def build_random(family: Family | str, *, seed: int = 0) -> Any:
     return pipe
 
 
+def _assemble(kind: Any, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    if not is_modular(kind):
+        return kind(**parts, **settings)
+    pipe = kind()
+    pipe.update_components(**parts, **settings)
+    return pipe
+
+
 def make_random(family: Family | str, folder: str | Path, *, seed: int = 0, overwrite: bool = False) -> Path:
     """Write `build_random(family)` to `folder`, about 1 MB, as `DiffusionPipeline.from_pretrained(folder)` loads it.
 
     The folder's `vidaccel.json` says that the weights are random and what a small call takes. All or nothing: the
     folder appears when it is complete. Returns `folder`.
-    Raises `UserError` for a name that is no family, and for a folder that is not empty unless `overwrite`.
+    Raises `UserError` for a name that is no family, for a family of blocks, which has no such folder, and for a folder
+    that is not empty unless `overwrite`.
     """
     family, folder = family_named(family) if isinstance(family, str) else family, Path(folder)
+    if is_modular(named_class(family.pipeline)):
+        raise UserError(f"{family.name} is put together from blocks in Python and has no folder; take another family.")
     _check_free(folder, overwrite=overwrite)
     pipe = build_random(family, seed=seed)
     try:
@@ -77,6 +88,13 @@ def named_class(path: str) -> Any:
     """What `module:Name` names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+def is_modular(pipeline: Any) -> bool:
+    """Whether a pipeline class of diffusers is put together from blocks (`ModularPipeline`)."""
+    from diffusers import ModularPipeline
+
+    return isinstance(pipeline, type) and issubclass(pipeline, ModularPipeline)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

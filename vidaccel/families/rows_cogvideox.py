@@ -92,11 +92,10 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="consisid",
-        description="ConsisID image to video",
+        description="ConsisID image to video; without its face part, which models outside of diffusers feed",
         pipeline="diffusers:ConsisIDPipeline",
         components=_components("CogVideoXDPMScheduler") | {"transformer": _CONSISID},
         inputs=("image",),
         defaults=_CALL,
-        untested={"identity": "a face is read by models outside of diffusers, so the tiny model has no part for it"},
     ),
 )

@@ -132,11 +132,10 @@ COSMOS_FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="cosmos2.5-t2w",
-        description="Cosmos Predict 2.5 text to world",
+        description="Cosmos Predict 2.5 text to world; from an image too where torchvision is installed",
         pipeline="diffusers:Cosmos2_5_PredictBasePipeline",
         components=_COSMOS25,
         defaults=_CALL,
-        untested={"image": "the pipeline needs torchvision to read one"},
     ),
     Family(
         name="cosmos2.5-v2w",

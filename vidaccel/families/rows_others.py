@@ -75,7 +75,7 @@ _ALLEGRO = {
     "vae": Component(
         kind="vidaccel.families.parts:tiled_allegro_vae",
         config={
-            "block_out_channels": (8, 8, 8, 8),
+            "block_out_channels": (4, 4, 4, 4),
             "latent_channels": 4,
             "layers_per_block": 1,
             "norm_num_groups": 2,

@@ -1,0 +1,54 @@
+"""Pipelines that diffusers puts together from blocks, with the parts of the pipelines they are another form of.
+
+How strong the guidance is, is a setting of their guider. They have no folder and no callback, so they are made and
+called in Python only.
+"""
+
+from vidaccel.families.family import Component, Family
+from vidaccel.families.rows_hunyuan import HUNYUAN_FAMILIES
+from vidaccel.families.rows_ltx import LTX_FAMILIES
+from vidaccel.families.rows_wan import WAN_FAMILIES
+from vidaccel.families.rows_wan_based import WAN_BASED_FAMILIES
+
+_COMMAND = "pipelines of blocks are put together in Python; there is no folder to name on the command line"
+_FORMS = {family.name: family for family in (*WAN_FAMILIES, *HUNYUAN_FAMILIES, *LTX_FAMILIES, *WAN_BASED_FAMILIES)}
+_GUIDER = Component(kind="diffusers:ClassifierFreeGuidance", config={"guidance_scale": 5.0})
+_LTX2_GUIDER = Component(
+    kind="diffusers:LTX2Guidance",
+    config={
+        "guidance_scale": 3.0,
+        "stg_scale": 1.0,
+        "modality_scale": 3.0,
+        "spatio_temporal_guidance_blocks": [1],
+    },
+)
+
+
+def _blocks(name: str, pipeline: str, **guiders: Component) -> Family:
+    """The family called `name` in blocks, under the guiders given."""
+    form = _FORMS[name]
+    return Family(
+        name=f"{name}-blocks",
+        description=f"{form.description}, in blocks",
+        pipeline=f"diffusers:{pipeline}",
+        components=dict(form.components) | guiders,
+        settings=form.settings,
+        inputs=form.inputs,
+        defaults=form.defaults,
+        untested=dict(form.untested) | {"command": _COMMAND},
+    )
+
+
+MODULAR_FAMILIES: tuple[Family, ...] = (
+    _blocks("wan2.1-t2v", "WanModularPipeline", guider=_GUIDER),
+    _blocks("wan2.1-i2v", "WanImage2VideoModularPipeline", guider=_GUIDER),
+    _blocks("wan2.2-t2v", "Wan22ModularPipeline", guider=_GUIDER, guider_2=_GUIDER),
+    _blocks("wan2.2-i2v", "Wan22Image2VideoModularPipeline", guider=_GUIDER, guider_2=_GUIDER),
+    _blocks("hunyuan-video-1.5-t2v", "HunyuanVideo15ModularPipeline", guider=_GUIDER),
+    _blocks("hunyuan-video-1.5-i2v", "HunyuanVideo15ModularPipeline", guider=_GUIDER),
+    _blocks("ltx-t2v", "LTXModularPipeline", guider=_GUIDER),
+    _blocks("ltx-i2v", "LTXModularPipeline", guider=_GUIDER),
+    _blocks("ltx2-t2v", "LTX2ModularPipeline", guider=_LTX2_GUIDER, audio_guider=_LTX2_GUIDER),
+    _blocks("helios", "HeliosModularPipeline", guider=_GUIDER),
+    _blocks("helios-pyramid", "HeliosPyramidModularPipeline", guider=_GUIDER),
+)
