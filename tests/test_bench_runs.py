@@ -22,7 +22,6 @@ from vidaccel.bench.quality import (
     run_quality_bench,
     summarise_quality,
 )
-from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench, summarise_runs
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.loading import load_pipeline
 
@@ -182,52 +181,6 @@ def test_prompts_default_to_the_worlds_unseen_ones_with_a_noise_seed_each(
     assert [request.seed for request in requests] == [0, 2000, 1, 2001, 2, 2002]
     assert len({request.prompt for request in requests}) == 3
     assert all(request.num_inference_steps == 8 for request in requests)
-
-
-def test_the_speed_bench_counts_real_forwards_and_times_every_step(tmp_path: Path) -> None:
-    config = SpeedBenchConfig(
-        output=tmp_path, shape="toy", num_inference_steps=8, num_frames=5, height=32, width=32, device="cpu", repeats=1
-    )
-    result = run_speed_bench(config)
-    plain, reusing = result["records"]
-    assert plain["num_forwards"] == 16
-    assert reusing["num_forwards"] == 2 * sum(reusing["computed"]) < 16
-    for run in (plain, reusing):
-        assert len(run["step_ms"]) == len(run["call_ms"]) == len(run["computed"]) == 8
-        assert all(len(calls) == 2 for calls in run["call_ms"])
-        assert run["denoising_ms"] == pytest.approx(sum(run["step_ms"]), rel=1e-3)
-        assert all(sum(calls) <= step for calls, step in zip(run["call_ms"], run["step_ms"], strict=True))
-    assert result["summary"]["forwards_ratio"] == reusing["num_forwards"] / 16
-    assert result["environments"][0]["weights"] == "random"
-    assert json.loads((tmp_path / "speed.json").read_text()) == result
-    assert "a reused step costs under 1 ms" in (tmp_path / "speed.md").read_text()
-
-
-def test_the_two_statements_of_the_speed_bench_follow_from_its_times() -> None:
-    def run(times: list[float], computed: list[bool]) -> dict[str, Any]:
-        calls = [[time / 2, time / 2] for time in times]
-        figures = {"denoising_ms": sum(times) + 1, "num_forwards": 2 * sum(computed), "peak_bytes": None}
-        return figures | {"reuse": not all(computed), "computed": computed, "step_ms": times, "call_ms": calls}
-
-    plain = run([100.0] * 10, [True] * 10)
-    pattern = [True, True, False, True, False, False, True, False, False, True]
-    good = summarise_runs([plain, run([100.0 if computed else 0.5 for computed in pattern], pattern)])
-    assert good["forwards_ratio"] == 0.5
-    assert good["time_follows_forwards_within_1_percent"]
-    assert good["reused_step_ms"] == 0.5
-    assert good["reused_step_under_1_ms"]
-    assert good["reused_steps"] == 5
-    bad = summarise_runs([plain, run([100.0 if computed else 4.0 for computed in pattern], pattern)])
-    assert not bad["time_follows_forwards_within_1_percent"]
-    assert not bad["reused_step_under_1_ms"]
-    none = summarise_runs([plain, run([100.0] * 10, [True] * 10) | {"reuse": True}])
-    assert none["reused_step_under_1_ms"] is None
-
-
-@pytest.mark.parametrize("changes", [{"shape": "wan9"}, {"repeats": 0}, {"num_frames": 80}, {"height": 100}])
-def test_a_speed_bench_that_cannot_run_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
-        SpeedBenchConfig(output=tmp_path, **changes)
 
 
 def test_the_quality_bench_reads_videos_clips_and_reconstructions_and_continues(

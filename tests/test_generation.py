@@ -177,7 +177,7 @@ class TestImageToVideo:
         for value in (0.0, 1.0):
             image = torch.full((3, 32, 32), value)
             request = GenerationRequest(
-                "a red circle", image=image, num_frames=5, height=32, width=32, num_inference_steps=3
+                "a red circle", inputs={"image": image}, num_frames=5, height=32, width=32, num_inference_steps=3
             )
             made.append(generate(pipe, request).frames)
         assert made[0].shape == (5, 3, 32, 32)
@@ -189,6 +189,8 @@ class TestImageToVideo:
 
 
 def test_an_image_for_a_text_model_is_refused(pipe: DiffusionPipeline) -> None:
-    request = GenerationRequest("a red circle", image=torch.rand(3, 32, 32), num_frames=5, height=32, width=32)
+    request = GenerationRequest(
+        "a red circle", inputs={"image": torch.rand(3, 32, 32)}, num_frames=5, height=32, width=32
+    )
     with pytest.raises(UserError, match="takes no image"):
         generate(pipe, request)

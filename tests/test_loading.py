@@ -64,7 +64,8 @@ def test_the_native_backend_and_flex_are_names_diffusers_knows() -> None:
 
 def test_a_backend_that_returns_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "vidaccel.attention_backends.dispatch_attention_fn", lambda query, *_: torch.full_like(query, float("nan"))
+        "vidaccel.attention_backends.dispatch_attention_fn",
+        lambda query, *_, **__: torch.full_like(query, float("nan")),
     )
     with pytest.raises(UserError, match="wrong values"):
         check_attention_backend("_native_math", device=CPU, dtype=torch.float32)

@@ -10,7 +10,8 @@ The need is an estimate from sizes that the model's configuration gives:
                the clip in pixels three times (decoded, concatenated, float32)
 
 The factors were fitted to measured peaks on a CPU (128x128 and 256x256, 49 frames); they err on the low side, because
-a wrong refusal is worse than an allocation that fails, which is said in words too.
+a wrong refusal is worse than an allocation that fails, which is said in words too. What a family's configuration does
+not say counts as nothing.
 """
 
 import math
@@ -21,7 +22,15 @@ from typing import Any
 import psutil
 import torch
 
-from vidaccel.components import denoisers, execution_device, modules
+from vidaccel.components import (
+    decoder_channels,
+    denoisers,
+    execution_device,
+    hidden_sizes,
+    modules,
+    patch_sizes,
+    strides,
+)
 
 GIB = 2**30
 _PLAIN, _UNFOLDED = 9, 36  # copies of a full-size feature map that decoding holds at once
@@ -44,23 +53,20 @@ class Footprint:
 
 def footprint(pipe: Any, *, num_frames: int, height: int, width: int) -> Footprint:
     """The estimate for one video of `num_frames` frames of `height` x `width` pixels by a loaded pipeline."""
-    transformer, vae = denoisers(pipe)[0], pipe.vae
-    strides, patch = pipe.vae_scale_factor_spatial, getattr(transformer.config, "patch_size", (1, 1, 1))
-    latent_frames = (num_frames - 1) // pipe.vae_scale_factor_temporal + 1
-    tokens = latent_frames * (height // strides) * (width // strides) // math.prod(patch)
-    hidden = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    ffn = getattr(transformer.config, "ffn_dim", 4 * hidden)
-    multipliers = getattr(vae.config, "dim_mult", (1, 2))
-    channels = getattr(vae.config, "base_dim", 96) * multipliers[min(1, len(multipliers) - 1)]
-    pixels = height * width
-    element = vae.dtype.itemsize
+    transformer, vae = denoisers(pipe)[0], getattr(pipe, "vae", None)
+    temporal, spatial = (stride or 1 for stride in strides(pipe))
+    latent_frames = (num_frames - 1) // temporal + 1
+    tokens = latent_frames * (height // spatial) * (width // spatial) // math.prod(patch_sizes(transformer))
+    hidden, ffn = hidden_sizes(transformer)
+    weights = sum(_num_bytes(component) for component in modules(pipe).values())
+    denoising = tokens * (16 * hidden + 2 * ffn) * transformer.dtype.itemsize
+    if vae is None:
+        return Footprint(weights=weights, transformer=denoising, vae=0)
+    pixels, element = height * width, vae.dtype.itemsize
     decoded = num_frames * 3 * pixels
     copies = _UNFOLDED if execution_device(pipe).type == "cpu" and vae.dtype == torch.float32 else _PLAIN
-    return Footprint(
-        weights=sum(_num_bytes(component) for component in modules(pipe).values()),
-        transformer=tokens * (16 * hidden + 2 * ffn) * transformer.dtype.itemsize,
-        vae=copies * pipe.vae_scale_factor_temporal * pixels * channels * element + decoded * (2 * element + 4),
-    )
+    features = copies * temporal * pixels * decoder_channels(vae) * element
+    return Footprint(weights=weights, transformer=denoising, vae=features + decoded * (2 * element + 4))
 
 
 def weight_bytes(folder: Path, element_size: int) -> int:

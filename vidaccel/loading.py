@@ -1,20 +1,28 @@
 """Loading a diffusers pipeline so that what is wrong with the model, the machine or a flag is said before it runs."""
 
 import inspect
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from vidaccel.attention_backends import NATIVE, check_attention_backend, set_attention_backend
-from vidaccel.components import denoisers, modules
+from vidaccel.attention_backends import (
+    NATIVE,
+    check_attention_backend,
+    check_attention_of_folder,
+    set_attention_backend,
+)
+from vidaccel.components import denoisers, modules, pipeline_class
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, gigabytes, weight_bytes
 from vidaccel.registry import ModelSpec, spec_of
@@ -32,14 +40,14 @@ def load_pipeline(
     attention: str = NATIVE,
     compile: bool = False,
 ) -> DiffusionPipeline:
-    """Load the pipeline class that the model's `model_index.json` names, ready to be called.
+    """Load the pipeline class that the model's `model_index.json` names, one of diffusers or of `vidaccel.pipelines`.
 
     model: a name of `vidaccel.registry.MODELS`, a local folder, or a Hub id.
     device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
     dtype: `auto`, `float32`, `bfloat16`, `float16`. `auto` is bfloat16 on CUDA; on a CPU float32, and bfloat16 for
         the VAE where the CPU calculates in it (see `component_dtypes`).
     offload: `none`, `model`, `sequential` or `group`: what waits in main memory while a GPU works.
-    attention: a backend name of diffusers; it is run once here before anything is loaded.
+    attention: a backend name of diffusers; the call that the model will make is tried before its weights are loaded.
     compile: compile the repeated blocks of the transformer (`compile_repeated_blocks(fullgraph=True)`).
 
     Raises `UserError`, with one line that says what to change.
@@ -47,14 +55,17 @@ def load_pipeline(
     target = resolve_device(device)
     dtypes = component_dtypes(dtype, target)
     _check_offload(offload, target)
-    check_attention_backend(attention, device=target, dtype=dtypes["default"])
+    check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
     if compile:
         _check_compiler(target)
     folder = _model_folder(spec_of(model))
+    with _loading_errors(folder):
+        check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
         _check_room_for_weights(folder, place, dtypes["default"])
+    kind = _pipeline_class(folder)
     with _loading_errors(folder):
-        pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
+        pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
     _check_parts(pipe)
     _check_complete(pipe, folder)
     _place(pipe, target, cast(Offload, offload))
@@ -139,6 +150,28 @@ def _model_folder(spec: ModelSpec) -> Path:
             f"The weights of {spec.name!r} are not on this machine and the Hub gave none "
             f"({_first_sentence(error)}); check the name and the network, or pass a local folder to --model."
         ) from error
+
+
+def _pipeline_class(folder: Path) -> Any:
+    """The class that `model_index.json` names, found here: a folder brings no code of its own.
+
+    Modules of this package that the components are from are imported, as diffusers does not do it.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        name, entries = index["_class_name"], list(index.values())
+        for library in {entry[0] for entry in entries if isinstance(entry, list) and entry}:
+            if str(library).startswith("vidaccel.models."):
+                import_module(library)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{folder / 'model_index.json'} cannot be used ({_first_sentence(error)}).") from error
+    kind = pipeline_class(str(name))
+    if kind is None:
+        raise UserError(
+            f"The model in {folder} cannot be loaded: it names the pipeline {name}, which neither diffusers "
+            f"{diffusers.__version__} nor this package has."
+        )
+    return kind
 
 
 def _check_room_for_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> None:

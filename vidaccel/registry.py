@@ -1,128 +1,27 @@
-"""The models that have a name: where they come from and with which settings they are at their best.
+"""The model that a name, a folder or a Hub id stands for.
 
-A model is a row of `MODELS`. Folders and Hub ids without a row get one from `spec_of`, with the settings that the
-folder itself records (`vidaccel.json`) or else those of Wan2.1.
+Folders and Hub ids without a row in the table get one from `spec_of`: with the settings that the folder itself records
+(`vidaccel.json`), else with those of a row of the same pipeline, else with those of the pipeline's signature.
 """
 
+import inspect
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from vidaccel.components import pipeline_class
 from vidaccel.errors import UserError
+from vidaccel.model_spec import GenerationDefaults, ModelSpec, Weights, asset_path, expanded
+from vidaccel.model_table import EMBEDDED_MODEL, MODELS
+
+__all__ = ["EMBEDDED_MODEL", "MODELS", "SETTINGS_FILE", "GenerationDefaults", "ModelSpec", "asset_path", "spec_of"]
 
 SETTINGS_FILE = "vidaccel.json"
-Weights = Literal["trained", "toy", "random", "external"]
-_ASSET = "asset:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationDefaults:
-    """What a call takes when the caller says nothing; the values are those of Wan2.1 at 480p.
-
-    max_sequence_length: tokens the prompt is padded to; None leaves it to the pipeline.
-    """
-
-    num_frames: int = 81
-    height: int = 480
-    width: int = 832
-    fps: int = 16
-    guidance_scale: float = 5.0
-    num_inference_steps: int = 50
-    max_sequence_length: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            kinds = (int, float) if name in ("guidance_scale", "fps") else (int,)
-            if name == "max_sequence_length" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                raise UserError(f"`{name}` must be a {'number' if len(kinds) > 1 else 'whole number'}, got {value!r}.")
-
-    def to_dict(self) -> dict[str, float | None]:
-        """The settings as plain numbers, for `vidaccel.json`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """One model: `source` is a folder, `asset:NAME` for one that comes with the package, or a Hub id.
-
-    weights: what a measurement made with it is worth, "external" are weights made elsewhere.
-    """
-
-    name: str
-    source: str
-    description: str
-    weights: Weights = "external"
-    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder on this machine, or None where the weights come from the Hub."""
-        if self.source.startswith(_ASSET):
-            return asset_path(self.source.removeprefix(_ASSET))
-        path = _expanded(self.source)
-        return path if path.is_dir() else None
-
-
-EMBEDDED_MODEL = "wan-tiny"
-
-MODELS: tuple[ModelSpec, ...] = (
-    ModelSpec(
-        name=EMBEDDED_MODEL,
-        source=_ASSET + EMBEDDED_MODEL,
-        description="embedded: small Wan model of the storybook world, 128x128, runs on a CPU",
-        weights="trained",
-        defaults=GenerationDefaults(num_frames=49, height=128, width=128, max_sequence_length=64),
-    ),
-    ModelSpec(
-        name="wan2.1-t2v-1.3b",
-        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        description="Wan2.1 text to video, 480p",
-    ),
-    ModelSpec(
-        name="wan2.1-t2v-14b",
-        source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        description="Wan2.1 text to video, 480p and 720p",
-    ),
-    ModelSpec(
-        name="wan2.1-i2v-14b-480p",
-        source="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
-        description="Wan2.1 image to video, 480p; needs --image",
-    ),
-    ModelSpec(
-        name="wan2.1-i2v-14b-720p",
-        source="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
-        description="Wan2.1 image to video, 720p; needs --image",
-        defaults=GenerationDefaults(height=720, width=1280),
-    ),
-    ModelSpec(
-        name="wan2.2-t2v-a14b",
-        source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-        description="Wan2.2 text to video, two experts, 720p",
-        defaults=GenerationDefaults(height=720, width=1280, guidance_scale=4.0, num_inference_steps=40),
-    ),
-    ModelSpec(
-        name="wan2.2-ti2v-5b",
-        source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-        description="Wan2.2 5B text to video, 720p at 24 frames a second",
-        defaults=GenerationDefaults(num_frames=121, height=704, width=1280, fps=24),
-    ),
-)
-
-
-def asset_path(name: str) -> Path:
-    """The folder or file `name` of the package's assets; the same in a checkout, an editable install and a wheel.
-
-    Raises `UserError` where this installation has no such asset.
-    """
-    path = _find_asset(name)
-    if path is None:
-        raise UserError(f"This installation has no asset {name!r}; install vidaccel again from a complete checkout.")
-    return path
+# Other names of settings in the signatures of pipelines.
+_SYNONYMS = {"frames": "num_frames", "video_length": "num_frames", "frame_rate": "fps"}
 
 
 def spec_of(model: str) -> ModelSpec:
@@ -133,7 +32,7 @@ def spec_of(model: str) -> ModelSpec:
     for spec in MODELS:
         if model == spec.name:
             return spec
-    folder = _expanded(model)
+    folder = expanded(model)
     if model and folder.is_dir():
         return _spec_of_folder(folder)
     for spec in MODELS:
@@ -145,21 +44,19 @@ def spec_of(model: str) -> ModelSpec:
     raise UserError(f"`model` must be one of {names}, a local folder or a Hub id (owner/name); got {model!r}.")
 
 
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # ~name of nobody here
-        return Path(path)
-
-
 def _spec_of_folder(folder: Path) -> ModelSpec:
     if not (folder / "model_index.json").is_file():
+        if (folder / "modular_model_index.json").is_file():
+            raise UserError(
+                f"{folder} holds a modular pipeline, whose blocks have no one call to make a video with; run it with "
+                "diffusers' ModularPipeline, or save a whole pipeline with `pipeline.save_pretrained(folder)`."
+            )
         raise UserError(
             f"The folder {folder} has no model_index.json; save one with `pipeline.save_pretrained(folder)`."
         )
     recorded = _recorded_settings(folder / SETTINGS_FILE)
     try:
-        defaults = GenerationDefaults(**recorded.get("defaults", {}))
+        defaults = replace(_settings_of_pipeline(folder), **recorded.get("defaults", {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / SETTINGS_FILE} has a wrong setting ({error}); correct or delete it.") from error
     weights = recorded.get("weights", "external")
@@ -168,6 +65,28 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     return ModelSpec(
         name=str(folder), source=str(folder), description="local folder", weights=weights, defaults=defaults
     )
+
+
+def _settings_of_pipeline(folder: Path) -> GenerationDefaults:
+    """What a folder's pipeline takes by itself: of the first row with that pipeline, else of its signature."""
+    try:
+        name = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):  # loading says what is wrong with it
+        return GenerationDefaults()
+    for spec in MODELS:
+        if spec.pipeline == name:
+            return spec.defaults
+    kind: Any = pipeline_class(name)
+    known = GenerationDefaults()
+    if kind is None:
+        return known
+    found: dict[str, Any] = {}
+    for parameter in inspect.signature(kind.__call__).parameters.values():
+        setting = _SYNONYMS.get(parameter.name, parameter.name)
+        value = parameter.default
+        if hasattr(known, setting) and isinstance(value, int | float) and not isinstance(value, bool):
+            found[setting] = value
+    return replace(known, **({"guidance_scale": None, "true_cfg_scale": None} | found))
 
 
 def _recorded_settings(path: Path) -> dict[str, Any]:
@@ -180,11 +99,3 @@ def _recorded_settings(path: Path) -> dict[str, Any]:
     if not isinstance(recorded, dict) or not isinstance(recorded.get("defaults", {}), dict):
         raise UserError(f"{path} must hold an object with `defaults` and `weights`; correct or delete it.")
     return recorded
-
-
-def _find_asset(name: str) -> Path | None:
-    package = Path(__file__).resolve().parent
-    for root in (package / "assets", package.parent / "assets"):
-        if (root / name).exists():
-            return root / name
-    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _LABEL_ROWS = 24
 _GAP_COLUMNS = 4
 # Visually lossless, and BT.709 said as well as done: players guess the matrix of small videos otherwise.
@@ -31,11 +33,14 @@ _ENCODER_OPTIONS = [
 ]
 
 
-def write_video(path: str | Path, frames: Tensor, *, fps: float) -> Path:
+def write_video(path: str | Path, frames: Tensor, *, fps: float, sound: tuple[Tensor, int] | None = None) -> Path:
     """Write frames (F, 3, H, W) as H.264 in 4:2:0; lossy, so compare raw frames and not this file.
 
     H.264 needs even sides: an odd one is extended by repeating its last row or column; nothing is rescaled.
-    Raises UserError for a suffix other than .mp4, .mov, .mkv, for frames of another shape and for a rate not above 0.
+    sound: waveform (channels, samples), one or two channels in [-1, 1], and samples a second; written as AAC.
+
+    Raises UserError for a suffix other than .mp4, .mov, .mkv, for frames or sound of another shape and for a rate not
+    above 0.
     """
     path = Path(path)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -44,7 +49,11 @@ def write_video(path: str | Path, frames: Tensor, *, fps: float) -> Path:
         raise UserError(f"`fps` must be above 0 and below 1000, got {fps}.")
     pixels = _even_sides(_as_uint8(frames)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     with whole_file(path) as unfinished:
-        _encode(unfinished, pixels, fps=fps)
+        if sound is None:
+            _encode(unfinished, pixels, fps=fps)
+        else:
+            with _wave_file(unfinished, *sound) as wave_path:
+                _encode(unfinished, pixels, fps=fps, wave_path=wave_path)
     return path
 
 
@@ -160,12 +169,32 @@ def _remove_leftovers(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _encode(path: Path, pixels: np.ndarray[Any, Any], *, fps: float) -> None:
+@contextmanager
+def _wave_file(beside: Path, waveform: Tensor, rate: int) -> Iterator[Path]:
+    """A wave file of 16 bits beside `beside`, for the time of the block."""
+    if waveform.ndim != 2 or waveform.shape[0] not in (1, 2) or rate < 1:
+        raise UserError(f"Sound must be (channels, samples) of 1 or 2 channels, got {tuple(waveform.shape)} at {rate}.")
+    samples = (torch.nan_to_num(waveform.float()).clamp(-1, 1) * 32767).round().to(torch.int16).T.contiguous()
+    path = beside.with_suffix(".wav")
+    try:
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(waveform.shape[0])
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes(samples.cpu().numpy().astype("<i2").tobytes())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _encode(path: Path, pixels: np.ndarray[Any, Any], *, fps: float, wave_path: Path | None = None) -> None:
     """Let ffmpeg write (F, H, W, 3) bytes; a file it could not finish, on a full disk for one, is an error."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
     size = f"{pixels.shape[2]}x{pixels.shape[1]}"
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:.6f}", "-i", "-"]
+    if wave_path is not None:
+        source += ["-i", _file_url(wave_path), "-c:a", "aac"]
     coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", *_ENCODER_OPTIONS]
     command = [get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *source, *coding, _file_url(path)]
     done = subprocess.run(command, input=pixels.reshape(-1).data, capture_output=True, check=False)

@@ -26,11 +26,12 @@ from vidaccel.bench.methods import (
 from vidaccel.bench.plots import save_pareto
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.records import ResultFile, write_text
+from vidaccel.bench.requests import bench_requests, decision_letters
 from vidaccel.bench.summary import METRIC_FIELDS, ratios, summarise_methods
 from vidaccel.bench.tables import easycache_markdown
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, GenerationRequest, generate, request_for
+from vidaccel.generation import Generation, GenerationRequest, generate
 from vidaccel.loading import load_pipeline
 from vidaccel.metrics import METRICS, compare_videos, json_number
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
@@ -175,7 +176,7 @@ class _Run:
             "lpips": values["lpips"],
             "ms_ssim_scales": values["ms_ssim_scales"],
             "unavailable": dict(comparison.unavailable),
-            "decisions": _decisions(made),
+            "decisions": decision_letters(made),
         }
 
     def _warm_up(self, request: GenerationRequest) -> None:
@@ -202,11 +203,7 @@ def _requests(config: EasyCacheBenchConfig) -> list[GenerationRequest]:
         prompts = tuple(prompt.text for prompt in unseen_prompts(config.num_prompts))
     names = ("num_inference_steps", "guidance_scale", "num_frames", "height", "width")
     given = {name: getattr(config, name) for name in names}
-    return [
-        request_for(defaults, prompt, seed=1000 * seed + index, **given)
-        for index, prompt in enumerate(prompts)
-        for seed in config.seeds
-    ]
+    return bench_requests(defaults, prompts, seeds=config.seeds, **given)
 
 
 def _protocol(config: EasyCacheBenchConfig, requests: list[GenerationRequest]) -> dict[str, Any]:
@@ -236,13 +233,6 @@ def _figures(made: Generation) -> dict[str, float]:
         "denoising_seconds": made.denoising_seconds,
         "total_seconds": made.total_seconds,
     }
-
-
-def _decisions(made: Generation) -> str:
-    """One letter a step: C computed, . reused; empty without EasyCache."""
-    if made.report is None:
-        return ""
-    return "".join("C" if decision.computed else "." for decision in made.report.decisions)
 
 
 def _write_reports(config: EasyCacheBenchConfig, results: ResultFile) -> None:

@@ -1,14 +1,22 @@
-"""What is compared in the EasyCache benchmark: EasyCache at several thresholds, and the baselines it has to beat."""
+"""What the benchmarks compare: EasyCache at several thresholds, the baselines it has to beat, diffusers' own caches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vidaccel.bench import builtin_caches
+from vidaccel.bench.builtin_caches import CacheBuilder
 from vidaccel.easycache import EasyCacheConfig
+from vidaccel.reuse import PREDICTORS
 
-PREDICTOR_NAMES = {"transformation": "transformation reused", "output": "output held"}
+PREDICTOR_NAMES = {
+    "transformation": "transformation reused",
+    "output": "output held",
+    "extrapolation": "extrapolated",
+}
+_ALL_PARTS = (r"blocks\.\d+\.(attn1|attn2|ffn)",)  # what a block of Wan calls them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +26,9 @@ class Method:
     family: methods that differ in `parameter` only; they form one curve.
     num_inference_steps: None for the protocol's own number.
     only_first: run for the first prompt only; the plain run once more, which shows that the twin repeats exactly.
+    cache: a cache of diffusers instead of EasyCache; `calibrated` if it needs MagCache's ratios.
+    as_many_as: the method that this one computes as many steps as, on the same video, but chosen at random.
+    predictor: what a reused step of a random choice returns.
     """
 
     name: str
@@ -26,6 +37,10 @@ class Method:
     easycache: EasyCacheConfig | None = None
     num_inference_steps: int | None = None
     only_first: bool = False
+    cache: CacheBuilder | None = None
+    calibrated: bool = False
+    as_many_as: str | None = None
+    predictor: str = "transformation"
 
 
 def plain_again() -> Method:
@@ -71,4 +86,113 @@ def fewer_steps_methods(counts: Sequence[int]) -> list[Method]:
     return [
         Method(name=f"fewer steps, {count}", family="fewer steps", parameter=count, num_inference_steps=count)
         for count in counts
+    ]
+
+
+def random_methods(predictor: str, thresholds: Sequence[float]) -> list[Method]:
+    """For each EasyCache of `easycache_methods` as many computed steps as it has, after the same warm-up, at random."""
+    family = f"random steps, {PREDICTOR_NAMES[predictor]}"
+    return [
+        Method(
+            name=f"{family}, as many as at threshold {threshold:g}",
+            family=family,
+            parameter=threshold,
+            as_many_as=f"EasyCache, {PREDICTOR_NAMES[predictor]}, threshold {threshold:g}",
+            predictor=predictor,
+        )
+        for threshold in thresholds
+    ]
+
+
+def known_predictors() -> tuple[str, ...]:
+    """The reuse rules that this version of EasyCache has, in the order of the tables."""
+    return tuple(name for name in PREDICTOR_NAMES if name in PREDICTORS)
+
+
+BUILTIN_NOTES = {
+    "FirstBlockCache": "Defaults; the first block always runs, and there is no warm-up. Each branch decides alone.",
+    "MagCache": "Default cap of 3 reuses in a row. Ratios by its own calibration on a prompt outside the test set, one "
+    "per step; diffusers takes one list for both branches, so it is their mean.",
+    "MagCache, longer reuse": "The same with at most 8 reuses in a row: the default ends at 2.5x.",
+    "TaylorSeer, lite mode": "Factors in the model's number format (the default is bfloat16), EasyCache's warm-up.",
+    "TaylorSeer, attention and feed-forward": "The same for every attn1, attn2 and ffn, named by patterns that match.",
+    "TaylorSeer, default patterns": "As it comes; the patterns want modules named `attn`, Wan's are attn1 and attn2.",
+    "PyramidAttentionBroadcast": "Self- and cross-attention. It keeps one state for both branches, which are called in "
+    "turn, so that they are handed each other's attention.",
+    "FasterCache": "It expects both guidance branches in one batch; WanPipeline calls them one after the other.",
+    "SeaCache": "Order 1, no cap on reuses in a row (the default cap of 2 ends at 3x). WanPipeline says where it is.",
+}
+
+
+def builtin_methods(*, warmup_steps: int) -> list[Method]:
+    """The caches of diffusers 0.42, each over its own knob; what is not its default is said in `BUILTIN_NOTES`."""
+    return [
+        *_cache_family("FirstBlockCache", (0.05, 0.1, 0.15, 0.2, 0.3), builtin_caches.first_block, knob="threshold"),
+        *_cache_family(
+            "MagCache",
+            (0.03, 0.06, 0.1, 0.3),
+            lambda value: builtin_caches.mag_cache(value, max_skip_steps=3),
+            knob="threshold",
+            calibrated=True,
+        ),
+        *_cache_family(
+            "MagCache, longer reuse",
+            (0.1, 0.2, 0.3, 0.5),
+            lambda value: builtin_caches.mag_cache(value, max_skip_steps=8),
+            knob="threshold",
+            calibrated=True,
+        ),
+        *_cache_family(
+            "TaylorSeer, lite mode",
+            (2, 3, 4, 5),
+            lambda value: builtin_caches.taylorseer(int(value), max_order=1, warmup_steps=warmup_steps),
+            knob="interval",
+        ),
+        *_cache_family(
+            "TaylorSeer, attention and feed-forward",
+            (2, 3, 4, 5),
+            lambda value: builtin_caches.taylorseer(
+                int(value), parts=_ALL_PARTS, max_order=1, warmup_steps=warmup_steps
+            ),
+            knob="interval",
+        ),
+        *_cache_family(
+            "TaylorSeer, default patterns",
+            (5,),
+            lambda value: builtin_caches.taylorseer_by_default(int(value)),
+            knob="interval",
+        ),
+        *_cache_family(
+            "PyramidAttentionBroadcast",
+            (2, 3, 4, 6),
+            lambda value: builtin_caches.pyramid_attention(int(value), timesteps=(100, 800)),
+            knob="interval",
+        ),
+        *_cache_family("FasterCache", (2,), lambda value: builtin_caches.faster_cache(int(value)), knob="interval"),
+        *_cache_family(
+            "SeaCache",
+            (0.05, 0.1, 0.15, 0.2, 0.3),
+            lambda value: builtin_caches.sea_cache(value, max_consecutive_cached=0, retention_steps=1),
+            knob="threshold",
+        ),
+    ]
+
+
+def _cache_family(
+    family: str,
+    values: Sequence[float],
+    build: Callable[[float], CacheBuilder],
+    *,
+    knob: str,
+    calibrated: bool = False,
+) -> list[Method]:
+    return [
+        Method(
+            name=f"{family}, {knob} {value:g}",
+            family=family,
+            parameter=value,
+            cache=build(value),
+            calibrated=calibrated,
+        )
+        for value in values
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,29 @@ class ResultFile:
     Each record names its environment by index, because a continued run may be on another machine or commit.
     """
 
-    def __init__(self, path: Path, *, protocol: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Open `path`, or start it. Raises UserError where it holds results of another protocol or no results."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        protocol: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        seconds_between_writes: float = 0.0,
+    ) -> None:
+        """Open `path`, or start it. Raises UserError where it holds results of another protocol or no results.
+
+        seconds_between_writes: how much work an interrupt may cost; a large file takes longer to write than a record
+            to measure. Call `write` at the end.
+        """
         self.path = path
         self.protocol = json.loads(json.dumps(protocol, allow_nan=False))
         self.environments: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self._environment = dict(environment)
+        self._seconds_between_writes = seconds_between_writes
+        self._written = time.monotonic()
         if path.exists():
-            self._read()
-        self.environment = self._index_of(dict(environment))
+            self.take(path)
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The record whose fields equal `key`, or None."""
@@ -52,8 +66,21 @@ class ResultFile:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append a record and write the file."""
-        self.records.append({**record, "environment": self.environment})
-        self.write()
+        self.records.append({**record, "environment": self._index_of(self._environment)})
+        if time.monotonic() - self._written >= self._seconds_between_writes:
+            self.write()
+
+    def take(self, path: Path, *, key: Sequence[str] = ()) -> None:
+        """Take in the records of another file of the same protocol, but those whose `key` fields one here has already.
+
+        Raises UserError for any other file.
+        """
+        environments, records = self._read(path)
+        places = [self._index_of(environment) for environment in environments]
+        known = {tuple(record.get(name) for name in key) for record in self.records} if key else set()
+        for record in records:
+            if tuple(record.get(name) for name in key) not in known:
+                self.records.append({**record, "environment": places[record["environment"]]})
 
     def write(self) -> None:
         """Write the file whole or not at all."""
@@ -64,24 +91,22 @@ class ResultFile:
             "records": self.records,
         }
         write_json(self.path, content)
+        self._written = time.monotonic()
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            stored, self.environments, self.records = (
-                content[name] for name in ("protocol", "environments", "records")
-            )
-            if not (
-                isinstance(stored, dict) and isinstance(self.environments, list) and isinstance(self.records, list)
-            ):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            stored, environments, records = (content[name] for name in ("protocol", "environments", "records"))
+            if not (isinstance(stored, dict) and isinstance(environments, list) and isinstance(records, list)):
                 raise TypeError("a protocol with lists of environments and records is missing")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} holds no results of a benchmark; choose another output folder.") from error
+            raise UserError(f"{path} holds no results of a benchmark; choose another output folder.") from error
         if stored != self.protocol:
             names = sorted(name for name in {*stored, *self.protocol} if stored.get(name) != self.protocol.get(name))
             raise UserError(
-                f"{self.path} was measured with another protocol ({', '.join(names)}); choose another output folder."
+                f"{path} was measured with another protocol ({', '.join(names)}); choose another output folder."
             )
+        return environments, records
 
     def _index_of(self, environment: dict[str, Any]) -> int:
         def settled(one: dict[str, Any]) -> dict[str, Any]:

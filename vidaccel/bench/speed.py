@@ -1,6 +1,6 @@
 """Speed at full size with random weights: is a reused step free, and does time follow the computed forwards?
 
-The loop is diffusers' own `WanPipeline` with prompt embeddings and latents out, so text encoder and VAE take no part.
+The loop is diffusers' own pipeline with prompt embeddings and latents out, so text encoder and VAE take no part.
 Random weights say nothing about quality, and which steps are reused is arbitrary; both are written into the result.
 """
 
@@ -15,54 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
-from vidaccel.attention_backends import NATIVE, check_attention_backend, set_attention_backend
+from vidaccel.attention_backends import NATIVE, attention_call, check_attention_backend, set_attention_backend
 from vidaccel.bench.clock import LoopClock, LoopTimes
 from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.records import easycache_settings, write_json, write_text
+from vidaccel.bench.speed_model import call_tensors, random_pipeline
+from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.bench.tables import speed_markdown
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
 from vidaccel.loading import resolve_device
 
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerShape:
-    """The published shape of a Wan transformer; channels, patch and normalisation are those of Wan2.1."""
-
-    num_attention_heads: int
-    attention_head_dim: int
-    num_layers: int
-    ffn_dim: int
-    text_dim: int
-    text_length: int
-    freq_dim: int
-
-
-_WARM_UP_STEPS = 5
-SHAPES = {
-    "wan2.1-1.3b": TransformerShape(
-        num_attention_heads=12,
-        attention_head_dim=128,
-        num_layers=30,
-        ffn_dim=8960,
-        text_dim=4096,
-        text_length=512,
-        freq_dim=256,
-    ),
-    "toy": TransformerShape(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=2,
-        ffn_dim=32,
-        text_dim=16,
-        text_length=8,
-        freq_dim=32,
-    ),
-}
+_REHEARSED_REUSES = 2
 
 
 def _arbitrary_rule() -> EasyCacheConfig:
@@ -72,20 +39,24 @@ def _arbitrary_rule() -> EasyCacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedBenchConfig:
-    """One measurement: `repeats` pairs of a plain run and a run with reuse, after a warm-up of both.
+    """One measurement: `repeats` pairs of a plain run and a run with reuse, after a short rehearsal.
 
     output: folder for speed.json and speed.md.
+    shape: a row of `vidaccel.bench.speed_shapes.SHAPES`, whose size and guidance serve where they are None here.
+    rehearsal_steps: computed steps of the rehearsal, which loads kernels and fills the allocator, before two reused
+        ones; they are not timed.
     easycache: with random weights any threshold is arbitrary; the default lets every third step be computed.
     """
 
     output: Path
     shape: str = "wan2.1-1.3b"
     num_inference_steps: int = 20
-    guidance_scale: float = 5.0
-    num_frames: int = 81
-    height: int = 480
-    width: int = 832
+    guidance_scale: float | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
     repeats: int = 2
+    rehearsal_steps: int = 3
     easycache: EasyCacheConfig = field(default_factory=_arbitrary_rule)
     device: str = "auto"
     attention: str = "native"
@@ -94,10 +65,32 @@ class SpeedBenchConfig:
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise UserError(f"`shape` must be one of {', '.join(SHAPES)}; got {self.shape!r}.")
-        if self.repeats < 1 or self.num_inference_steps < 3:
-            raise UserError("`repeats` must be at least 1 and `num_inference_steps` at least 3.")
-        if self.num_frames % 4 != 1 or self.height % 16 or self.width % 16:
-            raise UserError("`num_frames` must be 4k + 1, `height` and `width` multiples of 16.")
+        if self.repeats < 1 or self.num_inference_steps < 3 or self.rehearsal_steps < 2:
+            raise UserError(
+                "`repeats` must be at least 1, `num_inference_steps` at least 3 and `rehearsal_steps` at least 2."
+            )
+        shape, size = SHAPES[self.shape], self.size
+        if size["num_frames"] < 1 or (size["num_frames"] - shape.frame_offset) % shape.frame_step:
+            offset = f" + {shape.frame_offset}" if shape.frame_offset else ""
+            raise UserError(
+                f"`num_frames` of {self.shape} must be {shape.frame_step}k{offset}; got {size['num_frames']}."
+            )
+        for name in ("height", "width"):
+            if size[name] < 1 or size[name] % shape.pixel_step:
+                raise UserError(f"`{name}` of {self.shape} must be a multiple of {shape.pixel_step}; got {size[name]}.")
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Frames, height and width: as asked for, else those of the row."""
+        return {
+            name: getattr(SHAPES[self.shape], name) if getattr(self, name) is None else getattr(self, name)
+            for name in ("num_frames", "height", "width")
+        }
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale: as asked for, else that of the row."""
+        return SHAPES[self.shape].guidance_scale if self.guidance_scale is None else self.guidance_scale
 
 
 def run_speed_bench(
@@ -105,24 +98,23 @@ def run_speed_bench(
 ) -> dict[str, Any]:
     """Measure, write speed.json and speed.md into `config.output`, and return the content of the former."""
     device = resolve_device(config.device)
-    check_attention_backend(config.attention, device=device, dtype=_dtype(device))
-    pipe = _random_pipeline(config, device)
-    plan = [False, True] + [False, True] * config.repeats
-    runs: list[dict[str, Any]] = []
-    for index, reuse in enumerate(plan):
-        warm_up = index < 2
-        if on_progress is not None:
-            label = ("warm-up " if warm_up else "") + ("with reuse" if reuse else "plain")
-            on_progress(BenchProgress(done=index, total=len(plan), label=label))
-        with _memory_errors(config, device):
-            run = _run(pipe, config, easycache=config.easycache if reuse else None, device=device, warm_up=warm_up)
-        if not warm_up:
-            runs.append(run)
+    tell = on_progress or (lambda progress: None)
+    total = 1 + 2 * config.repeats
+    with _memory_errors(config, device):
+        pipe = _pipeline(config, device)
+        tell(BenchProgress(done=0, total=total, label="rehearsal"))
+        reads = _rehearse(pipe, config, device=device)
+        runs = []
+        for index in range(2 * config.repeats):
+            reuse = index % 2 == 1
+            tell(BenchProgress(done=1 + index, total=total, label="with reuse" if reuse else "plain"))
+            runs.append(_run(pipe, config, easycache=config.easycache if reuse else None, device=device))
     environment = describe_environment(device=device, weights="random", model=config.shape)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in pipe.transformer.parameters())
     result = {
         "protocol": _protocol(config),
         "environments": [environment],
-        "summary": summarise_runs(runs),
+        "summary": summarise_runs(runs) | {"reads_per_reused_step": reads, "weight_bytes": weights},
         "records": runs,
     }
     write_json(config.output / "speed.json", result)
@@ -154,7 +146,8 @@ def summarise_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "forward_ms": statistics.median(ms for run in plain for calls in run["call_ms"] for ms in calls),
         "reused_steps": len(reused) // len(reusing),
         **_reused_step_figures(reused),
-        "extra_peak_bytes": _extra_peak(plain, reusing),
+        **_peak_figures(plain, reusing),
+        "finite": all(run["finite"] for run in runs),
     }
 
 
@@ -172,26 +165,32 @@ def _reused_step_figures(reused: list[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
+def _rehearse(pipe: Any, config: SpeedBenchConfig, *, device: torch.device) -> float:
+    """A few computed and two reused steps, untimed; returns how often a reused step reads the device's memory."""
+    arguments = _call_arguments(config, device) | {"num_inference_steps": config.rehearsal_steps + _REHEARSED_REUSES}
+    rule = EasyCacheConfig(threshold=math.inf, warmup_steps=config.rehearsal_steps, tail_steps=0)
+    clock = LoopClock(pipe, device, counted=SHAPES[config.shape].counted, reads_from=config.rehearsal_steps)
+    apply_easycache(pipe, rule)
+    try:
+        with clock.watch():
+            pipe(**arguments)
+    finally:
+        remove_easycache(pipe)
+    return statistics.mean(clock.times().reads)
+
+
 def _run(
-    pipe: Any,
-    config: SpeedBenchConfig,
-    *,
-    easycache: EasyCacheConfig | None,
-    device: torch.device,
-    warm_up: bool,
+    pipe: Any, config: SpeedBenchConfig, *, easycache: EasyCacheConfig | None, device: torch.device
 ) -> dict[str, Any]:
-    arguments = _call_arguments(pipe, config, device)
-    if warm_up:  # long enough for one reused step, so that its kernels are loaded too
-        arguments["num_inference_steps"] = _WARM_UP_STEPS
-        easycache = None if easycache is None else EasyCacheConfig(threshold=math.inf, warmup_steps=_WARM_UP_STEPS - 2)
+    arguments = _call_arguments(config, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if easycache is not None:
         apply_easycache(pipe, easycache)
-    clock = LoopClock(pipe.transformer, device)
+    clock = LoopClock(pipe, device, counted=SHAPES[config.shape].counted)
     try:
         with clock.watch():
-            pipe(**arguments, callback_on_step_end=clock.callback, callback_on_step_end_tensor_inputs=[])
+            latents = pipe(**arguments)[0]
             times = clock.times()
         report = easycache_report(pipe) if easycache is not None else None
     finally:
@@ -199,7 +198,8 @@ def _run(
             remove_easycache(pipe)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     decisions = [True] * len(times.steps) if report is None else [step.computed for step in report.decisions]
-    return _record(times, decisions, reuse=easycache is not None) | {"peak_bytes": peak}
+    record = _record(times, decisions, reuse=easycache is not None)
+    return record | {"peak_bytes": peak, "finite": bool(torch.isfinite(latents).all())}
 
 
 def _record(times: LoopTimes, computed: list[bool], *, reuse: bool) -> dict[str, Any]:
@@ -220,69 +220,41 @@ def _memory_errors(config: SpeedBenchConfig, device: torch.device) -> Iterator[N
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        size = f"{config.num_frames} frames of {config.width}x{config.height}"
-        raise UserError(f"Too little memory on {device} for {size}; use fewer frames or a smaller size.") from error
+        size = "{num_frames} frames of {width}x{height}".format(**config.size)
+        raise UserError(
+            f"Too little memory on {device} for {config.shape} with {size}; use fewer frames or a smaller size."
+        ) from error
 
 
-def _random_pipeline(config: SpeedBenchConfig, device: torch.device) -> Any:
+def _pipeline(config: SpeedBenchConfig, device: torch.device) -> Any:
     shape = SHAPES[config.shape]
-    torch.manual_seed(0)
-    with device:
-        transformer: Any = WanTransformer3DModel(
-            num_attention_heads=shape.num_attention_heads,
-            attention_head_dim=shape.attention_head_dim,
-            num_layers=shape.num_layers,
-            ffn_dim=shape.ffn_dim,
-            text_dim=shape.text_dim,
-            freq_dim=shape.freq_dim,
-        )
-    _cast(transformer.eval().requires_grad_(False), _dtype(device))
+    call = attention_call(shape.transformer.kind.partition(":")[2], shape.transformer.config)
+    check_attention_backend(config.attention, device=device, dtype=_dtype(device), call=call)
+    pipe: Any = random_pipeline(shape, device=device, dtype=_dtype(device), guidance_scale=config.guidance)
     if config.attention != NATIVE:
-        set_attention_backend(transformer, config.attention)
+        set_attention_backend(pipe.transformer, config.attention)
     if config.compile:
-        transformer.compile_repeated_blocks(fullgraph=True)
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    pipe: Any = WanPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
-    pipe.set_progress_bar_config(disable=True)
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
     return pipe
-
-
-def _cast(transformer: Any, dtype: torch.dtype) -> None:
-    """Parameters to `dtype`, but those that diffusers keeps in float32 when it loads a checkpoint."""
-    kept = set(transformer._keep_in_fp32_modules or ())
-    for name, parameter in transformer.named_parameters():
-        if kept.isdisjoint(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
 
 
 def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _call_arguments(pipe: Any, config: SpeedBenchConfig, device: torch.device) -> dict[str, Any]:
-    """Prompt embeddings and start latents from a fixed seed, the same for every run."""
+def _call_arguments(config: SpeedBenchConfig, device: torch.device) -> dict[str, Any]:
+    """Embeddings and start latents from a fixed seed, the same for every run."""
     shape = SHAPES[config.shape]
-    generator = torch.Generator(device).manual_seed(0)
-
-    def noise(*size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(dtype)
-
-    text = (1, shape.text_length, shape.text_dim)
-    num_latent_frames = (config.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
-    scale = pipe.vae_scale_factor_spatial
-    channels = pipe.transformer.config.in_channels
+    guidance = {"guidance_scale": config.guidance} if shape.guidance == "call" else {}
     return {
-        "prompt_embeds": noise(*text, dtype=_dtype(device)),
-        "negative_prompt_embeds": noise(*text, dtype=_dtype(device)),
-        "latents": noise(
-            1, channels, num_latent_frames, config.height // scale, config.width // scale, dtype=torch.float32
-        ),
+        **call_tensors(shape.embeddings, device=device, dtype=_dtype(device)),
+        **shape.arguments,
+        **guidance,
+        "generator": torch.Generator(device).manual_seed(1),
         "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "num_frames": config.num_frames,
-        "height": config.height,
-        "width": config.width,
+        **config.size,
         "output_type": "latent",
+        "return_dict": False,
     }
 
 
@@ -291,18 +263,18 @@ def _protocol(config: SpeedBenchConfig) -> dict[str, Any]:
         "benchmark": "speed",
         "shape": config.shape,
         "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "num_frames": config.num_frames,
-        "height": config.height,
-        "width": config.width,
+        "guidance_scale": config.guidance,
+        **config.size,
         "repeats": config.repeats,
+        "rehearsal_steps": config.rehearsal_steps,
         "easycache": easycache_settings(config.easycache),
         "attention": config.attention,
         "compile": config.compile,
     }
 
 
-def _extra_peak(plain: list[dict[str, Any]], reusing: list[dict[str, Any]]) -> int | None:
+def _peak_figures(plain: list[dict[str, Any]], reusing: list[dict[str, Any]]) -> dict[str, int | None]:
     if plain[0]["peak_bytes"] is None:
-        return None
-    return max(run["peak_bytes"] for run in reusing) - max(run["peak_bytes"] for run in plain)
+        return {"peak_bytes": None, "extra_peak_bytes": None}
+    without, with_reuse = (max(run["peak_bytes"] for run in kind) for kind in (plain, reusing))
+    return {"peak_bytes": without, "extra_peak_bytes": with_reuse - without}

@@ -10,7 +10,7 @@ import numpy as np
 
 from vidaccel.metrics import json_number
 
-_DRAWS = 2000
+NUM_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,6 @@ def value_at(curve: Sequence[tuple[float, float]], position: float) -> float | N
 def _bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> tuple[float, float]:
     sums = np.array([math.fsum(group) if all(map(math.isfinite, group)) else sum(group) for group in groups])
     counts = np.array([len(group) for group in groups])
-    drawn = np.random.default_rng(seed).integers(0, len(groups), (_DRAWS, len(groups)))
+    drawn = np.random.default_rng(seed).integers(0, len(groups), (NUM_DRAWS, len(groups)))
     means = (sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)).tolist()
     return percentile(means, 2.5), percentile(means, 97.5)

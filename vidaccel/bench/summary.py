@@ -24,15 +24,17 @@ def summarise_methods(records: Sequence[Record]) -> dict[str, Any]:
     return {"methods": methods, "equal_compute": equal_compute(methods), "unavailable": unavailable}
 
 
-def equal_compute(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean PSNR and SSIM of each family, read off its curve (linear in forwards) where it computes as much."""
+def equal_compute(
+    methods: Sequence[Mapping[str, Any]], *, fields: Sequence[str] = ("psnr", "ssim")
+) -> list[dict[str, Any]]:
+    """Means of `fields` of each family, read off its curve (linear in forwards) where it computes as much."""
     rows = []
     for family in dict.fromkeys(method["family"] for method in methods):
         members = [method for method in methods if method["family"] == family]
         if len(members) < 2:
             continue
         row: dict[str, Any] = {"family": family}
-        for field in ("psnr", "ssim"):
+        for field in fields:
             curve = [
                 (float(m["forwards_share"]["mean"]), float(m[field]["mean"])) for m in members if m[field] is not None
             ]
@@ -45,7 +47,7 @@ def groups(records: Iterable[Record], field: str) -> list[list[float]]:
     """Values of `field` as numbers, one list per prompt; videos without the value are left out."""
     by_prompt: dict[str, list[float]] = {}
     for record in records:
-        if record[field] is not None:
+        if record.get(field) is not None:
             by_prompt.setdefault(record["prompt"], []).append(float(record[field]))
     return list(by_prompt.values())
 

@@ -17,23 +17,23 @@ def easycache_markdown(content: Content, *, detailed: Sequence[str]) -> str:
     lines = [
         "# EasyCache against the plain run, in the same process",
         "",
-        _captions(content),
+        captions(content),
         "",
         f"{protocol['num_prompts']} prompts x {len(protocol['seeds'])} seeds, {protocol['num_frames']} frames of "
         f"{protocol['width']}x{protocol['height']}, {protocol['num_inference_steps']} steps, guidance "
         f"{protocol['guidance_scale']:g}. PSNR is pooled over a video; the mean has its 95 % bootstrap interval over "
         "prompts; p5 is the 5th percentile over videos. Time is denoising time, plain over method.",
         "",
-        *_method_table(summary["methods"]),
+        *method_table(summary["methods"]),
         *(f"\nNot available: {name}. {reason}" for name, reason in summary["unavailable"].items()),
         "",
         "## Mean PSNR (dB) at equal compute",
         "",
-        *_equal_compute_table(summary["equal_compute"], "psnr", ".1f"),
+        *equal_compute_table(summary["equal_compute"], "psnr", ".1f"),
         "",
         "## Mean SSIM at equal compute",
         "",
-        *_equal_compute_table(summary["equal_compute"], "ssim", ".4f"),
+        *equal_compute_table(summary["equal_compute"], "ssim", ".4f"),
     ]
     if headline := [_headline(method) for method in summary["methods"] if method["method"] in detailed]:
         lines += ["", "## At the default threshold", "", *headline]
@@ -54,13 +54,13 @@ def quality_markdown(content: Content) -> str:
     lines = [
         "# Quality of the model on unseen prompts",
         "",
-        _captions(content),
+        captions(content),
         "",
         f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, {protocol['num_frames']} "
         "frames. An attribute is correct where the oracle reads from the pixels what the prompt asks for. "
         "The rows of rendered and reconstructed clips show what the oracle and the VAE alone lose.",
         "",
-        *_table(["videos", "attribute", "correct", "share", "95 % interval"], rows),
+        *markdown_table(["videos", "attribute", "correct", "share", "95 % interval"], rows),
     ]
     if vae is not None:
         lines += [
@@ -91,24 +91,33 @@ def speed_markdown(content: Content) -> str:
             ["a reused step costs under 1 ms", "yes" if summary["reused_step_under_1_ms"] else "no"],
         ]
     if summary["extra_peak_bytes"] is not None:
-        rows.append(["peak memory with reuse - without", f"{summary['extra_peak_bytes'] / 1e6:.1f} MB"])
+        rows += [
+            ["peak memory without reuse", f"{summary['peak_bytes'] / 1e9:.2f} GB"],
+            ["peak memory with reuse - without", f"{summary['extra_peak_bytes'] / 1e6:.1f} MB"],
+        ]
+    rows += [
+        ["weights of the transformer", f"{summary['weight_bytes'] / 1e9:.2f} GB"],
+        ["reads of the device's memory in a reused step", f"{summary['reads_per_reused_step']:g}"],
+        ["all latents finite", "yes" if summary["finite"] else "no"],
+    ]
     lines = [
         f"# Speed at the shape of {protocol['shape']}, random weights",
         "",
-        _captions(content),
+        captions(content),
         "",
         f"{protocol['num_frames']} frames of {protocol['width']}x{protocol['height']}, "
-        f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, threshold "
-        f"{float(protocol['easycache']['threshold']):g} with at most "
-        f"{protocol['easycache']['max_consecutive_reuses']} reuses in a row, {protocol['repeats']} repeats. "
+        f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, attention "
+        f"{protocol['attention']}, threshold {float(protocol['easycache']['threshold']):g} with at most "
+        f"{protocol['easycache']['max_consecutive_reuses']} reuses in a row, repeats: {protocol['repeats']}. "
         "Random weights: which steps are reused is the setting's doing, and nothing here is about quality.",
         "",
-        *_table(["figure", "value"], rows),
+        *markdown_table(["figure", "value"], rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _method_table(methods: Sequence[Content]) -> list[str]:
+def method_table(methods: Sequence[Content]) -> list[str]:
+    """One row per method of a summary."""
     header = [
         "method",
         "forwards",
@@ -139,7 +148,7 @@ def _method_table(methods: Sequence[Content]) -> list[str]:
         ]
         for method in methods
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _headline(method: Content) -> str:
@@ -151,7 +160,8 @@ def _headline(method: Content) -> str:
     )
 
 
-def _equal_compute_table(rows: Sequence[Content], field: str, form: str) -> list[str]:
+def equal_compute_table(rows: Sequence[Content], field: str, form: str) -> list[str]:
+    """Families by speeds: the mean of `field` where they compute as much."""
     if not rows:
         return ["No family has two settings, so there is no curve to read."]
     speeds = list(rows[0][field])
@@ -159,7 +169,7 @@ def _equal_compute_table(rows: Sequence[Content], field: str, form: str) -> list
         [row["family"], *("-" if row[field][s] is None else format(row[field][s], form) for s in speeds)]
         for row in rows
     ]
-    return _table(["family", *(f"{speed} fewer forwards" for speed in speeds)], body)
+    return markdown_table(["family", *(f"{speed} fewer forwards" for speed in speeds)], body)
 
 
 def _video_table(records: Sequence[Content], name: str) -> list[str]:
@@ -169,32 +179,35 @@ def _video_table(records: Sequence[Content], name: str) -> list[str]:
             str(record["seed"]),
             str(record["num_forwards"]),
             f"{float(record['time_ratio']):.2f}x",
-            _form(float(record["psnr"]), ".2f"),
+            number_text(float(record["psnr"]), ".2f"),
             "-" if record["ssim"] is None else f"{record['ssim']:.4f}",
             f"`{record['decisions']}`",
         ]
         for record in records
         if record["method"] == name
     ]
-    return _table(["prompt", "seed", "forwards", "time", "PSNR", "SSIM", "steps (C computed, . reused)"], rows)
+    return markdown_table(["prompt", "seed", "forwards", "time", "PSNR", "SSIM", "steps (C computed, . reused)"], rows)
 
 
-def _captions(content: Content) -> str:
+def captions(content: Content) -> str:
+    """One line for each place the records were measured in, with the command."""
     return "  \n".join(
         f"{hardware_line(environment)}; `{environment['command']}`" for environment in content["environments"]
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a markdown table."""
     cells = [list(header), ["---"] * len(header), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
 
 
 def _number(summary: Content | None, name: str, form: str) -> str:
-    return "-" if summary is None else _form(float(summary[name]), form)
+    return "-" if summary is None else number_text(float(summary[name]), form)
 
 
-def _form(value: float, form: str) -> str:
+def number_text(value: float, form: str) -> str:
+    """A number for people; infinity is a word."""
     return "inf" if math.isinf(value) else format(value, form)
 
 

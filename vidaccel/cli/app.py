@@ -25,6 +25,7 @@ COMMANDS = {
         "vidaccel.cli.compare",
         "Compare two videos, or two sets of saved frames, of the same size and length.",
     ),
+    "convert": ("vidaccel.cli.convert", "Turn published weights into a folder that the pipelines load."),
     "models": ("vidaccel.cli.models", "List the models that have a name; any other local folder or Hub id works too."),
     "bench": (
         "vidaccel.cli.bench",

@@ -1,17 +1,20 @@
-"""`vidaccel bench easycache | quality | speed`: measurements under a fixed protocol; JSON, tables and a plot."""
+"""`vidaccel bench easycache | caches | quality | speed`: measured under a fixed protocol; JSON, tables, a plot."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vidaccel.bench.caches import CachesBenchConfig, run_caches_bench
 from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
+from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.cli.console import messages, say
 from vidaccel.cli.generate import easycache_config
 from vidaccel.cli.jobs import check_writable, read_prompts
@@ -41,6 +44,7 @@ Frames = Annotated[int | None, typer.Option(help="Frames, 4k + 1. [default: the 
 Pixels = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 
 _PROTOCOL = EasyCacheBenchConfig(output=Path("results"))
+_CACHES = CachesBenchConfig(output=Path("results"))
 _SPEED = SpeedBenchConfig(output=Path("results"))
 
 
@@ -103,6 +107,74 @@ def easycache(
 
 
 @app.command()
+def caches(
+    output: Output = Path("results/caches"),
+    model: Model = EMBEDDED_MODEL,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A file with one prompt a line. [default: the world's unseen prompts]")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(help="How many unseen prompts.")] = _CACHES.num_prompts,
+    seeds: Annotated[str, typer.Option(help="Each prompt is made once per seed.")] = _listed(_CACHES.seeds),
+    predictors: Annotated[str, typer.Option(help="What a reused step returns.")] = _listed(_CACHES.predictors),
+    fixed_predictors: Annotated[str, typer.Option(help="The same of uniform and random reuse.")] = _listed(
+        _CACHES.fixed_predictors
+    ),
+    thresholds: Annotated[str, typer.Option(help="Of EasyCache.")] = _listed(_CACHES.thresholds),
+    warmup_steps: Annotated[int, typer.Option(help="First steps that are always computed.")] = _CACHES.warmup_steps,
+    uniform_intervals: Annotated[str, typer.Option(help="Baseline that computes every k-th step.")] = _listed(
+        _CACHES.uniform_intervals
+    ),
+    fewer_steps: Annotated[str, typer.Option(help="Baseline with fewer steps.")] = _listed(_CACHES.fewer_steps),
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    num_frames: Frames = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    metrics: Annotated[str, typer.Option(help="Which figures to take; psnr is always one.")] = _listed(_CACHES.metrics),
+    methods: Annotated[str, typer.Option(help="Only methods whose names contain one of these texts.")] = "",
+    shard: Annotated[str | None, typer.Option(help="i/n: this process makes every n-th video, untimed.")] = None,
+    timing_prompts: Annotated[int, typer.Option(help="Prompts on which methods are timed.")] = _CACHES.timing_prompts,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds after which no further video begins; 0 only writes the tables.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """EasyCache against the caches of diffusers at equal executed work: caches.json, .md, .png."""
+    config = CachesBenchConfig(
+        output=output,
+        model=model,
+        prompts=None if prompt_file is None else tuple(read_prompts([], prompt_file)),
+        num_prompts=num_prompts,
+        seeds=_values("seeds", seeds, int),
+        predictors=_values("predictors", predictors, str),
+        fixed_predictors=_values("fixed_predictors", fixed_predictors, str),
+        thresholds=_values("thresholds", thresholds, float),
+        warmup_steps=warmup_steps,
+        uniform_intervals=_values("uniform_intervals", uniform_intervals, int),
+        fewer_steps=_values("fewer_steps", fewer_steps, int),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        metrics=_values("metrics", metrics, str),
+        methods=_values("methods", methods, str),
+        shard=None if shard is None else _shard(shard),
+        timing_prompts=timing_prompts,
+        time_limit=time_limit,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+    )
+    check_writable(output)
+    with _bar() as on_progress:
+        run_caches_bench(config, on_progress=on_progress)
+    say(f"results: {output}")
+
+
+@app.command()
 def quality(
     output: Output = Path("results/quality"),
     model: Model = EMBEDDED_MODEL,
@@ -145,13 +217,19 @@ def quality(
 @app.command()
 def speed(
     output: Output = Path("results/speed"),
-    shape: Annotated[str, typer.Option(help="wan2.1-1.3b or toy; weights are random.")] = _SPEED.shape,
+    shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}; weights are random.")] = _SPEED.shape,
     num_inference_steps: Annotated[int, typer.Option(help="Denoising steps.")] = _SPEED.num_inference_steps,
-    guidance_scale: Annotated[float, typer.Option(help="Above 1: two passes a step.")] = _SPEED.guidance_scale,
-    num_frames: Annotated[int, typer.Option(help="Frames, 4k + 1.")] = _SPEED.num_frames,
-    height: Annotated[int, typer.Option(help="Pixels.")] = _SPEED.height,
-    width: Annotated[int, typer.Option(help="Pixels.")] = _SPEED.width,
+    guidance_scale: Annotated[float | None, typer.Option(help="Weight of the prompt. [default: the shape's]")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames. [default: the shape's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
     repeats: Annotated[int, typer.Option(help="Pairs of a plain run and one with reuse.")] = _SPEED.repeats,
+    rehearsal_steps: Annotated[
+        int, typer.Option(help="Computed steps before the timing, at least 2.")
+    ] = _SPEED.rehearsal_steps,
+    warmup_steps: Annotated[
+        int, typer.Option(help="EasyCache: first steps always computed.")
+    ] = _SPEED.easycache.warmup_steps,
     attention: Annotated[str, typer.Option(help="Attention backend.")] = _SPEED.attention,
     compile_blocks: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
     device: Device = "auto",
@@ -166,6 +244,8 @@ def speed(
         height=height,
         width=width,
         repeats=repeats,
+        rehearsal_steps=rehearsal_steps,
+        easycache=replace(_SPEED.easycache, warmup_steps=warmup_steps),
         device=device,
         attention=attention,
         compile=compile_blocks,
@@ -181,6 +261,13 @@ def _values(name: str, text: str, kind: Callable[[str], Value]) -> tuple[Value, 
         return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise UserError(f"`{name}` must be values with commas between them, got {text!r}.") from error
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise UserError(f"`shard` must be i/n, such as 1/8, got {text!r}.")
+    return int(first), int(second)
 
 
 @contextmanager

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
+from vidaccel.cli.inputs import read_arguments, read_inputs
 from vidaccel.cli.jobs import read_prompts
 from vidaccel.cli.runs import Run, run_jobs
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import request_for
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.video import read_image
+from vidaccel.request import request_for
 
-_CACHE = EasyCacheConfig()
+_CLIP = "a video, a folder of images or a .safetensors file of frames"
 
 
 def generate(
@@ -22,23 +22,41 @@ def generate(
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
     model: Annotated[str, typer.Option(help="A name of `vidaccel models`, a folder, or a Hub id.")] = EMBEDDED_MODEL,
-    negative_prompt: Annotated[str, typer.Option(help="What the video should not show.")] = "",
-    image: Annotated[Path | None, typer.Option(help="First frame, for image-to-video models.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the video should not show. [default: the pipeline's]")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="First frame, or a reference picture.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="Last frame, for first-and-last-frame models.")] = None,
+    video: Annotated[Path | None, typer.Option(help=f"What is changed, followed or continued: {_CLIP}.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Where --video is made anew (white): frames, or one image.")] = None,
+    pose_video: Annotated[Path | None, typer.Option(help="Poses to follow, for Animate.")] = None,
+    face_video: Annotated[Path | None, typer.Option(help="Faces to follow, for Animate.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. [default: the model's]")
     ] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(help="Weight against the negative prompt, for models with distilled guidance.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
-    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1. [default: the model's]")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames, for most models 4k + 1. [default: the model's]")
+    ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A further argument of the pipeline's call; may be repeated."),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option(help="EasyCache: tolerated accumulated change; 0 never reuses.")
-    ] = _CACHE.threshold,
+        float | None,
+        typer.Option(help="EasyCache: tolerated accumulated change; 0 never reuses. [default: the model's preset]"),
+    ] = None,
     warmup_steps: Annotated[
-        int, typer.Option(help="EasyCache: first steps that are always computed.")
-    ] = _CACHE.warmup_steps,
+        int | None,
+        typer.Option(help="EasyCache: first steps that are always computed. [default: the model's preset]"),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Without EasyCache: compute every step.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run without reuse too; print time, forwards, PSNR, SSIM.")
@@ -59,12 +77,13 @@ def generate(
     """Make one video for each prompt. A finished video is skipped when the command is run again."""
     if no_cache and (compare or report):
         raise UserError("--compare and --report show what EasyCache does; leave out --no-cache.")
-    config = None if no_cache else easycache_config(threshold=threshold, warmup_steps=warmup_steps)
     spec = spec_of(model)
-    first_frame = None if image is None else read_image(image)
+    inputs = read_inputs(
+        image=image, last_image=last_image, video=video, mask=mask, pose_video=pose_video, face_video=face_video
+    )
     run = Run(
         spec=spec,
-        easycache=config,
+        easycache=None if no_cache else easycache_config(threshold=threshold, warmup_steps=warmup_steps),
         device=device,
         dtype=dtype,
         attention=attention,
@@ -81,20 +100,24 @@ def generate(
             negative_prompt=negative_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
             seed=seed,
             num_frames=num_frames,
             height=height,
             width=width,
-            image=first_frame,
+            fps=fps,
+            inputs=inputs,
+            arguments=read_arguments(argument or []),
         )
         for prompt in read_prompts(prompts or [], prompt_file)
     ]
     run_jobs(run, requests, output=output, overwrite=overwrite)
 
 
-def easycache_config(*, threshold: float, warmup_steps: int) -> EasyCacheConfig:
-    """The configuration the flags mean; a wrong value is a `UserError`."""
+def easycache_config(*, threshold: float | None, warmup_steps: int | None) -> EasyCacheConfig:
+    """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
+    given = {"threshold": threshold, "warmup_steps": warmup_steps}
     try:
-        return EasyCacheConfig(threshold=threshold, warmup_steps=warmup_steps)
+        return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(str(error)) from error

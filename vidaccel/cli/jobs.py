@@ -17,8 +17,8 @@ from typing import Any
 from vidaccel.bench.records import write_json
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
-from vidaccel.generation import GenerationRequest
 from vidaccel.metrics import json_number
+from vidaccel.request import GenerationRequest
 from vidaccel.video import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
@@ -162,11 +162,13 @@ def check_writable(folder: Path) -> None:
 
 
 def request_settings(request: GenerationRequest) -> dict[str, Any]:
-    """The request as plain values; the image by its digest."""
-    values = {name: value for name, value in vars(request).items() if name != "image"}
-    image = request.image
-    values["image"] = None if image is None else hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
-    return values
+    """The request as plain values; pictures and clips by their digests."""
+    values = {name: value for name, value in vars(request).items() if name != "inputs"}
+    digests = {
+        name: hashlib.sha256(f"{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
+        for name, tensor in request.inputs.items()
+    }
+    return {**values, "arguments": dict(request.arguments), "inputs": digests}
 
 
 def folder_digest(folder: Path) -> str:

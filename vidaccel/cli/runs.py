@@ -14,10 +14,11 @@ from vidaccel.cli.progress import step_bar
 from vidaccel.components import execution_device
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, GenerationRequest, check_request, generate, warm_up
+from vidaccel.generation import Generation, check_request, generate, warm_up
 from vidaccel.loading import component_dtypes, load_pipeline, resolve_device
 from vidaccel.metrics import VideoComparison, compare_videos
 from vidaccel.registry import ModelSpec
+from vidaccel.request import GenerationRequest
 from vidaccel.video import side_by_side, whole_file, write_video
 
 
@@ -103,7 +104,7 @@ def _carry_out(pipe: Any, run: Run, job: Job) -> None:
     if plain is not None:
         comparison = compare_videos(plain.frames, result.frames, fps=run.fps, metrics=("psnr", "ssim"))
     job.write_sidecar(_sidecar(pipe, run, job, result=result, plain=plain, comparison=comparison))
-    write_video(job.video, result.frames, fps=run.fps)
+    write_video(job.video, result.frames, fps=run.fps, sound=result.sound)
     if plain is not None:
         pair = side_by_side(plain.frames, result.frames, ("without reuse", "with EasyCache"))
         write_video(job.side_by_side, pair, fps=run.fps)

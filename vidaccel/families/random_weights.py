@@ -110,7 +110,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 def _settings_text(family: Family) -> str:
     known = {setting.name for setting in fields(GenerationDefaults)}
-    defaults = {name: value for name, value in family.defaults.items() if name in known}
+    defaults: dict[str, Any] = {name: value for name, value in family.defaults.items() if name in known}
+    defaults["arguments"] = {name: value for name, value in family.defaults.items() if name not in known}
     defaults["num_inference_steps"] = _FOLDER_STEPS
     return json.dumps({"defaults": defaults, "weights": "random"}, indent=2) + "\n"
 

@@ -155,8 +155,15 @@ def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
         )
     if any(isinstance(module, _sharded_types()) for module in transformer.modules()):
         raise ValueError(f"{kind} is sharded by FSDP, whose ranks must all compute; run EasyCache on a whole model.")
+    _refuse_unsuitable(kind, transformer)
+
+
+def _refuse_unsuitable(kind: str, transformer: nn.Module) -> None:
+    traits = traits_of(unwrap_module(transformer))
+    if traits.refusal is not None:
+        raise ValueError(f"{kind} is not supported: {traits.refusal}.")
     parameters = inspect.signature(type(transformer).forward).parameters
-    if missing := [name for name in traits_of(unwrap_module(transformer)).streams if name not in parameters]:
+    if missing := [name for name in traits.streams if name not in parameters]:
         raise ValueError(
             f"{kind} takes no `{missing[0]}`; EasyCache needs a diffusers video transformer whose forward does."
         )

@@ -25,6 +25,7 @@ class Traits:
         a reused step repeats them.
     unbatched: tensor arguments whose first dimension is not the batch.
     splits_batch: the arguments are known well enough to run some samples of a batch without the others.
+    refusal: why its steps cannot be reused, or None.
     """
 
     streams: tuple[str, ...] = ("hidden_states",)
@@ -32,6 +33,7 @@ class Traits:
     holds_rest: bool = False
     unbatched: tuple[str, ...] = ()
     splits_batch: bool = True
+    refusal: str | None = None
 
 
 UNKNOWN = Traits(splits_batch=False)
@@ -45,6 +47,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "ChronoEditTransformer3DModel": Traits(),
         "CogVideoXTransformer3DModel": Traits(channel_dim=2),
         "ConsisIDTransformer3DModel": Traits(channel_dim=2, splits_batch=False),  # lists of face features
+        "Cosmos3OmniTransformer": Traits(refusal="it denoises lists of vision, sound and action tokens"),
         "CosmosTransformer3DModel": Traits(unbatched=("padding_mask",)),
         "EasyAnimateTransformer3DModel": Traits(),
         "FluxTransformer2DModel": Traits(unbatched=("img_ids", "txt_ids")),  # Open-Sora 2.0

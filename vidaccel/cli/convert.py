@@ -1,0 +1,65 @@
+"""`vidaccel convert`: published weights into a folder that the pipelines load."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vidaccel.cli.console import messages, say, say_error
+from vidaccel.convert.folder import ConvertOptions, ConvertProgress, convert
+from vidaccel.convert.open_sora import RECIPES, REFUSED
+from vidaccel.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_DTYPES = ("keep", "float32", "bfloat16", "float16")
+
+
+@app.callback()
+def _group() -> None:
+    """Turn published weights into a diffusers folder; one command for each model."""
+
+
+@app.command("open-sora")
+def open_sora(
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            help="File or folder of published weights; may be given several times. Transformer, VAE, text encoders "
+            "and tokenizers are recognised by what they hold."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    version: Annotated[str, typer.Option(help="auto, 1.2 or 2.0.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Number format: {', '.join(_DTYPES)}.")] = "keep",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a diffusers folder that exists.")] = False,
+) -> None:
+    """Turn the published files of Open-Sora 1.2 or 2.0 into a diffusers folder."""
+    if dtype not in _DTYPES:
+        raise UserError(f"`--dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
+    try:
+        with _byte_bar("reading") as advance:
+            options = ConvertOptions(
+                dtype=None if dtype == "keep" else getattr(torch, dtype), overwrite=overwrite, on_progress=advance
+            )
+            recipe = convert(checkpoint, output, recipes=RECIPES, refused=REFUSED, version=version, options=options)
+    except KeyboardInterrupt:
+        say_error(f"interrupted; {output} is as it was.")
+        raise SystemExit(130) from None
+    say(f"{output}: {recipe.name} {recipe.version}, {recipe.pipeline}")
+
+
+@contextmanager
+def _byte_bar(title: str) -> Iterator[Callable[[ConvertProgress], None]]:
+    """A progress bar on stderr that counts bytes."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+
+        def advance(state: ConvertProgress) -> None:
+            progress.update(task, description=state.component, completed=state.done, total=state.total)
+
+        yield advance

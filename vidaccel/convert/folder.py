@@ -1,0 +1,258 @@
+"""From checkpoints to a complete diffusers folder: parts are recognised, planned in full, then written in a stream.
+
+Nothing stands under the output's name before everything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import psutil
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints
+from vidaccel.convert.formats import Format
+from vidaccel.convert.plan import Plan, make_plan
+from vidaccel.convert.tokenizers import find_tokenizer, save_tokenizer
+from vidaccel.convert.weights import MOST_SHARD_BYTES, write_weights
+from vidaccel.errors import UserError
+from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One pipeline that published weights become.
+
+    pipeline: name of its class. parts: its networks by component, of which `transformer` tells the version.
+    tokenizers: the text encoder that each belongs to. scheduler: settings of `FlowMatchEulerDiscreteScheduler`.
+    """
+
+    name: str
+    version: str
+    pipeline: str
+    parts: Mapping[str, Format]
+    tokenizers: Mapping[str, str]
+    scheduler: Mapping[str, Any]
+    defaults: GenerationDefaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertProgress:
+    """`done` of `total` bytes are written; `component` is the part that is being written."""
+
+    done: int
+    total: int
+    component: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """dtype: of floating numbers, None keeps each as it is. most_shard_bytes: of one file of weights."""
+
+    dtype: torch.dtype | None = None
+    overwrite: bool = False
+    most_shard_bytes: int = MOST_SHARD_BYTES
+    on_progress: Callable[[ConvertProgress], None] | None = None
+
+
+def convert(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    recipes: Sequence[Recipe],
+    refused: Sequence[Format] = (),
+    version: str = "auto",
+    options: ConvertOptions | None = None,
+) -> Recipe:
+    """Write the pipeline that the weights in `paths` (files or folders) make to the folder `output`.
+
+    Returns the recipe that was followed. Raises `UserError` for weights that are missing, damaged, of another model or
+    there twice, for an output that may not be replaced, and where the disk has too little room.
+    """
+    options = options or ConvertOptions()
+    _check_output(output, paths, overwrite=options.overwrite)
+    checkpoints = find_checkpoints(paths)
+    _check_refused(paths, checkpoints, recipes, refused)
+    recipe = _choose_recipe(checkpoints, recipes, refused, version)
+    plans = {
+        component: make_plan(recipe.parts[component], checkpoint, dtype=options.dtype)
+        for component, checkpoint in _choose_parts(recipe, checkpoints, paths).items()
+    }
+    tokenizers = {
+        name: find_tokenizer(plans[encoder].checkpoint.folder, component=encoder, paths=paths)
+        for name, encoder in recipe.tokenizers.items()
+    }
+    _check_room(output, sum(plan.num_bytes for plan in plans.values()))
+    with whole_folder(output) as folder:
+        classes: dict[str, tuple[str, str]] = {}
+        for name, source in tokenizers.items():
+            classes[name] = ("transformers", save_tokenizer(source, folder / name))
+        for component, plan in plans.items():
+            classes[component] = _library_and_class(plan)
+        _write_networks(folder, plans, options)
+        _write_settings(folder, recipe, classes)
+    return recipe
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its place if the block ends well, and is removed if it does not.
+
+    Raises `UserError` where it cannot be made. What stood there before is kept until the new one is complete.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        unfinished.mkdir()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    try:
+        yield unfinished
+        if path.exists():
+            path.rename(replaced)
+        unfinished.rename(path)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Tidy up after processes that were killed while they wrote `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(part|old)")
+    for folder in path.parent.iterdir():
+        found = pattern.fullmatch(folder.name)
+        if not found or psutil.pid_exists(int(found[1])):
+            continue
+        if found[2] == "old" and not path.exists():  # killed between taking the old away and putting the new there
+            folder.rename(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_output(output: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
+    if not output.name:
+        raise UserError(f"`--output` must name a folder, got {str(output)!r}.")
+    for path in paths:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{output} holds {path}, which is converted; give another --output.")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists; give --overwrite or another --output.")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "model_index.json").is_file()):
+        raise UserError(f"{output} is no diffusers folder, so it is not replaced; give another --output.")
+
+
+def _check_refused(
+    paths: Sequence[Path], checkpoints: Sequence[Checkpoint], recipes: Sequence[Recipe], refused: Sequence[Format]
+) -> None:
+    """Files that were given by name must be of use; what else lies in a folder is passed over."""
+    known = [form for recipe in recipes for form in recipe.parts.values()]
+    for checkpoint in checkpoints:
+        if checkpoint.path not in paths or any(form.recognises(checkpoint.tensors) for form in known):
+            continue
+        for form in refused:
+            if form.recognises(checkpoint.tensors):
+                raise UserError(f"{checkpoint.path} is {form.title}: {form.refusal}.")
+        first = min(checkpoint.tensors, default="nothing")
+        titles = "; ".join(dict.fromkeys(form.title for form in known))
+        raise UserError(
+            f"{checkpoint.path} is none of: {titles}. It has {len(checkpoint.tensors)} tensors, {first} first."
+        )
+
+
+def _choose_recipe(
+    checkpoints: Sequence[Checkpoint], recipes: Sequence[Recipe], refused: Sequence[Format], version: str
+) -> Recipe:
+    versions = ("auto", *(recipe.version for recipe in recipes))
+    if version not in versions:
+        raise UserError(f"`--version` must be one of {', '.join(versions)}; got {version!r}.")
+    names = [checkpoint.tensors for checkpoint in checkpoints]
+    found = [recipe for recipe in recipes if any(map(recipe.parts["transformer"].recognises, names))]
+    wanted = [recipe for recipe in found if version in ("auto", recipe.version)]
+    if len(wanted) == 1:
+        return wanted[0]
+    if wanted:
+        raise UserError(f"There are transformers of {', '.join(recipe.version for recipe in wanted)}; give --version.")
+    if found:
+        raise UserError(f"The transformer is of version {found[0].version}, and --version {version} was asked for.")
+    for form in refused:
+        if any(map(form.recognises, names)):
+            raise UserError(f"There is only {form.title}: {form.refusal}.")
+    titles = " or ".join(recipe.parts["transformer"].title for recipe in recipes if version in ("auto", recipe.version))
+    raise UserError(f"{checkpoints[0].path.name} and what lies beside it hold no transformer; give {titles}.")
+
+
+def _choose_parts(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Sequence[Path]) -> dict[str, Checkpoint]:
+    parts = {}
+    for component, form in recipe.parts.items():
+        found = [checkpoint for checkpoint in checkpoints if form.recognises(checkpoint.tensors)]
+        named = [checkpoint for checkpoint in found if checkpoint.path in paths]  # a file given by name comes first
+        found = named or found
+        if len(found) > 1:
+            both = " and ".join(str(checkpoint.path) for checkpoint in found[:2])
+            raise UserError(f"{form.title} is there more than once: {both}; name one of the files with --checkpoint.")
+        if not found:
+            raise UserError(
+                f"{form.title} is missing for {recipe.name} {recipe.version}; add --checkpoint with its folder."
+            )
+        parts[component] = found[0]
+    return parts
+
+
+def _check_room(output: Path, num_bytes: int) -> None:
+    place = next(folder for folder in output.resolve().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if num_bytes > free:
+        raise UserError(
+            f"The converted weights take {num_bytes / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; make room, "
+            "use a smaller --dtype or another --output."
+        )
+
+
+def _library_and_class(plan: Plan) -> tuple[str, str]:
+    module, _, name = plan.form.target.partition(":")
+    return module, name
+
+
+def _write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOptions) -> None:
+    total, done = sum(plan.num_bytes for plan in plans.values()), 0
+    for component, plan in plans.items():
+        (folder / component).mkdir()
+        model: Any = plan.model
+        stem = "diffusion_pytorch_model"
+        if plan.form.is_transformers:
+            stem = "model"
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder / component)
+        else:
+            model.save_config(folder / component)
+        written = write_weights(folder / component, stem, plan.tensors, plan.make, most_bytes=options.most_shard_bytes)
+        for tensor in written:
+            done += tensor.num_bytes
+            if options.on_progress is not None:
+                options.on_progress(ConvertProgress(done=done, total=total, component=component))
+
+
+def _write_settings(folder: Path, recipe: Recipe, classes: Mapping[str, tuple[str, str]]) -> None:
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(**recipe.scheduler)
+    scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__}
+    index |= {name: list(value) for name, value in sorted(classes.items())}
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    settings = {"defaults": recipe.defaults.to_dict(), "weights": "external"}
+    for name, value in (("model_index.json", index), (SETTINGS_FILE, settings)):
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
