@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from vidaccel.cli import run, runs
 from vidaccel.components import denoisers
 from vidaccel.families.calls import call_inputs
 from vidaccel.families.family import Family
-from vidaccel.families.random_weights import build_random, make_random
+from vidaccel.families.random_weights import make_random
 from vidaccel.families.table import FAMILIES
 from vidaccel.generation import Generation, StepProgress, generate
 from vidaccel.request import GenerationRequest
