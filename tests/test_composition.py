@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ from vidaccel.loading import load_pipeline
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FAMILIES = ("wan2.1-t2v", "hunyuan-video-t2v")
+ONE_OF_EACH_ATTENTION = (
+    "wan2.1-t2v",
+    "skyreels-v2-t2v",
+    "hunyuan-video-t2v",
+    "framepack",
+    "hunyuan-video-1.5-t2v",
+    "ltx-t2v",
+    "ltx2-t2v",
+    "sana-video-t2v",
+    "kandinsky5-t2v",
+    "motif-video-t2v",
+    "helios",
+    "chronoedit",
+)
 CONFIG = EasyCacheConfig(threshold=0.3, warmup_steps=3)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 in_both_orders = pytest.mark.parametrize("cache_first", [True, False], ids=["cache first", "cache last"])
@@ -61,6 +76,7 @@ def num_reused(pipe: Any) -> int:
     return easycache_report(pipe).num_reused
 
 
+@cache
 def reference(family: str) -> Tensor:
     pipe = pipeline(family)
     apply_easycache(pipe, CONFIG)
@@ -220,10 +236,7 @@ def test_a_backend_that_leaves_a_mask_out_is_found(mask: Any, monkeypatch: pytes
         check_attention_backend("_native_math", device=CPU, dtype=torch.bfloat16, call=call)
 
 
-@pytest.mark.parametrize(
-    "family",
-    ["wan2.1-t2v", "wan2.1-vace", "skyreels-v2-t2v", "hunyuan-video-t2v", "framepack", "hunyuan-video-1.5-t2v"],
-)
+@pytest.mark.parametrize("family", ONE_OF_EACH_ATTENTION)
 def test_the_check_runs_the_head_size_and_mask_that_the_model_runs(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def add_adapters(pipe: Any) -> None:
         pipe.transformer.add_adapter(config, adapter_name=name)
 
 
+@cache
 def fresh(family: str, state: str, config: EasyCacheConfig | None = CONFIG) -> torch.Tensor:
     pipe = pipeline(family)
     add_adapters(pipe)

@@ -37,6 +37,7 @@ _MASKS: Mapping[str, MaskKind] = MappingProxyType(
         "HunyuanVideo15Transformer3DModel": "pairs",
         "LTXVideoTransformer3DModel": "bias",
         "LTX2VideoTransformer3DModel": "bias",
+        "MotifVideoTransformer3DModel": "keys",
         "SanaVideoTransformer3DModel": "bias",
         "STDiT3": "keys",
     }
@@ -53,8 +54,8 @@ class AttentionCall:
 
 def attention_call(class_name: str, config: Mapping[str, Any]) -> AttentionCall:
     """The kind of call that a transformer of that class and configuration makes."""
-    head_dim = config.get("attention_head_dim")
-    if head_dim is None and "hidden_size" in config:
+    head_dim = config.get("attention_head_dim") or config.get("head_dim") or sum(config.get("axes_dims", ()))
+    if not head_dim and {"hidden_size", "num_heads"} <= config.keys():
         head_dim = config["hidden_size"] // config["num_heads"]
     return AttentionCall(head_dim=head_dim or 64, mask=_MASKS.get(class_name, "none"))
 
