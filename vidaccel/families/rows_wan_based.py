@@ -46,6 +46,14 @@ _HELIOS_TRANSFORMER = Component(
     },
 )
 
+_HELIOS = _UMT5_AND_WAN_VAE | {
+    "transformer": _HELIOS_TRANSFORMER,
+    "scheduler": Component(
+        kind="diffusers:HeliosScheduler",
+        config={"stage_range": [0, 1], "stages": 1, "use_dynamic_shifting": True},
+    ),
+}
+
 
 def _anyflow(**changes: Any) -> dict[str, Component]:
     config = _BLOCKS | {"rope_max_seq_len": 32, "gate_value": 0.25, "deltatime_type": "r"} | changes
@@ -71,15 +79,24 @@ WAN_BASED_FAMILIES: tuple[Family, ...] = (
         name="helios",
         description="Helios text to video, chunk by chunk",
         pipeline="diffusers:HeliosPipeline",
-        components=_UMT5_AND_WAN_VAE
-        | {
-            "transformer": _HELIOS_TRANSFORMER,
-            "scheduler": Component(
-                kind="diffusers:HeliosScheduler",
-                config={"stage_range": [0, 1], "stages": 1, "use_dynamic_shifting": True},
-            ),
-        },
+        components=_HELIOS,
         defaults=_CALL | {"num_frames": 40},  # two chunks
+    ),
+    Family(
+        name="helios-i2v",
+        description="Helios image to video, chunk by chunk",
+        pipeline="diffusers:HeliosPipeline",
+        components=_HELIOS,
+        inputs=("image",),
+        defaults=_CALL | {"num_frames": 33},
+    ),
+    Family(
+        name="helios-v2v",
+        description="Helios continues a video, chunk by chunk",
+        pipeline="diffusers:HeliosPipeline",
+        components=_HELIOS,
+        inputs=("video",),
+        defaults=_CALL | {"num_frames": 33},
     ),
     Family(
         name="helios-pyramid",
