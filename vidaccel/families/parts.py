@@ -29,7 +29,7 @@ class NoSafetyChecker(ModelMixin, ConfigMixin):
         return frames
 
 
-def tiled_allegro_vae(**config: Any) -> AutoencoderKLAllegro:
+def tiled_allegro_vae(**config: Any) -> Any:
     """An `AutoencoderKLAllegro` that works in tiles, the only way it decodes."""
     vae: Any = AutoencoderKLAllegro(**config)
     vae.enable_tiling()
