@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vidaccel.families.family import Component, Family
+from vidaccel.families.family import Component, Family, Input
 from vidaccel.families.recipes import (
     T5_TOKENIZER,
     TEXT_DIM,
@@ -46,13 +46,21 @@ _HELIOS_TRANSFORMER = Component(
     },
 )
 
-_HELIOS = _UMT5_AND_WAN_VAE | {
-    "transformer": _HELIOS_TRANSFORMER,
-    "scheduler": Component(
-        kind="diffusers:HeliosScheduler",
-        config={"stage_range": [0, 1], "stages": 1, "use_dynamic_shifting": True},
-    ),
-}
+
+def _helios(name: str, description: str, *inputs: Input, num_frames: int) -> Family:
+    scheduler = {"stage_range": [0, 1], "stages": 1, "use_dynamic_shifting": True}
+    return Family(
+        name=name,
+        description=description,
+        pipeline="diffusers:HeliosPipeline",
+        components=_UMT5_AND_WAN_VAE
+        | {
+            "transformer": _HELIOS_TRANSFORMER,
+            "scheduler": Component(kind="diffusers:HeliosScheduler", config=scheduler),
+        },
+        inputs=inputs,
+        defaults=_CALL | {"num_frames": num_frames},
+    )
 
 
 def _anyflow(**changes: Any) -> dict[str, Component]:
@@ -75,29 +83,9 @@ _CHRONOEDIT = _UMT5_AND_WAN_VAE | {
 }
 
 WAN_BASED_FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="helios",
-        description="Helios text to video, chunk by chunk",
-        pipeline="diffusers:HeliosPipeline",
-        components=_HELIOS,
-        defaults=_CALL | {"num_frames": 40},  # two chunks
-    ),
-    Family(
-        name="helios-i2v",
-        description="Helios image to video, chunk by chunk",
-        pipeline="diffusers:HeliosPipeline",
-        components=_HELIOS,
-        inputs=("image",),
-        defaults=_CALL | {"num_frames": 33},
-    ),
-    Family(
-        name="helios-v2v",
-        description="Helios continues a video, chunk by chunk",
-        pipeline="diffusers:HeliosPipeline",
-        components=_HELIOS,
-        inputs=("video",),
-        defaults=_CALL | {"num_frames": 33},
-    ),
+    _helios("helios", "Helios text to video, chunk by chunk", num_frames=40),  # two chunks
+    _helios("helios-i2v", "Helios image to video, chunk by chunk", "image", num_frames=33),
+    _helios("helios-v2v", "Helios continues a video, chunk by chunk", "video", num_frames=33),
     Family(
         name="helios-pyramid",
         description="Helios text to video, each chunk in three sizes",
