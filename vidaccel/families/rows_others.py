@@ -180,6 +180,30 @@ _KANDINSKY5 = {
 # The longest the pipelines take: with a token a byte the words they put before the prompt are long.
 _KANDINSKY5_CALL = _CALL | {"max_sequence_length": 1024, "negative_prompt": "blurred"}
 
+_KANDINSKY6_TRANSFORMER: dict[str, Any] = dict(_KANDINSKY5["transformer"].config) | {
+    "in_audio_dim": 4,
+    "out_audio_dim": 4,
+    "visual_token_type_num_embeddings": 2,  # of a video, and of an image's own frame
+}
+_KANDINSKY6 = _KANDINSKY5 | {
+    "transformer": Component(kind="diffusers:Kandinsky6Transformer3DModel", config=_KANDINSKY6_TRANSFORMER),
+    "audio_vae": Component(
+        kind="diffusers:MMAudioVAE",
+        config={"mel_bins": 8, "latent_channels": 4, "hidden_channels": 8, "channel_multipliers": (1, 1, 1)},
+    ),
+    "vocoder": Component(
+        kind="diffusers:MMAudioVocoder",
+        config={
+            "num_mels": 8,
+            "upsample_initial_channel": 16,
+            "upsample_rates": (4, 4),
+            "upsample_kernel_sizes": (8, 8),
+            "resblock_kernel_sizes": (3,),
+            "resblock_dilation_sizes": ((1,),),
+        },
+    ),
+}
+
 _EASYANIMATE = {
     "tokenizer": qwen2_tokenizer(),
     "text_encoder": Component(
@@ -312,6 +336,21 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         components=_KANDINSKY5,
         inputs=("image",),
         defaults=_KANDINSKY5_CALL | {"num_frames": 17},  # the first frame is made like the four after it
+    ),
+    Family(
+        name="kandinsky6-t2v",
+        description="Kandinsky 6 text to video with sound",
+        pipeline="diffusers:Kandinsky6TI2VAPipeline",
+        components=_KANDINSKY6,
+        defaults=_KANDINSKY5_CALL,
+    ),
+    Family(
+        name="kandinsky6-i2v",
+        description="Kandinsky 6 image to video with sound",
+        pipeline="diffusers:Kandinsky6TI2VAPipeline",
+        components=_KANDINSKY6,
+        inputs=("image",),
+        defaults=_KANDINSKY5_CALL,
     ),
     Family(
         name="easyanimate-t2v",

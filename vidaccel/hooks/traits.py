@@ -56,6 +56,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "HunyuanVideoFramepackTransformer3DModel": Traits(unbatched=_PACKED_FRAMES),
         "HunyuanVideoTransformer3DModel": Traits(),
         "Kandinsky5Transformer3DModel": Traits(channel_dim=-1, unbatched=("text_rope_pos",)),
+        "Kandinsky6Transformer3DModel": Traits(streams=("hidden_states", "audio_hidden_states"), channel_dim=-1),
         "LTX2VideoTransformer3DModel": Traits(streams=("hidden_states", "audio_hidden_states")),
         "LTXVideoTransformer3DModel": Traits(),
         "LatteTransformer3DModel": Traits(holds_rest=True),
