@@ -132,7 +132,9 @@ def easycache_settings(
 def warm_up(pipe: Any, request: GenerationRequest) -> None:
     """Run the fewest steps of the request, without decoding, so that what only the first call costs is not timed."""
     check_request(pipe, request)
-    arguments = call_arguments(pipe, replace(request, num_inference_steps=fewest_steps(pipe))) | {"output_type": "latent"}
+    arguments = call_arguments(pipe, replace(request, num_inference_steps=fewest_steps(pipe))) | {
+        "output_type": "latent"
+    }
     with _call_errors(pipe, request), guidance(pipe, request):
         own_call(pipe)(pipe, **arguments)
 
