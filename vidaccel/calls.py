@@ -29,6 +29,7 @@ _PLACES = {
 }
 # Pipelines that make the frames asked for by whole sections, whatever their number, or by a rule of their own.
 _OWN_FRAME_RULE = ("HunyuanVideoFramepack", "Helios", "OpenSora", "WanAnimate")
+_PADS_PATCHES = ("OpenSora",)  # the transformer fills up its last patches, so that only the VAE's stride counts
 _NEED_NEGATIVE = ("EasyAnimate",)  # guide against a negative prompt and have none of their own
 _ONLY_ARRAYS = ("LTXI2VLong",)  # tensors come back as the VAE leaves them, in [-1, 1]
 _TWO_STEPS = ("Mochi",)  # the schedule of a single step is undefined
@@ -69,6 +70,8 @@ def check_inputs(pipe: Any, request: GenerationRequest) -> None:
     if missing:
         flags = " and ".join(f"--{_flag(key)}" for key in missing)
         raise UserError(f"{name} starts from more than a prompt: give {flags}.")
+    if "last_image" in given and "image" not in given and "image" in parameters:
+        raise UserError("--last-image is the end of a video that begins with --image: give that too.")
     if "mask" in given and "video" not in given:
         raise UserError("--mask says which part of a video is made anew: give that --video too.")
     _check_arguments(name, parameters, request)
@@ -78,7 +81,7 @@ def check_sizes(pipe: Any, request: GenerationRequest) -> None:
     """Raise `UserError` for sizes the pipeline would round or its transformer has no positions for."""
     temporal, spatial = strides(pipe)
     parameters, transformer = parameters_of(pipe), denoisers(pipe)[0]
-    patch = patch_sizes(transformer)
+    patch = (1, 1, 1) if _plain_name(pipe).startswith(_PADS_PATCHES) else patch_sizes(transformer)
     if temporal is not None and any(name in parameters for name in FRAME_COUNTS):
         _check_frames(pipe, request.num_frames, temporal)
     if spatial is None or "height" not in parameters:
@@ -106,7 +109,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     parameters = parameters_of(pipe)
     rates = {} if request.fps is None else {name: _whole(request.fps) for name in _RATES}
     negative = request.negative_prompt
-    if negative is None and (request.true_cfg_scale is not None or type(pipe).__name__.startswith(_NEED_NEGATIVE)):
+    if negative is None and (request.true_cfg_scale is not None or _plain_name(pipe).startswith(_NEED_NEGATIVE)):
         negative = ""  # HunyuanVideo guides against a negative prompt only where one is given
     optional = {
         "negative_prompt": negative,
@@ -122,7 +125,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "width": request.width,
         "use_resolution_binning": False,  # the size asked for, not the nearest of a list
         "generator": torch.Generator().manual_seed(request.seed),  # on the CPU: the same noise on every device
-        "output_type": "np" if type(pipe).__name__.startswith(_ONLY_ARRAYS) else "pt",
+        "output_type": "np" if _plain_name(pipe).startswith(_ONLY_ARRAYS) else "pt",
         **rates,
         **{name: value for name, value in optional.items() if value is not None},
     }
@@ -135,7 +138,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
 
 def fewest_steps(pipe: Any) -> int:
     """The smallest `num_inference_steps` that the pipeline runs with; `strength` takes its share of the steps."""
-    return 2 if type(pipe).__name__.startswith(_TWO_STEPS) or "strength" in parameters_of(pipe) else 1
+    return 2 if _plain_name(pipe).startswith(_TWO_STEPS) or "strength" in parameters_of(pipe) else 1
 
 
 @contextmanager
@@ -183,6 +186,8 @@ def _makes_video(parameters: Mapping[str, Any]) -> bool:
 
 
 def _place(parameters: Mapping[str, Any], key: str) -> str | None:
+    if key == "last_image" and "mask_strategy" in parameters:
+        return "image"  # Open-Sora 1.2 takes a list of both
     return next((place for place in _PLACES[key] if place in parameters), None)
 
 
@@ -214,7 +219,7 @@ def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], req
 
 
 def _check_frames(pipe: Any, count: int, temporal: int) -> None:
-    name = type(pipe).__name__.removeprefix("EasyCache")
+    name = _plain_name(pipe)
     if name.startswith(_OWN_FRAME_RULE):
         return
     first = 0 if name.startswith(_WITHOUT_FIRST_FRAME) else 1
@@ -231,10 +236,11 @@ def _check_frames(pipe: Any, count: int, temporal: int) -> None:
 def _pictures(parameters: Mapping[str, inspect.Parameter], request: GenerationRequest) -> dict[str, Any]:
     """The inputs as PIL images, under the names the pipeline has for them."""
     found: dict[str, Any] = {}
-    for key, value in request.inputs.items():
-        place = _place(parameters, key)
+    for key in (key for key in _PLACES if key in request.inputs):
+        place, value = _place(parameters, key), request.inputs[key]  # type: ignore[index]
         if place is not None:
-            found[place] = _as_pictures(value) if value.ndim == 4 else _as_pictures(value[None])[0]
+            pictures = _as_pictures(value) if value.ndim == 4 else _as_pictures(value[None])[0]
+            found[place] = [found[place], pictures] if place in found else pictures
     controls = "video" in found and "mask" in parameters
     if controls or ("video" in found and not any(count in parameters for count in FRAME_COUNTS)):
         found["video"] = found["video"][: request.num_frames]
@@ -263,6 +269,10 @@ def _as_pictures(frames: Tensor) -> list[Any]:
 
     pixels = (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
+
+
+def _plain_name(pipe: Any) -> str:
+    return type(pipe).__name__.removeprefix("EasyCache")
 
 
 def _flag(key: str) -> str:

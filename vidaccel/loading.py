@@ -61,8 +61,9 @@ def load_pipeline(
     if compile:
         _check_compiler(target)
     folder = _model_folder(spec)
-    with _loading_errors(folder):
-        check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
+    if attention != NATIVE:
+        with _loading_errors(folder):
+            check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
         _check_room_for_weights(folder, place, dtypes["default"])
     kind = _pipeline_class(folder)
