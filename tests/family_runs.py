@@ -127,9 +127,7 @@ def first_layer(model: Any) -> Any:
 def counted_forwards(pipe: Any) -> Iterator[list[int]]:
     """One entry for every transformer forward that really runs."""
     calls: list[int] = []
-    handles = [
-        first_layer(model).register_forward_pre_hook(lambda *_: calls.append(1)) for model in transformers(pipe)
-    ]
+    handles = [first_layer(model).register_forward_pre_hook(lambda *_: calls.append(1)) for model in transformers(pipe)]
     try:
         yield calls
     finally:
