@@ -15,7 +15,7 @@ from torch import Tensor
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
 from vidaccel.families.calls import call_inputs
 from vidaccel.families.random_weights import build_random
-from vidaccel.families.table import FAMILIES, family_named
+from vidaccel.families.table import FAMILIES
 
 NUM_STEPS = 10
 WARMUP = 3

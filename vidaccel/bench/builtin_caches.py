@@ -102,11 +102,9 @@ def faster_cache(interval: int) -> CacheBuilder:
     )
 
 
-def sea_cache(threshold: float, *, max_consecutive_cached: int, retention_steps: int) -> CacheBuilder:
+def sea_cache(threshold: float, *, max_consecutive_cached: int) -> CacheBuilder:
     """SeaCache; it needs the step index and sigma that `WanPipeline` gives, and computes everything without."""
-    return lambda pipe, setting: SeaCacheConfig(
-        threshold=threshold, max_consecutive_cached=max_consecutive_cached, retention_steps=retention_steps
-    )
+    return lambda pipe, setting: SeaCacheConfig(threshold=threshold, max_consecutive_cached=max_consecutive_cached)
 
 
 @contextmanager

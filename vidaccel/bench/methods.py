@@ -124,7 +124,7 @@ BUILTIN_NOTES = {
     "turn, so that they are handed each other's attention.",
     "FasterCache": "It expects both guidance branches in one batch; WanPipeline calls them one after the other.",
     "SeaCache": "Defaults: order 1, at most 2 reuses in a row. WanPipeline gives the step and sigma it asks for.",
-    "SeaCache, longer reuse": "The same without a cap and with EasyCache's warm-up: with the cap it ends before 3x.",
+    "SeaCache, longer reuse": "The same with at most 4 reuses in a row: the default ends before 3x.",
 }
 
 
@@ -173,13 +173,13 @@ def builtin_methods(*, warmup_steps: int) -> list[Method]:
             "SeaCache",
             threshold,
             (0.05, 0.1, 0.2, 0.4, 0.6),
-            lambda value: caches.sea_cache(value, max_consecutive_cached=2, retention_steps=1),
+            lambda value: caches.sea_cache(value, max_consecutive_cached=2),
         ),
         (
             "SeaCache, longer reuse",
             threshold,
-            (0.1, 0.2, 0.3, 0.4),
-            lambda value: caches.sea_cache(value, max_consecutive_cached=0, retention_steps=warmup_steps),
+            (0.2, 0.3, 0.4),
+            lambda value: caches.sea_cache(value, max_consecutive_cached=4),
         ),
     ]
     return [
