@@ -11,9 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, generate, request_for, unknown_words
+from vidaccel.generation import Generation, easycache_settings, generate, request_for, unknown_words
 from vidaccel.loading import load_pipeline
 from vidaccel.metrics import compare_videos
 from vidaccel.registry import EMBEDDED_MODEL, GenerationDefaults, spec_of
@@ -28,7 +27,8 @@ def make(
     """Generate with and without reuse; paths of the side-by-side video and of the picture, and the figures as text."""
     request = request_for(defaults, prompt, num_inference_steps=num_inference_steps, seed=seed)
     plain = generate(pipe, request)
-    cached = generate(pipe, request, easycache=EasyCacheConfig(threshold=threshold))
+    config, _ = easycache_settings(pipe, threshold=threshold)
+    cached = generate(pipe, request, easycache=config)
     assert cached.report is not None  # EasyCache was asked for
     folder = Path(tempfile.mkdtemp(prefix="vidaccel-"))
     video = write_video(

@@ -31,13 +31,12 @@ from vidaccel.open_sora.conditioning import (
     FrameMask,
     apply_mask_strategies,
     continuation,
-    fill_and_crop,
-    frames_of,
     kept_apart,
     parse_mask_strategies,
     usual_strategies,
 )
 from vidaccel.open_sora.prompts import clip_texts
+from vidaccel.open_sora.references import fill_and_crop, read_image, read_video
 from vidaccel.open_sora.schedule import shift_of, sigmas_of
 from vidaccel.open_sora.sizes import VideoSize, video_size
 
@@ -60,6 +59,7 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     height, width: pixels, or `resolution` ("480p") and `aspect_ratio` (height:width, "9:16"). A rest over 8 is lost:
         480x854 becomes 480x848.
     num_frames: of a clip, or a name such as "2s".
+    max_sequence_length: text tokens; never more than the model knows (300).
     prompt_attention_mask: (B, L), true for the tokens of `prompt_embeds` that count; all do by default.
     fps: what the model is told; by default 24, and 120 for a single frame.
     image: the first frame, or two, first and last, or any list of references with a `mask_strategy`.
@@ -76,7 +76,6 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     """
 
     model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
-    _optional_components: Any = ("tokenizer", "text_encoder")
     _callback_tensor_inputs: Any = ("latents", "prompt_embeds")
     tokenizer: Any
     text_encoder: Any
@@ -176,8 +175,8 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
         texts = clip_texts(prompt, num_loops, clean=clean_caption, **scores)
         self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, num_inference_steps
         count = num_videos_per_prompt * len(texts[0] if prompt_embeds is None else prompt_embeds)
-        given = [fill_and_crop(frames_of(one), size.height, size.width) for one in _listed(image, video)]
-        references = [self.encode_reference(frames.transpose(0, 1)[None], generator) for frames in given]
+        given = [fill_and_crop(one, height=size.height, width=size.width) for one in _read(image, video)]
+        references = [self.encode_reference(frames, generator) for frames in given]
         if mask_strategy is None:
             num_images = len(given) - (video is not None)
             strategies = usual_strategies(num_images, references[num_images:], length=condition_latent_frames)
@@ -284,8 +283,9 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     ) -> tuple[Tensor, Tensor | None]:
         """Text tokens (B, L, channels) and which of them count (B, L), None if all: only as many as the longest has."""
         if prompt_embeds is None:
+            length = min(max_sequence_length, self.transformer.config.model_max_length)
             tokens = self.tokenizer(
-                list(prompt), padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
+                list(prompt), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             ).to(self._execution_device)
             prompt_attention_mask = tokens.attention_mask
             prompt_embeds = self.text_encoder(tokens.input_ids, attention_mask=prompt_attention_mask)[0]
@@ -350,12 +350,9 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     def _check(self, prompt: Any, prompt_embeds: Tensor | None, names: Sequence[str], size: VideoSize) -> None:
         if (prompt is None) == (prompt_embeds is None):
             raise UserError("Give either `prompt` or `prompt_embeds`.")
-        if prompt is None and prompt_embeds is not None:
-            longest = self.transformer.config.model_max_length
-            if prompt_embeds.ndim != 3 or prompt_embeds.shape[1] > longest:
-                raise UserError(
-                    f"`prompt_embeds` must be (B, L, channels), L at most {longest}; got {tuple(prompt_embeds.shape)}."
-                )
+        longest = self.transformer.config.model_max_length
+        if prompt_embeds is not None and not 0 < prompt_embeds.shape[1] <= longest:
+            raise UserError(f"`prompt_embeds` must have 1 to {longest} tokens; got {prompt_embeds.shape[1]}.")
         if unknown := [name for name in names if name not in self._callback_tensor_inputs]:
             raise UserError(f"A callback can be given {', '.join(self._callback_tensor_inputs)}; got {unknown}.")
         if min(size.height, size.width) < self.vae.spatial_compression_ratio:
@@ -376,9 +373,10 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
             )
 
 
-def _listed(image: Any, video: Any) -> list[Any]:
+def _read(image: Any, video: Any) -> list[Tensor]:
+    """The references one by one, (1, 3, F, H, W) in their own sizes."""
     images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
-    return images + ([] if video is None else [video])
+    return [read_image(one) for one in images] + ([] if video is None else [read_video(video)])
 
 
 def _noise_like(latents: Tensor, generator: Generators) -> Tensor:

@@ -22,8 +22,21 @@ from vidaccel.families.family import Component
 
 CPU = torch.device("cpu")
 TOYS = [name for name in SHAPES if name.startswith("toy")]
-PASSES = {"toy": 2, "toy-hunyuan-video": 1, "toy-hunyuan-video-1.5": 2, "toy-ltx": 1}  # calls of a step
-BILLIONS = {"wan2.1-1.3b": 1.42, "wan2.1-14b": 14.29, "hunyuan-video": 12.82, "hunyuan-video-1.5": 8.33, "ltx": 1.92}
+PASSES = {
+    "toy": 2,
+    "toy-hunyuan-video": 1,
+    "toy-hunyuan-video-1.5": 2,
+    "toy-ltx": 1,
+    "toy-open-sora-1.2": 1,
+}  # calls of a step
+BILLIONS = {
+    "wan2.1-1.3b": 1.42,
+    "wan2.1-14b": 14.29,
+    "hunyuan-video": 12.82,
+    "hunyuan-video-1.5": 8.33,
+    "ltx": 1.92,
+    "open-sora-1.2": 1.21,
+}
 
 
 @pytest.mark.parametrize("shape", TOYS)
@@ -101,7 +114,7 @@ def test_sizes_and_guidance_are_the_rows_unless_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", BILLIONS)
-def test_the_rows_have_the_published_number_of_parameters(shape: str) -> None:
+def test_the_rows_have_the_size_of_the_published_models(shape: str) -> None:
     module, _, name = SHAPES[shape].transformer.kind.partition(":")
     kind = getattr(import_module(module), name)
     with init_empty_weights():
@@ -128,10 +141,12 @@ def test_random_weights_are_repeatable_and_in_the_formats_a_checkpoint_is_loaded
 @pytest.mark.parametrize("shape", TOYS)
 def test_activations_stay_small_through_many_layers_in_bfloat16(shape: str) -> None:
     row = SHAPES[shape]
-    deep = Component(kind=row.transformer.kind, config={**row.transformer.config, "num_layers": 24})
+    length = "depth" if "open-sora" in shape else "num_layers"
+    deep = Component(kind=row.transformer.kind, config={**row.transformer.config, length: 24})
     pipe: Any = random_pipeline(replace(row, transformer=deep), device=CPU, dtype=torch.bfloat16, guidance_scale=1.0)
     sizes: list[float] = []
-    for block in pipe.transformer.blocks if shape == "toy" else pipe.transformer.transformer_blocks:
+    lists = ("blocks", "transformer_blocks", "spatial_blocks")
+    for block in next(getattr(pipe.transformer, name) for name in lists if hasattr(pipe.transformer, name)):
         block.register_forward_hook(lambda module, inputs, output: sizes.append(_largest(output)))
     size = {"num_frames": row.num_frames, "height": row.height, "width": row.width}
     tensors = call_tensors(row.embeddings, device=CPU, dtype=torch.bfloat16)

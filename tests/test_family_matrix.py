@@ -1,4 +1,4 @@
-"""What must hold of EasyCache, on every family of pipelines with tiny random models; `untested` says what does not apply."""
+"""What must hold of EasyCache, on every family with a tiny random model; `untested` of a row says what does not."""
 
 from __future__ import annotations
 

@@ -239,6 +239,17 @@ def test_applying_is_all_or_nothing() -> None:
         easycache_report(pipe)
 
 
+def test_a_second_transformer_that_cannot_be_hooked_leaves_the_first_as_it_was() -> None:
+    pipe = tiny_wan_two_experts()
+    pipe.enable_model_cpu_offload(device="cpu")
+    HookRegistry.check_if_exists_or_initialize(pipe.transformer_2).register_hook(ModelHook(), "another")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="on top of its offloading"):
+            apply_easycache(pipe, CONFIG)
+    with pytest.raises(ValueError, match="not applied"):
+        easycache_report(pipe)
+
+
 class Denoiser(nn.Module):
     """The least a transformer must be; `result` makes what it returns of its input."""
 

@@ -171,7 +171,7 @@ def test_it_saves_and_loads(vae: AutoencoderKLOpenSora, tmp_path: Path) -> None:
     given = video(4)
     with torch.no_grad():
         assert torch.equal(loaded(given).sample, vae(given).sample)
-        half = AutoencoderKLOpenSora.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).eval()
+        half = AutoencoderKLOpenSora.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
         assert half(given.bfloat16()).sample.dtype == torch.bfloat16
 
 

@@ -29,6 +29,9 @@ _PLACES = {
 }
 # Pipelines that make the frames asked for by whole sections, whatever their number, or by a rule of their own.
 _OWN_FRAME_RULE = ("HunyuanVideoFramepack", "Helios", "OpenSora", "WanAnimate")
+_NEED_NEGATIVE = ("EasyAnimate",)  # guide against a negative prompt and have none of their own
+_ONLY_ARRAYS = ("LTXI2VLong",)  # tensors come back as the VAE leaves them, in [-1, 1]
+_TWO_STEPS = ("Mochi",)  # the schedule of a single step is undefined
 _WITHOUT_FIRST_FRAME = ("Allegro",)  # latent frames are equal groups of frames; elsewhere the first one stands alone
 
 
@@ -103,7 +106,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     parameters = parameters_of(pipe)
     rates = {} if request.fps is None else {name: _whole(request.fps) for name in _RATES}
     negative = request.negative_prompt
-    if negative is None and request.true_cfg_scale is not None:
+    if negative is None and (request.true_cfg_scale is not None or type(pipe).__name__.startswith(_NEED_NEGATIVE)):
         negative = ""  # HunyuanVideo guides against a negative prompt only where one is given
     optional = {
         "negative_prompt": negative,
@@ -119,7 +122,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "width": request.width,
         "use_resolution_binning": False,  # the size asked for, not the nearest of a list
         "generator": torch.Generator().manual_seed(request.seed),  # on the CPU: the same noise on every device
-        "output_type": "pt",
+        "output_type": "np" if type(pipe).__name__.startswith(_ONLY_ARRAYS) else "pt",
         **rates,
         **{name: value for name, value in optional.items() if value is not None},
     }
@@ -128,6 +131,11 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         stages = len(parameters["pyramid_num_inference_steps_list"].default)
         arguments["pyramid_num_inference_steps_list"] = _shares(request.num_inference_steps, stages)
     return {**arguments, **_pictures(parameters, request), **request.arguments}
+
+
+def fewest_steps(pipe: Any) -> int:
+    """The smallest `num_inference_steps` that the pipeline runs with; `strength` takes its share of the steps."""
+    return 2 if type(pipe).__name__.startswith(_TWO_STEPS) or "strength" in parameters_of(pipe) else 1
 
 
 @contextmanager
@@ -147,9 +155,11 @@ def guidance(pipe: Any, request: GenerationRequest) -> Iterator[None]:
 def frames_of(output: Any) -> Tensor:
     """The first video of a pipeline's output, (F, 3, H, W) float32 on the CPU.
 
-    Takes tensors (B, F, 3, H, W) or (B, 3, F, H, W), arrays (B, F, H, W, 3) and lists of pictures.
+    Takes tensors (B, F, 3, H, W) or (B, 3, F, H, W), arrays (B, F, H, W, 3) and lists of pictures, with or without B.
     """
-    video = next(getattr(output, name) for name in ("frames", "videos", "video") if hasattr(output, name))[0]
+    video = next(getattr(output, name) for name in ("frames", "videos", "video") if hasattr(output, name))
+    if isinstance(video[0], list) or getattr(video[0], "ndim", 0) == 4:  # a batch of videos
+        video = video[0]
     if isinstance(video, list):
         video = torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in video]).float() / 255
     frames = torch.as_tensor(video).detach().float().cpu()

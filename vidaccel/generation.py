@@ -17,6 +17,7 @@ from vidaccel.calls import (
     call_arguments,
     check_inputs,
     check_sizes,
+    fewest_steps,
     frames_of,
     guidance,
     own_call,
@@ -28,6 +29,7 @@ from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, footprint, gigabytes
 from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
+from vidaccel.presets import preset_of
 from vidaccel.recorder import Recorder, StepProgress, now
 from vidaccel.report import EasyCacheReport
 from vidaccel.request import GenerationRequest, request_for
@@ -37,6 +39,7 @@ __all__ = [
     "GenerationRequest",
     "StepProgress",
     "check_request",
+    "easycache_settings",
     "generate",
     "request_for",
     "unknown_words",
@@ -106,10 +109,32 @@ def generate(
     )
 
 
+def easycache_settings(
+    pipe: Any, *, threshold: float | None = None, warmup_steps: int | None = None
+) -> tuple[EasyCacheConfig, str]:
+    """EasyCache as published for the model, with what is given in place; and in words, where the values come from.
+
+    Raises `UserError` for a value out of range.
+    """
+    given = {"threshold": threshold, "warmup_steps": warmup_steps}
+    given = {name: value for name, value in given.items() if value is not None}
+    preset = preset_of(pipe)
+    try:
+        config = replace(preset.config if preset is not None else EasyCacheConfig(), **given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    source = f"preset {preset.name}, {preset.source}" if preset is not None else "defaults: no preset is published"
+    if given:
+        source = "as asked for" if len(given) == 2 else f"{next(iter(given))} as asked for, else {source}"
+    return config, f"threshold {config.threshold:g}, first {config.warmup_steps} steps computed ({source})"
+
+
 def warm_up(pipe: Any, request: GenerationRequest) -> None:
-    """Run one step of the request without decoding, so that what only the first call costs is not timed."""
+    """Run the fewest steps of the request, without decoding, so that what only the first call costs is not timed."""
     check_request(pipe, request)
-    arguments = call_arguments(pipe, replace(request, num_inference_steps=1)) | {"output_type": "latent"}
+    arguments = call_arguments(pipe, replace(request, num_inference_steps=fewest_steps(pipe))) | {
+        "output_type": "latent"
+    }
     with _call_errors(pipe, request), guidance(pipe, request):
         own_call(pipe)(pipe, **arguments)
 
@@ -182,6 +207,8 @@ def _call_errors(pipe: Any, request: GenerationRequest) -> Iterator[None]:
         if "can't allocate memory" not in str(error):  # how PyTorch's CPU allocator says it
             raise
         raise _too_little_memory(pipe, request) from error
+    except ImportError as error:
+        raise UserError(f"{type(pipe).__name__} needs more than is installed: {_one_sentence(error)}") from error
     except ValueError as error:
         raise UserError(f"{type(pipe).__name__} refuses this request: {_one_sentence(error)}") from error
 

@@ -2,9 +2,10 @@
 
 import inspect
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ from vidaccel.attention_backends import (
 from vidaccel.components import denoisers, modules, pipeline_class
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, gigabytes, weight_bytes
-from vidaccel.registry import ModelSpec, spec_of
+from vidaccel.registry import ModelSpec, pipeline_name, spec_of
 
 Offload = Literal["none", "model", "sequential", "group"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -53,12 +54,13 @@ def load_pipeline(
     Raises `UserError`, with one line that says what to change.
     """
     target = resolve_device(device)
-    dtypes = component_dtypes(dtype, target)
+    spec = spec_of(model)
+    dtypes = component_dtypes(dtype, target, pipeline=pipeline_name(spec))
     _check_offload(offload, target)
     check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
     if compile:
         _check_compiler(target)
-    folder = _model_folder(spec_of(model))
+    folder = _model_folder(spec)
     with _loading_errors(folder):
         check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
@@ -68,6 +70,8 @@ def load_pipeline(
         pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
     _check_parts(pipe)
     _check_complete(pipe, folder)
+    if isinstance(pipe.components.get("vae"), diffusers.AutoencoderKLAllegro):
+        pipe.vae.enable_tiling()  # it decodes no other way
     _place(pipe, target, cast(Offload, offload))
     for denoiser in denoisers(pipe):
         if attention != NATIVE:
@@ -100,12 +104,14 @@ def resolve_device(device: str) -> torch.device:
     return target
 
 
-def component_dtypes(dtype: str, device: torch.device) -> dict[str, torch.dtype]:
+def component_dtypes(
+    dtype: str, device: torch.device, *, pipeline: str | None = "WanPipeline"
+) -> dict[str, torch.dtype]:
     """The number format of each component, as `from_pretrained(dtype=...)` takes it: `default` and exceptions.
 
-    With `auto` on a CPU that calculates in bfloat16 (AVX512-BF16 or AMX) the VAE alone is bfloat16: PyTorch's float32
-    3-D convolution takes a slow path for one clip, 9.4 s against 2.0 s for 49 frames of 128x128 on one core, and the
-    frames differ by 60 dB PSNR.
+    With `auto` on a CPU that calculates in bfloat16 (AVX512-BF16 or AMX) the VAE of Wan alone is bfloat16: PyTorch's
+    float32 3-D convolution takes a slow path for one clip, 9.4 s against 2.0 s for 49 frames of 128x128 on one core,
+    and the frames differ by 60 dB PSNR. Pipelines of other families want one format for all components.
     """
     if dtype != "auto":
         if dtype not in _DTYPES:
@@ -113,7 +119,8 @@ def component_dtypes(dtype: str, device: torch.device) -> dict[str, torch.dtype]
         return {"default": _DTYPES[dtype]}
     if device.type == "cuda":
         return {"default": torch.bfloat16}
-    if device.type == "cpu" and cpu_has_bfloat16():
+    is_wan = (pipeline or "").removeprefix("EasyCache").startswith("Wan")
+    if device.type == "cpu" and is_wan and cpu_has_bfloat16():
         return {"default": torch.float32, "vae": torch.bfloat16}
     return {"default": torch.float32}
 
@@ -161,7 +168,7 @@ def _pipeline_class(folder: Path) -> Any:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name, entries = index["_class_name"], list(index.values())
         for library in {entry[0] for entry in entries if isinstance(entry, list) and entry}:
-            if str(library).startswith("vidaccel.models."):
+            if str(library).startswith(("vidaccel.models.", "vidaccel.families.")):
                 import_module(library)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{folder / 'model_index.json'} cannot be used ({_first_sentence(error)}).") from error
@@ -217,27 +224,39 @@ def _check_complete(pipe: DiffusionPipeline, folder: Path) -> None:
     """Refuse weights that were missing in the files and that the libraries filled in with random numbers."""
     for name, module in modules(pipe).items():
         files = sorted((folder / name).glob("*.safetensors"))
-        if not files:
+        if not files or getattr(module, "hf_quantizer", None) is not None:  # whose files hold each weight in parts
             continue
-        stored: set[str] = set()
+        stored: dict[str, int] = {}
         for path in files:
             with safe_open(path, framework="pt") as weights:
-                stored.update(weights.keys())
+                stored |= {key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
         missing = _missing_weights(module, stored)
         if missing:
             raise UserError(f"The checkpoint {folder / name} lacks {len(missing)} weights, {missing[0]} among them.")
 
 
-def _missing_weights(module: torch.nn.Module, stored: set[str]) -> list[str]:
+def _missing_weights(module: torch.nn.Module, stored: Mapping[str, int]) -> list[str]:
+    """Names of parameters that no stored weight is for; `stored` are the numbers in each.
+
+    transformers renames and joins weights of older files as it loads them: parameters without a namesake are there
+    all the same if the stored weights that nothing else accounts for hold as many numbers.
+    """
     names_of: dict[int, list[str]] = {}
+    sizes: dict[int, int] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):  # tied weights share one entry
         names_of.setdefault(id(parameter), []).append(name)
-    suffixes = {key.split(".", depth)[-1] for key in stored for depth in range(3)}  # base-model prefixes differ
-    return [
-        names[0]
-        for names in names_of.values()
-        if not any(name in suffixes or name.split(".", 1)[-1] in stored for name in names)
-    ]
+        sizes[id(parameter)] = parameter.numel()
+    suffixes = {key.split(".", depth)[-1]: key for key in stored for depth in range(3)}  # base-model prefixes differ
+    used: set[str] = set()
+    missing: dict[int, str] = {}
+    for key, names in names_of.items():
+        found = {suffixes[name] for name in names if name in suffixes}
+        found |= {tail for name in names if (tail := name.split(".", 1)[-1]) in stored}
+        used |= found
+        if not found:
+            missing[key] = names[0]
+    spare = sum(size for key, size in stored.items() if key not in used)
+    return [] if spare >= sum(sizes[key] for key in missing) else list(missing.values())
 
 
 def _place(pipe: Any, device: torch.device, offload: Offload) -> None:

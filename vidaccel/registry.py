@@ -16,7 +16,16 @@ from vidaccel.errors import UserError
 from vidaccel.model_spec import GenerationDefaults, ModelSpec, Weights, asset_path, expanded
 from vidaccel.model_table import EMBEDDED_MODEL, MODELS
 
-__all__ = ["EMBEDDED_MODEL", "MODELS", "SETTINGS_FILE", "GenerationDefaults", "ModelSpec", "asset_path", "spec_of"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "MODELS",
+    "SETTINGS_FILE",
+    "GenerationDefaults",
+    "ModelSpec",
+    "asset_path",
+    "pipeline_name",
+    "spec_of",
+]
 
 SETTINGS_FILE = "vidaccel.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -67,11 +76,22 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     )
 
 
+def pipeline_name(spec: ModelSpec) -> str | None:
+    """The class name of a model's pipeline, None where neither its folder nor its row says it."""
+    return spec.pipeline if spec.folder is None else _named_pipeline(spec.folder)
+
+
+def _named_pipeline(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):  # loading says what is wrong with it
+        return None
+
+
 def _settings_of_pipeline(folder: Path) -> GenerationDefaults:
     """What a folder's pipeline takes by itself: of the first row with that pipeline, else of its signature."""
-    try:
-        name = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):  # loading says what is wrong with it
+    name = _named_pipeline(folder)
+    if name is None:
         return GenerationDefaults()
     for spec in MODELS:
         if spec.pipeline == name:

@@ -15,6 +15,7 @@ Reason = Literal[
     "transformer_switch",
     "no_history",
     "input_changed",
+    "scheduled",
     "max_consecutive_reuses",
     "not_finite",
     "no_change",
@@ -25,7 +26,8 @@ Reason = Literal[
 
 warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. no_history:
 fewer than two evaluations to take a rate from. input_changed: another shape, type or device than the step before.
-not_finite, no_change: the statistic is NaN or infinite, or the input did not move. The rest follow from the threshold.
+scheduled: the schedule given beforehand says so. not_finite, no_change: the statistic is NaN or infinite, or the input
+did not move. The rest follow from the threshold.
 """
 
 

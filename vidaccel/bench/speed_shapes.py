@@ -182,6 +182,36 @@ _LTX = SpeedShape(
     frame_step=8,
     pixel_step=32,
 )
+_OPEN_SORA = SpeedShape(
+    pipeline="vidaccel.pipelines.open_sora:OpenSoraPipeline",
+    transformer=Component(
+        kind="vidaccel.models.stdit3:STDiT3",
+        config={"hidden_size": 1152, "depth": 28, "num_heads": 16, "caption_channels": 4096, "model_max_length": 300},
+    ),
+    parts={
+        "scheduler": Component(kind="diffusers:FlowMatchEulerDiscreteScheduler", config={"shift": 1.0}),
+        # Never called; the pipeline reads its strides.
+        "vae": Component(
+            kind="vidaccel.models.open_sora_vae:AutoencoderKLOpenSora",
+            config={
+                "block_out_channels": (8, 8, 8, 8),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "temporal_channels": (32, 32, 32, 32),
+                "temporal_res_blocks": 1,
+            },
+        ),
+    },
+    embeddings={"prompt_embeds": Embedding(size=(300, 4096))},
+    counted="x_embedder",
+    guidance_scale=7.0,
+    num_frames=51,
+    height=480,
+    width=854,
+    frame_step=17,
+    frame_offset=0,
+    pixel_step=2,
+)
 _TOY_BLOCKS = MappingProxyType({"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2})
 _TOY_TEXT = (8, 16)
 _TOY_AXES = MappingProxyType({"rope_axes_dim": (4, 4, 4), "num_refiner_layers": 1, "text_embed_dim": 16})
@@ -192,6 +222,7 @@ SHAPES: Mapping[str, SpeedShape] = MappingProxyType(
         "hunyuan-video": _HUNYUAN,
         "hunyuan-video-1.5": _HUNYUAN_15,
         "ltx": _LTX,
+        "open-sora-1.2": _OPEN_SORA,
         "toy": _WAN_1_3B.tiny(
             {**_TOY_BLOCKS, "ffn_dim": 32, "text_dim": 16, "freq_dim": 32},
             {"prompt_embeds": _TOY_TEXT, "negative_prompt_embeds": _TOY_TEXT},
@@ -220,6 +251,13 @@ SHAPES: Mapping[str, SpeedShape] = MappingProxyType(
             num_frames=9,
             height=64,
             width=64,
+        ),
+        "toy-open-sora-1.2": replace(
+            _OPEN_SORA.tiny(
+                {"hidden_size": 24, "depth": 1, "num_heads": 2, "caption_channels": 16, "model_max_length": 8},
+                {"prompt_embeds": _TOY_TEXT},
+            ),
+            num_frames=17,
         ),
     }
 )

@@ -16,8 +16,8 @@ from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.cli.console import messages, say
-from vidaccel.cli.generate import easycache_config
 from vidaccel.cli.jobs import check_writable, read_prompts
+from vidaccel.cli.runs import easycache_config
 from vidaccel.errors import UserError
 from vidaccel.metrics import METRICS
 from vidaccel.registry import EMBEDDED_MODEL

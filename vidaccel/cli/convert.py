@@ -20,7 +20,7 @@ _DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 @app.callback()
 def _group() -> None:
-    """Turn published weights into a diffusers folder; one command for each model."""
+    """Turn published weights into a folder that the pipelines load."""
 
 
 @app.command("open-sora")

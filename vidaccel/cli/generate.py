@@ -7,8 +7,7 @@ import typer
 
 from vidaccel.cli.inputs import read_arguments, read_inputs
 from vidaccel.cli.jobs import read_prompts
-from vidaccel.cli.runs import Run, run_jobs
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.cli.runs import CacheFlags, Run, run_jobs
 from vidaccel.errors import UserError
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.request import request_for
@@ -83,7 +82,7 @@ def generate(
     )
     run = Run(
         spec=spec,
-        easycache=None if no_cache else easycache_config(threshold=threshold, warmup_steps=warmup_steps),
+        easycache=None if no_cache else CacheFlags(threshold=threshold, warmup_steps=warmup_steps),
         device=device,
         dtype=dtype,
         attention=attention,
@@ -112,12 +111,3 @@ def generate(
         for prompt in read_prompts(prompts or [], prompt_file)
     ]
     run_jobs(run, requests, output=output, overwrite=overwrite)
-
-
-def easycache_config(*, threshold: float | None, warmup_steps: int | None) -> EasyCacheConfig:
-    """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
-    given = {"threshold": threshold, "warmup_steps": warmup_steps}
-    try:
-        return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -14,12 +14,23 @@ from vidaccel.cli.progress import step_bar
 from vidaccel.components import execution_device
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, check_request, generate, warm_up
+from vidaccel.generation import Generation, check_request, easycache_settings, generate, warm_up
 from vidaccel.loading import component_dtypes, load_pipeline, resolve_device
 from vidaccel.metrics import VideoComparison, compare_videos
-from vidaccel.registry import ModelSpec
+from vidaccel.registry import ModelSpec, pipeline_name
 from vidaccel.request import GenerationRequest
 from vidaccel.video import side_by_side, whole_file, write_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFlags:
+    """EasyCache's settings as the command was given them; None is the preset of the model, which only loading tells."""
+
+    threshold: float | None
+    warmup_steps: int | None
+
+    def __post_init__(self) -> None:
+        easycache_config(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +38,7 @@ class Run:
     """What all videos of one command share."""
 
     spec: ModelSpec
-    easycache: EasyCacheConfig | None
+    easycache: CacheFlags | None
     device: str
     dtype: str
     attention: str
@@ -44,18 +55,27 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Everything beside the request that can change pixels, as the sidecar records it."""
         device = resolve_device(self.device)
-        dtypes = component_dtypes(self.dtype, device)
+        dtypes = component_dtypes(self.dtype, device, pipeline=pipeline_name(self.spec))
         folder = self.spec.folder
         return {
             "model": self.spec.name,
             "model_digest": None if folder is None else folder_digest(folder),
-            "easycache": None if self.easycache is None else self.easycache.to_dict(),
+            "easycache": None if self.easycache is None else vars(self.easycache),
             "device": device.type,
             "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
             "attention": self.attention,
             "compile": self.compile_blocks,
             "fps": self.fps,
         }
+
+
+def easycache_config(*, threshold: float | None, warmup_steps: int | None) -> EasyCacheConfig:
+    """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
+    given: dict[str, Any] = {"threshold": threshold, "warmup_steps": warmup_steps}
+    try:
+        return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, overwrite: bool) -> None:
@@ -89,21 +109,25 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
         )
     for job in waiting:
         check_request(pipe, job.request)
+    config = None
+    if run.easycache is not None:
+        config, words = easycache_settings(pipe, **vars(run.easycache))
+        say(f"EasyCache: {words}")
     for job in waiting:
-        _carry_out(pipe, run, job)
+        _carry_out(pipe, run, job, config)
 
 
-def _carry_out(pipe: Any, run: Run, job: Job) -> None:
+def _carry_out(pipe: Any, run: Run, job: Job, config: EasyCacheConfig | None) -> None:
     plain, comparison = None, None
     if run.compare:
         warm_up(pipe, job.request)
         with step_bar("without reuse") as on_step:
             plain = generate(pipe, job.request, on_step=on_step)
     with step_bar(job.video.stem[:40]) as on_step:
-        result = generate(pipe, job.request, easycache=run.easycache, on_step=on_step)
+        result = generate(pipe, job.request, easycache=config, on_step=on_step)
     if plain is not None:
         comparison = compare_videos(plain.frames, result.frames, fps=run.fps, metrics=("psnr", "ssim"))
-    job.write_sidecar(_sidecar(pipe, run, job, result=result, plain=plain, comparison=comparison))
+    job.write_sidecar(_sidecar(pipe, run, job, result=result, config=config, plain=plain, comparison=comparison))
     write_video(job.video, result.frames, fps=run.fps, sound=result.sound)
     if plain is not None:
         pair = side_by_side(plain.frames, result.frames, ("without reuse", "with EasyCache"))
@@ -137,11 +161,13 @@ def _sidecar(
     job: Job,
     *,
     result: Generation,
+    config: EasyCacheConfig | None,
     plain: Generation | None,
     comparison: VideoComparison | None,
 ) -> dict[str, Any]:
     return {
         "settings": job.settings,
+        "easycache": None if config is None else config.to_dict(),
         "result": _figures(result),
         "without_reuse": None if plain is None else _figures(plain),
         "comparison": None if comparison is None else comparison.to_dict(),

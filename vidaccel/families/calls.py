@@ -14,6 +14,8 @@ from vidaccel.families.random_weights import is_modular, named_class
 from vidaccel.families.table import family_named
 
 PROMPT = "a red ball hops over a green hill"
+_FRAME_COUNTS = ("num_frames", "frames", "video_length")
+_STEPS_BY_SIZE = "pyramid_num_inference_steps_list"
 _IMAGES = ("image", "last_image")
 
 
@@ -21,8 +23,9 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     """Arguments of one call of `family`'s pipeline, the same for the same seed; `changes` replace or add some.
 
     Images are PIL images of the row's size, videos lists of them, `num_frames` long; frames come back as a tensor
-    (`output_type="pt"`), of a pipeline of blocks as the result itself (`output="videos"`). Settings of the row that
-    the pipeline does not take, such as the `num_frames` of one that takes a video, are left out.
+    (`output_type="pt"`). A pipeline of blocks returns them, or with `output_type="latent"` its latents, as they are.
+    `num_frames` and `num_inference_steps` go to what a pipeline has in their place (SANA-Video's `frames`, the steps
+    for each size of Helios) and are left out where it has nothing, as are other settings of the row it does not take.
     Raises `UserError` for a name that is no family.
     """
     family = family_named(family) if isinstance(family, str) else family
@@ -32,12 +35,18 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     arguments: dict[str, Any] = {
         "prompt": PROMPT,
         "output_type": "pt",
-        "output": "videos",
         "generator": torch.Generator().manual_seed(seed),
         **{name: _media(name, settings, numbers) for name in family.inputs},
-        **dict(family.defaults),
+        **dict.fromkeys(_FRAME_COUNTS, settings["num_frames"]),
+        **settings,
     }
-    return {name: value for name, value in arguments.items() if name in taken} | changes
+    if _STEPS_BY_SIZE in taken:
+        arguments.setdefault(_STEPS_BY_SIZE, [settings["num_inference_steps"]] * 3)
+    if "output" in taken:
+        is_latent = arguments["output_type"] == "latent"
+        arguments |= {"output": "latents" if is_latent else "videos", "output_type": "pt"}
+    asked_for = taken | (changes.keys() - {"num_frames", "num_inference_steps"})
+    return {name: value for name, value in arguments.items() if name in asked_for}
 
 
 def _taken(pipeline: Any) -> set[str]:

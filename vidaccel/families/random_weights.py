@@ -24,6 +24,8 @@ from vidaccel.families.family import Component, Family
 from vidaccel.families.table import family_named
 from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
 
+# What a request fills in from its own settings, under the names that some pipelines have for them.
+_FILLED_IN = {"frames", "video_length", "frame_rate", "negative_prompt", "pyramid_num_inference_steps_list"}
 _FOLDER_STEPS = 20  # EasyCache computes the first 10 and the last unless told otherwise; some are left to reuse
 
 
@@ -111,7 +113,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 def _settings_text(family: Family) -> str:
     known = {setting.name for setting in fields(GenerationDefaults)}
     defaults: dict[str, Any] = {name: value for name, value in family.defaults.items() if name in known}
-    defaults["arguments"] = {name: value for name, value in family.defaults.items() if name not in known}
+    further = {name: value for name, value in family.defaults.items() if name not in known | _FILLED_IN}
+    defaults["arguments"] = dict(further)
     defaults["num_inference_steps"] = _FOLDER_STEPS
     return json.dumps({"defaults": defaults, "weights": "random"}, indent=2) + "\n"
 

@@ -154,6 +154,6 @@ COSMOS_FAMILIES: tuple[Family, ...] = (
         settings={"enable_safety_checker": False},
         defaults={name: value for name, value in _CALL.items() if name != "max_sequence_length"}
         | {"use_system_prompt": False, "fps": 24.0},
-        untested={"batch": "the pipeline takes one prompt"},
+        refusal="the transformer takes lists of video, sound and action tokens instead of latents, and returns lists",
     ),
 )

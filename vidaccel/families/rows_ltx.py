@@ -182,8 +182,8 @@ LTX_FAMILIES: tuple[Family, ...] = (
         description="LTX-Video, long videos window by window, each with its prompt",
         pipeline="diffusers:LTXI2VLongMultiPromptPipeline",
         components=_LTX,
-        # Three windows of the 5 latent frames, two frames long, one of them shared.
-        defaults=_CALL | {"num_frames": 17, "temporal_tile_size": 8, "temporal_overlap": 4},
+        # Three windows over 4 latent frames, each two frames long and one of them shared with the next.
+        defaults=_CALL | {"num_frames": 13, "temporal_tile_size": 8, "temporal_overlap": 4},
         untested={"batch": "the pipeline takes a list of prompts as the prompts of its windows"},
     ),
     Family(

@@ -141,7 +141,7 @@ _SANA = {
         },
     ),
 }
-_SANA_CALL = _CALL | {"frames": _CALL["num_frames"], "use_resolution_binning": False, "complex_human_instruction": []}
+_SANA_CALL = _CALL | {"use_resolution_binning": False, "complex_human_instruction": []}
 
 _KANDINSKY5 = {
     "tokenizer": qwen2_tokenizer(),  # of the processor, whose image half needs torchvision
@@ -221,7 +221,7 @@ _EASYANIMATE = {
 
 
 def _motif(**changes: Any) -> dict[str, Component]:
-    text = gemma().config | {"max_position_embeddings": 128, "dropout_rate": 0.0}
+    text = dict(gemma().config) | {"max_position_embeddings": 128, "dropout_rate": 0.0}
     vision = {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -263,7 +263,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         defaults=_CALL | {"num_frames": 7},
     ),
     Family(
-        name="allegro",
+        name="allegro-t2v",
         description="Allegro text to video",
         pipeline="diffusers:AllegroPipeline",
         components=_ALLEGRO,
@@ -275,7 +275,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         description="Latte text to video",
         pipeline="diffusers:LattePipeline",
         components=_LATTE,
-        defaults=_CALL | {"num_frames": 4, "video_length": 4, "clean_caption": False},
+        defaults=_CALL | {"num_frames": 4, "clean_caption": False},
     ),
     Family(
         name="sana-video-t2v",

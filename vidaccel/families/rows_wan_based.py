@@ -87,9 +87,7 @@ WAN_BASED_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:HeliosPyramidPipeline",
         components=_UMT5_AND_WAN_VAE
         | {"transformer": _HELIOS_TRANSFORMER, "scheduler": Component(kind="diffusers:HeliosScheduler")},
-        # The number of steps is that of each size.
-        defaults={name: value for name, value in _CALL.items() if name != "num_inference_steps"}
-        | {"height": 64, "width": 64, "pyramid_num_inference_steps_list": [8, 8, 8]},
+        defaults=_CALL | {"height": 64, "width": 64, "num_inference_steps": 8},  # for each size
     ),
     Family(
         name="anyflow",

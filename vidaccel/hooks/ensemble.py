@@ -104,13 +104,17 @@ class Ensemble:
         step_index: int,
         num_steps: int | None,
         values: Sequence[float] | None = None,
+        forced: Reason | None = None,
     ) -> StepDecision:
         """Equation 6 for the deciding branch, for every group; one read of the device, none if `values` are given.
 
         values: the numbers of `estimate`.
+        forced: a reason to compute all groups that lies outside of them.
         """
         self.fit(batch, len(streams))
         reasons = self.must_compute(batch, streams, step_index=step_index, num_steps=num_steps)
+        if forced is not None:
+            reasons, values = [forced] * batch.num_groups, []
         if values is None:
             values = self.estimate(batch, streams, reasons).tolist() if None in reasons else []
         rest = list(values)

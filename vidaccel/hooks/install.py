@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ def apply_easycache(
     *,
     on_step: Callable[[StepDecision], None] | None = None,
     batched_guidance: Sequence[str] | None = None,
+    schedule: Collection[int] | None = None,
 ) -> EasyCacheRun:
     """Reuse steps of a diffusers pipeline, or of a bare transformer, until `remove_easycache`.
 
@@ -41,6 +42,8 @@ def apply_easycache(
     on_step: called with every decision when it is taken.
     batched_guidance: if the loop puts several branches into one batch, their names in order, such as
         `("uncond", "cond")`; the block named "cond" decides. None takes what is known of the pipeline.
+    schedule: the steps to compute (counted from 0), in place of the rule: all others are reused as far as two earlier
+        evaluations allow it. `[step.step_index for step in report.decisions if step.computed]` replays a report.
 
     Returns the run, which holds the report. Raises ValueError where outputs cannot be reused safely: another cache or
     EasyCache itself is active, the model keeps a key/value cache, is sharded by FSDP, or is compiled as a whole.
@@ -54,27 +57,23 @@ def apply_easycache(
         pipe=pipe,
         end_is_told=_tells_its_end(pipe, transformers.values()),
         batched_guidance=batched_guidance,
+        schedule=schedule,
         on_step=on_step,
     )
-    for name, transformer in transformers.items():
-        hook = EasyCacheHook(run, name)
-        with _beneath_accelerate(transformer):
-            HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK_NAME)
-            hook.installed = transformer.forward
-        hook.guard = transformer.register_forward_pre_hook(_check_installed)
+    try:
+        for name, transformer in transformers.items():
+            _install(EasyCacheHook(run, name), transformer)
+    except BaseException:  # all or nothing
+        for transformer in transformers.values():
+            _uninstall(transformer)
+        raise
     return run
 
 
 def remove_easycache(pipe_or_transformer: Any) -> None:
     """Take EasyCache off again; the transformers are as they were before. Raises ValueError if it is not applied."""
     for transformer in _hooked(pipe_or_transformer).values():
-        hook = _hook_of(transformer)
-        hook.run.reset()
-        if hook.guard is not None:
-            hook.guard.remove()
-        with _beneath_accelerate(transformer):
-            HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(HOOK_NAME, recurse=False)
-            _drop_own_forward(transformer)
+        _uninstall(transformer)
 
 
 def easycache_report(pipe_or_transformer: Any) -> EasyCacheReport:
@@ -112,6 +111,25 @@ def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
             f"{type(pipe_or_transformer).__name__} has no transformer; its components are {', '.join(components)}."
         )
     return found
+
+
+def _install(hook: EasyCacheHook, transformer: nn.Module) -> None:
+    with _beneath_accelerate(transformer):
+        HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK_NAME)
+        hook.installed = transformer.forward
+    hook.guard = transformer.register_forward_pre_hook(_check_installed)
+
+
+def _uninstall(transformer: nn.Module) -> None:
+    hook = _find_hook(transformer)
+    if hook is None:
+        return
+    hook.run.reset()
+    if hook.guard is not None:
+        hook.guard.remove()
+    with _beneath_accelerate(transformer):
+        HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(HOOK_NAME, recurse=False)
+        _drop_own_forward(transformer)
 
 
 def _published_settings(pipe: Any) -> EasyCacheConfig:

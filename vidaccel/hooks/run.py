@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ from vidaccel.hooks.traits import GUIDANCE_CONTEXT, batched_guidance_of
 from vidaccel.report import EasyCacheReport, Reason, StepDecision
 
 logger = logging.getLogger(__name__)
+
+# A schedule given beforehand takes the place of the rule: what may be reused is reused.
+_WITHOUT_RULE: Mapping[str, Any] = MappingProxyType(
+    {"threshold": math.inf, "warmup_steps": 0, "tail_steps": 0, "max_consecutive_reuses": None}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +68,11 @@ class EasyCacheRun:
         pipe: Any = None,
         end_is_told: bool = False,
         batched_guidance: Sequence[str] | None = None,
+        schedule: Collection[int] | None = None,
         on_step: Callable[[StepDecision], None] | None = None,
     ) -> None:
-        self.config = config
+        self.config = config if schedule is None else replace(config, **_WITHOUT_RULE)
+        self._schedule = schedule
         self.on_step = on_step
         self._end_is_told = end_is_told
         self._batched_guidance = batched_guidance
@@ -234,7 +242,12 @@ class EasyCacheRun:
             ensemble.reset()
         self._active = transformer
         decision = ensemble.decide(
-            batch, call.streams, step_index=place.step_index, num_steps=self._tracker.num_steps, values=estimate
+            batch,
+            call.streams,
+            step_index=place.step_index,
+            num_steps=self._tracker.num_steps,
+            values=estimate,
+            forced="scheduled" if place.step_index in (self._schedule or ()) else None,
         )
         if switched:
             decision = replace(decision, computed=True, reason="transformer_switch")

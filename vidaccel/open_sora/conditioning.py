@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vidaccel.errors import UserError
 
@@ -152,38 +150,6 @@ class FrameMask:
 def kept_apart(generated: Tensor, before: Tensor, active: Tensor) -> Tensor:
     """`generated` where frames are active (B, F'), `before` elsewhere: the end of a step."""
     return torch.where(_as_frames(active, generated), generated, before)
-
-
-def frames_of(given: Any) -> Tensor:
-    """Frames (N, 3, H, W) in [-1, 1] of an image or a video.
-
-    given: a PIL image or a list of them, an array (H, W, 3) or (N, H, W, 3), of bytes or in [0, 1], or a tensor
-        (3, H, W) or (N, 3, H, W) in [0, 1]. Raises `UserError` for anything else.
-    """
-    if isinstance(given, Sequence) and given and all(hasattr(frame, "convert") for frame in given):
-        given = np.stack([np.asarray(frame.convert("RGB")) for frame in given])
-    elif hasattr(given, "convert"):
-        given = np.asarray(given.convert("RGB"))
-    if isinstance(given, np.ndarray) and given.ndim in (3, 4) and given.shape[-1] == 3:
-        shares = given / 255 if given.dtype == np.uint8 else given
-        given = torch.from_numpy(np.ascontiguousarray(shares, dtype=np.float32)).movedim(-1, -3)
-    if not isinstance(given, Tensor) or given.ndim not in (3, 4) or given.shape[-3] != 3:
-        raise UserError(
-            "An image or video must be PIL images, an array (..., height, width, 3) or a tensor (..., 3, height, "
-            f"width); got {type(given).__name__} {tuple(getattr(given, 'shape', ()))}."
-        )
-    return (given if given.ndim == 4 else given[None]) * 2 - 1
-
-
-def fill_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """Frames (N, C, h, w) in [-1, 1], scaled until they fill height and width and cut to them around the centre."""
-    rows, columns = frames.shape[-2:]
-    scale = max(height / rows, width / columns)
-    size = max(round(rows * scale), height), max(round(columns * scale), width)
-    if size != (rows, columns):
-        frames = F.interpolate(frames.float(), size=size, mode="bicubic", antialias=True).clamp(-1, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return frames[..., top : top + height, left : left + width]
 
 
 def _as_frames(mask: Tensor, latents: Tensor) -> Tensor:
