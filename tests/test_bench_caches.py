@@ -169,6 +169,16 @@ def test_shards_together_are_the_whole(
     ]
 
 
+def test_a_shard_makes_nothing_that_is_in_the_result_already(
+    tmp_path: Path, tiny_wan_folder: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"methods": ("fewer",), "timing_prompts": 0}
+    run_caches_bench(small_bench(tmp_path, tiny_wan_folder, **few), pipe=pipe)
+    monkeypatch.setattr(cache_run, "generate", None)
+    run_caches_bench(small_bench(tmp_path, tiny_wan_folder, shard=(1, 2), **few), pipe=pipe)
+    assert content_of(tmp_path, "caches-1-of-2.json")["records"] == content_of(tmp_path)["records"]
+
+
 def test_a_limit_stops_between_videos_and_the_next_run_goes_on(
     tmp_path: Path, tiny_wan_folder: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

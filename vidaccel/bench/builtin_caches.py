@@ -63,7 +63,7 @@ def mag_cache(threshold: float, *, max_skip_steps: int) -> CacheBuilder:
     )
 
 
-def taylorseer(interval: int, *, parts: Sequence[str] | None = None, max_order: int, warmup_steps: int) -> CacheBuilder:
+def taylorseer(interval: int, *, parts: Sequence[str] | None = None, warmup_steps: int) -> CacheBuilder:
     """TaylorSeer over whole forwards (lite mode), or over the modules that the patterns `parts` match in full.
 
     Factors are kept in the model's own number format; the default, bfloat16, costs a float32 model its precision.
@@ -71,7 +71,6 @@ def taylorseer(interval: int, *, parts: Sequence[str] | None = None, max_order: 
     return lambda pipe, setting: TaylorSeerCacheConfig(
         cache_interval=interval,
         disable_cache_before_step=warmup_steps,
-        max_order=max_order,
         taylor_factors_dtype=next(iter(find_transformers(pipe).values())).dtype,
         cache_identifiers=None if parts is None else list(parts),
         use_lite_mode=parts is None,
@@ -103,11 +102,9 @@ def faster_cache(interval: int) -> CacheBuilder:
     )
 
 
-def sea_cache(threshold: float, *, max_consecutive_cached: int, retention_steps: int) -> CacheBuilder:
+def sea_cache(threshold: float, *, max_consecutive_cached: int) -> CacheBuilder:
     """SeaCache; it needs the step index and sigma that `WanPipeline` gives, and computes everything without."""
-    return lambda pipe, setting: SeaCacheConfig(
-        threshold=threshold, max_consecutive_cached=max_consecutive_cached, retention_steps=retention_steps
-    )
+    return lambda pipe, setting: SeaCacheConfig(threshold=threshold, max_consecutive_cached=max_consecutive_cached)
 
 
 @contextmanager

@@ -135,8 +135,8 @@ def method_table(methods: Sequence[Content]) -> list[str]:
         [
             method["method"],
             _number(method["num_forwards"], "mean", ".1f"),
-            _number(method["fewer_forwards"], "median", ".2f") + "x",
-            _number(method["time_ratio"], "median", ".2f") + "x",
+            _times(method["fewer_forwards"]),
+            _times(method["time_ratio"]),
             f"{_number(method['psnr'], 'mean', '.2f')} [{_number(method['psnr'], 'low', '.2f')}, "
             f"{_number(method['psnr'], 'high', '.2f')}]",
             _number(method["psnr"], "median", ".2f"),
@@ -204,6 +204,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def _number(summary: Content | None, name: str, form: str) -> str:
     return "-" if summary is None else number_text(float(summary[name]), form)
+
+
+def _times(summary: Content | None) -> str:
+    return "-" if summary is None else _number(summary, "median", ".2f") + "x"
 
 
 def number_text(value: float, form: str) -> str:
