@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
-from vidaccel.families.calls import call_inputs
+from vidaccel.families.calls import call_inputs, taken_arguments
 from vidaccel.families.random_weights import build_random
 from vidaccel.families.table import FAMILIES
 
@@ -54,7 +53,7 @@ def easycached(name: str, config: EasyCacheConfig | None = None, **options: Any)
 def arguments(name: str, **changes: Any) -> dict[str, Any]:
     """Of one call: few steps, latents out where the pipeline gives them."""
     settings = {"num_inference_steps": NUM_STEPS, "output_type": "latent"} | changes
-    return {key: value for key, value in call_inputs(name, **settings).items() if takes(name, key)}
+    return {key: value for key, value in call_inputs(name, **settings).items() if takes(name, key) or key == "output"}
 
 
 def run(name: str, pipe: Any, **changes: Any) -> list[Tensor]:
@@ -110,7 +109,7 @@ def pattern(pipe: Any) -> str:
 
 def takes(name: str, argument: str) -> bool:
     """Whether the pipeline's call has an argument."""
-    return argument in inspect.signature(type(plain_pipe(name)).__call__).parameters
+    return argument in taken_arguments(type(plain_pipe(name)))
 
 
 def transformers(pipe: Any) -> list[Any]:

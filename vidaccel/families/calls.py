@@ -29,7 +29,7 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     Raises `UserError` for a name that is no family.
     """
     family = family_named(family) if isinstance(family, str) else family
-    taken = _taken(named_class(family.pipeline))
+    taken = taken_arguments(named_class(family.pipeline))
     numbers = np.random.default_rng(seed)
     settings = dict(family.defaults) | changes
     arguments: dict[str, Any] = {
@@ -49,7 +49,7 @@ def call_inputs(family: Family | str, *, seed: int = 0, **changes: Any) -> dict[
     return {name: value for name, value in arguments.items() if name in asked_for}
 
 
-def _taken(pipeline: Any) -> set[str]:
+def taken_arguments(pipeline: Any) -> set[str]:
     """The names of what a call of this pipeline class takes."""
     if is_modular(pipeline):
         return {"output", *pipeline().blocks.input_names}
