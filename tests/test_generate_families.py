@@ -32,7 +32,8 @@ FLAGS = ("--num-inference-steps", "8", "--threshold", "0.5", "--warmup-steps", "
 # Sections after the first one, and half of the video of the image model, change how many frames come out.
 FRAMES = {"hunyuan-video-i2v": 5, "framepack": 25, "skyreels-v2-df-v2v": 34, "helios": 65, "helios-pyramid": 33}
 FRAMES |= {"chronoedit": 5}
-# Each window of such a video is a generation of its own, and the report is that of the last one.
+# Each window of such a video is a generation of its own, the report is that of the last one, and of the timesteps that
+# the pipeline names the last, 0, is no step.
 WINDOWED = ("ltx-long",)
 RUNNABLE = [family for family in FAMILIES if family.refusal is None and "command" not in family.untested]
 
@@ -99,7 +100,7 @@ def test_every_family_makes_a_video_from_the_command_line(
     if windows == 1:
         assert result.num_forwards == result.report.num_computed_passes
     assert [step.step_index for step in steps] == list(range(windows * len(decisions)))
-    assert steps[-1].num_steps == len(steps)
+    assert steps[-1].num_steps - len(steps) == (family.name in WINDOWED)
     assert [step.computed for step in steps][-len(decisions) :] == [step.computed for step in decisions]
     assert 0 < result.denoising_seconds < result.total_seconds
 
