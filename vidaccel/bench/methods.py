@@ -12,6 +12,8 @@ from vidaccel.bench.builtin_caches import CacheBuilder
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.reuse import PREDICTORS
 
+_CacheFamily = tuple[str, str, tuple[float, ...], Callable[[Any], CacheBuilder]]  # name, knob, its values, builder
+
 PREDICTOR_NAMES = {
     "transformation": "transformation reused",
     "output": "output held",
@@ -133,12 +135,26 @@ def builtin_methods(*, warmup_steps: int) -> list[Method]:
 
     Where defaults end short of 3x or were worse on prompts outside the test set, a second family goes on from there.
     """
+    return [
+        Method(
+            name=f"{family}, {knob} {value:g}",
+            family=family,
+            parameter=value,
+            cache=build(value),
+            calibrated=family.startswith("MagCache"),
+        )
+        for family, knob, values, build in _builtin_families(warmup_steps)
+        for value in values
+    ]
+
+
+def _builtin_families(warmup_steps: int) -> list[_CacheFamily]:
     caches = builtin_caches
     threshold, interval = "threshold", "interval"
     all_parts, attention = (
         (rf"blocks\.\d+\.({parts})",) for parts in ("attn1|attn2|ffn", "attn1|attn2")
     )  # Wan's names
-    families: list[tuple[str, str, tuple[float, ...], Callable[[Any], CacheBuilder]]] = [
+    return [
         ("FirstBlockCache", threshold, (0.03, 0.05, 0.1, 0.2), caches.first_block),
         ("MagCache", threshold, (0.03, 0.06, 0.1, 0.3), lambda value: caches.mag_cache(value, max_skip_steps=3)),
         ("MagCache, longer reuse", threshold, (0.1, 0.2, 0.4), lambda value: caches.mag_cache(value, max_skip_steps=8)),
@@ -181,15 +197,4 @@ def builtin_methods(*, warmup_steps: int) -> list[Method]:
             (0.2, 0.3, 0.4),
             lambda value: caches.sea_cache(value, max_consecutive_cached=4),
         ),
-    ]
-    return [
-        Method(
-            name=f"{family}, {knob} {value:g}",
-            family=family,
-            parameter=value,
-            cache=build(value),
-            calibrated=family.startswith("MagCache"),
-        )
-        for family, knob, values, build in families
-        for value in values
     ]
