@@ -41,8 +41,9 @@ FRAMES = {
     "chronoedit": 5,
 }
 # The transformer of HunyuanVideo 1.5 projects ByT5's text through a layer of 2048x2048, whatever its configuration.
-# The VAE of Mochi is normalised in 32 groups, so it has 32 channels.
+# The VAEs of Mochi and of Open-Sora 1.2 are normalised in 32 groups, so they have 32 channels.
 MOST_BYTES = {"hunyuan-video-1.5-t2v": 20_000_000, "hunyuan-video-1.5-i2v": 20_000_000, "mochi": 3_000_000}
+MOST_BYTES |= {"open-sora-1.2": 4_000_000, "open-sora-1.2-i2v": 4_000_000}
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 OF_BLOCKS = [family for family in FAMILIES if is_modular(named_class(family.pipeline))]

@@ -81,7 +81,7 @@ def test_samples_may_decide_for_themselves() -> None:
     assert easycache_report(pipe).num_reused > 0
 
 
-def test_given_frames_stay_and_clips_are_generations_of_their_own() -> None:
+def test_given_frames_stay_and_the_clips_of_a_text_are_sections_of_one_report() -> None:
     pipe = EasyCacheOpenSoraPipeline.from_pipe(small_pipeline())
     image = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(5))
     arguments: dict[str, Any] = {"image": image, "num_loops": 2, "num_frames": 34, **STEPS}
@@ -89,9 +89,23 @@ def test_given_frames_stay_and_clips_are_generations_of_their_own() -> None:
     output = pipe_output(pipe, easycache=CONFIG, **arguments)
     assert torch.equal(output.frames[:, :, 0], plain[:, :, 0])
     assert torch.isfinite(output.frames).all()
-    assert output.report.num_steps == 9, "of the last clip"
-    assert output.report.decisions[0].computed
-    assert output.report.num_reused > 0
+    decisions = output.report.decisions
+    assert [(step.section, step.step_index) for step in decisions] == [
+        (clip, step) for clip in (0, 1) for step in range(9)
+    ]
+    for clip in (decisions[:9], decisions[9:]):
+        assert all(step.computed for step in (*clip[:3], clip[-1])), "warm-up and tail of each clip"
+        assert not all(step.computed for step in clip)
+    again = pipe_output(pipe, easycache=CONFIG, **arguments)
+    assert torch.equal(again.frames, output.frames)
+    assert again.report.num_steps == 18, "of the present call alone"
+
+
+def test_clips_of_other_texts_are_reported_from_the_last_change_of_the_text_on() -> None:
+    pipe = EasyCacheOpenSoraPipeline.from_pipe(small_pipeline())
+    arguments: dict[str, Any] = {"prompt": "|0|a calm sea|1|a storm", "num_loops": 3, "num_frames": 34, **STEPS}
+    report = pipe_output(pipe, easycache=CONFIG, **arguments).report
+    assert [step.section for step in report.decisions] == [0] * 9 + [1] * 9
 
 
 def test_frames_that_join_late_do_not_keep_reuse_from_being_exact_at_zero() -> None:
