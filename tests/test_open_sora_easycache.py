@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import vidaccel.pipelines.easycache_open_sora as module
-from diffusers import DiffusionPipeline
 from tiny_open_sora import run, small_pipeline
 from vidaccel.pipelines.easycache_open_sora import EasyCacheOpenSoraPipeline
-from vidaccel.pipelines.open_sora import OpenSoraPipeline
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
 
@@ -127,31 +123,3 @@ def pipe_output(pipe: Any, **changes: Any) -> Any:
 
     run(call, **changes)
     return outputs[-1]
-
-
-def test_the_swap_in_equals_the_plain_pipeline_with_easycache_applied() -> None:
-    applied = small_pipeline()
-    apply_easycache(applied, CONFIG)
-    expected = run(applied, **STEPS)
-    pipe = EasyCacheOpenSoraPipeline.from_pipe(small_pipeline())
-    output = pipe_output(pipe, easycache=CONFIG, **STEPS)
-    assert torch.equal(output.frames, expected)
-    assert output.report.num_reused == easycache_report(applied).num_reused > 0
-    assert torch.equal(run(pipe, threshold=0.5, warmup_steps=3, **STEPS), expected)
-
-
-def test_the_swap_in_loads_as_a_class_and_as_a_custom_pipeline(tmp_path: Path) -> None:
-    plain = small_pipeline()
-    EasyCacheOpenSoraPipeline.from_pipe(plain).save_pretrained(tmp_path)
-    expected = run(plain, **STEPS)
-    loaded = [
-        EasyCacheOpenSoraPipeline.from_pretrained(tmp_path),
-        DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(module.__file__), trust_remote_code=True),
-    ]
-    for pipe in loaded:
-        pipe.set_progress_bar_config(disable=True)
-        assert type(pipe).__name__ == "EasyCacheOpenSoraPipeline"
-        output = pipe_output(pipe, easycache=CONFIG, **STEPS)
-        assert output.report.num_reused > 0
-        assert torch.equal(run(pipe, threshold=0, **STEPS), expected)
-    assert type(OpenSoraPipeline.from_pretrained(tmp_path)) is OpenSoraPipeline
