@@ -11,7 +11,7 @@ _CALL = {
     "guidance_scale": 7.0,
     "max_sequence_length": 64,
 }
-_1_2 = {
+_VERSION_1_2 = {
     "tokenizer": T5_TOKENIZER,
     "text_encoder": t5_encoder(),
     "scheduler": flow_euler(shift=1.0),  # the pipeline shifts by itself
@@ -38,8 +38,8 @@ _1_2 = {
 }
 
 _LATENT_CHANNELS = 4
-_2_0_CALL = _CALL | {"num_frames": 9, "guidance_scale": 7.5}
-_2_0 = {
+_CALL_2_0 = _CALL | {"num_frames": 9, "guidance_scale": 7.5}
+_VERSION_2_0 = {
     "tokenizer": CLIP_TOKENIZER,
     "text_encoder": clip_text(),
     "tokenizer_2": T5_TOKENIZER,
@@ -75,14 +75,14 @@ OPEN_SORA_FAMILIES: tuple[Family, ...] = (
         name="open-sora-1.2",
         description="Open-Sora 1.2 text to video",
         pipeline="vidaccel.pipelines.open_sora:OpenSoraPipeline",
-        components=_1_2,
+        components=_VERSION_1_2,
         defaults=_CALL,
     ),
     Family(
         name="open-sora-1.2-i2v",
         description="Open-Sora 1.2 image to video: some frames given, the others made",
         pipeline="vidaccel.pipelines.open_sora:OpenSoraPipeline",
-        components=_1_2,
+        components=_VERSION_1_2,
         inputs=("image",),
         defaults=_CALL,
     ),
@@ -90,15 +90,15 @@ OPEN_SORA_FAMILIES: tuple[Family, ...] = (
         name="open-sora-2",
         description="Open-Sora 2.0 text to video",
         pipeline="vidaccel.pipelines.open_sora_2:OpenSora2Pipeline",
-        components=_2_0,
-        defaults=_2_0_CALL,
+        components=_VERSION_2_0,
+        defaults=_CALL_2_0,
     ),
     Family(
         name="open-sora-2-i2v",
         description="Open-Sora 2.0 image to video",
         pipeline="vidaccel.pipelines.open_sora_2:OpenSora2Pipeline",
-        components=_2_0,
+        components=_VERSION_2_0,
         inputs=("image",),
-        defaults=_2_0_CALL,
+        defaults=_CALL_2_0,
     ),
 )
