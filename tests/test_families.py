@@ -26,7 +26,7 @@ from vidaccel.families.random_weights import build_random, is_modular, make_rand
 from vidaccel.families.table import FAMILIES, family_named
 from vidaccel.loading import load_pipeline
 from vidaccel.presets import preset_of
-from vidaccel.registry import MODELS, spec_of
+from vidaccel.registry import MODELS, model_index, recorded_preset, spec_of
 
 # Where a pipeline returns other than `num_frames`: it drops the image's four, makes whole sections, or adds its input.
 # Helios makes whole chunks, ChronoEdit the frame it starts from and the edited ones.
@@ -354,6 +354,10 @@ class TestCommand:
             (entry,) = (entry for entry in entries if entry.split()[0] == family.name)
             preset = preset_of(loaded(family))
             assert ("the defaults, none are published" if preset is None else preset.source) in entry
+            if family not in OF_BLOCKS:
+                index = model_index(spec_of(loaded(family).name_or_path))
+                assert index is not None
+                assert recorded_preset(index) == preset, "before it is loaded"
             config = EasyCacheConfig() if preset is None else preset.config
             assert f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps" in entry
 
