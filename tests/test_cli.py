@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from vidaccel import presets
+from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.cli import run, runs
 from vidaccel.cli.app import COMMANDS, LazyCommand
 from vidaccel.video import read_video, save_frames, write_video
@@ -306,3 +308,22 @@ def test_a_wrong_flag_or_command_is_one_line_and_exit_code_2(capsys: pytest.Capt
     for arguments in (["generate", "--nonsense"], ["generate", "x", "--seed", "many"], ["paint"]):
         assert run(arguments) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+class TestPage:
+    @pytest.mark.parametrize("name", ["generate", "compare", "convert", "models"])
+    def test_it_has_every_flag_of_the_command(self, name: str) -> None:
+        module, line = COMMANDS[name]
+        command = LazyCommand(name, module=module, help=line).load()
+        (section,) = [part for part in PAGE.split("\n## ") if part.startswith(f"{name}\n")]
+        for part in getattr(command, "commands", {name: command}).values():
+            flags = {flag for option in part.params for flag in option.opts if flag.startswith("--")}
+            assert flags - {"--help"} <= set(re.findall(r"--[a-z-]+", section))
+
+    def test_it_has_every_measurement_and_every_shape(self) -> None:
+        bench = LazyCommand("bench", module=COMMANDS["bench"][0], help="").load()
+        assert all(f"| `{name}` |" in PAGE for name in bench.commands)
+        assert all(f"`{name}`" in PAGE for name in SHAPES if not name.startswith("toy"))
