@@ -18,7 +18,10 @@ from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
 
 @dataclass
 class EasyCacheOpenSoraPipelineOutput(module.OpenSoraPipelineOutput):
-    """`frames`, and what EasyCache did; None where it stays away. Of several clips the report is on the last one."""
+    """`frames`, and what EasyCache did; None where it stays away.
+
+    The clips of a long video are sections of the report; it begins with the first clip that has the last one's text.
+    """
 
     report: EasyCacheReport | None = None
 

@@ -36,7 +36,7 @@ from vidaccel.open_sora.conditioning import (
     usual_strategies,
 )
 from vidaccel.open_sora.prompts import clip_texts
-from vidaccel.open_sora.references import fill_and_crop, read_image, read_video
+from vidaccel.open_sora.references import fill_and_crop, for_each_video, read_image, read_video
 from vidaccel.open_sora.schedule import shift_of, sigmas_of
 from vidaccel.open_sora.sizes import VideoSize, video_size
 
@@ -175,21 +175,22 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
         texts = clip_texts(prompt, num_loops, clean=clean_caption, **scores)
         self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, num_inference_steps
         count = num_videos_per_prompt * len(texts[0] if prompt_embeds is None else prompt_embeds)
-        given = [fill_and_crop(one, height=size.height, width=size.width) for one in _read(image, video)]
+        given = [
+            fill_and_crop(for_each_video(one, count), height=size.height, width=size.width)
+            for one in _read(image, video)
+        ]
         references = [self.encode_reference(frames, generator) for frames in given]
         if mask_strategy is None:
             num_images = len(given) - (video is not None)
             strategies = usual_strategies(num_images, references[num_images:], length=condition_latent_frames)
         else:
             strategies = parse_mask_strategies(mask_strategy)
+        settings = (num_videos_per_prompt, prompt_embeds, prompt_attention_mask, max_sequence_length)
         clips: list[Tensor] = []
         videos: list[Tensor] = []
-        for loop, text in enumerate(texts):
+        for loop, (embeds, text_mask) in enumerate(self._encoded(texts, *settings)):
             if self._interrupt:
                 break
-            embeds, text_mask = self.encode_prompt(
-                text, num_videos_per_prompt, prompt_embeds, prompt_attention_mask, max_sequence_length
-            )
             if loop:
                 length = condition_latent_frames
                 strategies.append(continuation(loop, len(references), length=length, edit_ratio=condition_edit_ratio))
@@ -228,12 +229,12 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
     ) -> Tensor:
         """Latents (B, C, F', H', W') through all steps of one clip, with the settings of the present call.
 
+        prompt_embeds, prompt_attention_mask: of all branches, in the order of `batched_guidance`.
         mask: (B, F') on the CPU, see `vidaccel.open_sora.conditioning`; None generates everything.
         """
         sigmas = sigmas_of(self._num_timesteps, self._shift(size))
         self.scheduler.set_timesteps(sigmas=sigmas, device=latents.device)
         self.scheduler.set_begin_index(0)
-        prompt_embeds, prompt_attention_mask = self._with_null(prompt_embeds, prompt_attention_mask)
         branches = len(self.batched_guidance)
         frame_mask = None if mask is None else FrameMask(mask)
         with self.progress_bar(total=len(sigmas)) as progress_bar:
@@ -309,8 +310,8 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
 
     def encode_reference(self, frames: Tensor, generator: Generators = None) -> Tensor:
         """Latents, as the transformer takes them, of frames (B, 3, F, H, W) in [-1, 1]; drawn, not their mean."""
-        if isinstance(generator, list) and len(generator) != frames.shape[0]:
-            generator = generator[0]
+        if isinstance(generator, list) and len(frames) == 1:
+            frames = frames.expand(len(generator), -1, -1, -1, -1)  # each video draws for itself
         frames = frames.to(self._execution_device, self.vae.dtype)
         posterior = self.vae.encode(frames, generator=generator).latent_dist
         return self.vae.normalized(posterior.sample(generator)).float()
@@ -328,6 +329,18 @@ class OpenSoraPipeline(DiffusionPipeline, Mochi1LoraLoaderMixin):
         repeated = self.vae.most_frames(repeated)
         video = torch.cat([one[:, :, repeated if index else 0 :] for index, one in enumerate(videos)], dim=2)
         return self.video_processor.postprocess_video(video.float(), output_type=output_type)
+
+    def _encoded(self, texts: Sequence[Sequence[str]], *settings: Any) -> list[tuple[Tensor, Tensor | None]]:
+        """Text tokens of all branches for each clip, and their mask.
+
+        Equal texts are encoded once. Their clips then share the very tensors, by which EasyCache knows that they belong
+        to one call.
+        """
+        known: dict[tuple[str, ...], tuple[Tensor, Tensor | None]] = {}
+        for text in map(tuple, texts):
+            if text not in known:
+                known[text] = self._with_null(*self.encode_prompt(text, *settings))
+        return [known[tuple(text)] for text in texts]
 
     def _with_null(self, embeds: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Behind the text the learned tokens that stand for none, as many as the text has; its mask serves both."""

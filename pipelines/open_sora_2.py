@@ -166,9 +166,10 @@ class OpenSora2Pipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         """Normalised latents (batch_size, C, F, H, W) of pixels (1 or batch_size, 3, F, H, W) in [-1, 1], sampled."""
         if frames.shape[0] not in (1, batch_size):
             raise ValueError(f"Give one image or video, or one for each of {batch_size} prompts; got {len(frames)}.")
+        if isinstance(generator, list) and len(frames) == 1:
+            frames = frames.expand(batch_size, -1, -1, -1, -1)  # each video draws for itself
         frames = frames.to(device=self._execution_device, dtype=self.vae.dtype)
-        one = generator[0] if isinstance(generator, list) and len(frames) == 1 else generator
-        latents = self.vae.encode(frames).latent_dist.sample(one) * self.vae.config.scaling_factor
+        latents = self.vae.encode(frames).latent_dist.sample(generator) * self.vae.config.scaling_factor
         return latents.float().expand(batch_size, -1, -1, -1, -1)
 
     def prepare_latents(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from vidaccel.cli import run
+from vidaccel import presets
+from vidaccel.bench.speed_shapes import SHAPES
+from vidaccel.cli import run, runs
 from vidaccel.cli.app import COMMANDS, LazyCommand
 from vidaccel.video import read_video, save_frames, write_video
 
@@ -112,6 +116,28 @@ class TestGenerate:
         assert (tmp_path / "out" / "a-red-circle-seed0.mp4").read_bytes() == before
         assert generate("a red circle", "--guidance-scale", "2", "--overwrite") == 0
         assert (tmp_path / "out" / "a-red-circle-seed0.mp4").read_bytes() != before
+
+    def test_settings_published_anew_for_a_model_make_another_video(
+        self, generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert generate("a red circle", "--threshold", "0.3") == 0
+        sidecar = json.loads((tmp_path / "out" / "a-red-circle-seed0.json").read_text())
+        assert sidecar["settings"]["easycache"] == {"threshold": 0.3, "warmup_steps": 10}
+        changed = tuple(replace(preset, warmup_steps=4) for preset in presets.PRESETS)
+        monkeypatch.setattr(presets, "PRESETS", changed)
+        assert generate("a red circle", "--threshold", "0.3", "--warmup-steps", "10") == 0
+        assert "finished before, skipped" in capsys.readouterr().out
+        assert generate("a red circle", "--threshold", "0.3") == 2
+        assert "not made with these settings" in capsys.readouterr().err
+
+    def test_a_model_that_is_not_on_this_machine_is_loaded_before_its_settings_are_known(
+        self, generate: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert generate("a red circle") == 0
+        monkeypatch.setattr(runs, "model_index", lambda _: None)
+        capsys.readouterr()
+        assert generate("a red circle") == 0
+        assert "finished before, skipped" in capsys.readouterr().out
 
     def test_a_foreign_file_in_the_way_is_never_replaced_unasked(self, generate: Command, tmp_path: Path) -> None:
         (tmp_path / "mine.json").write_text("{}")
@@ -282,3 +308,22 @@ def test_a_wrong_flag_or_command_is_one_line_and_exit_code_2(capsys: pytest.Capt
     for arguments in (["generate", "--nonsense"], ["generate", "x", "--seed", "many"], ["paint"]):
         assert run(arguments) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+class TestPage:
+    @pytest.mark.parametrize("name", ["generate", "compare", "convert", "models"])
+    def test_it_has_every_flag_of_the_command(self, name: str) -> None:
+        module, line = COMMANDS[name]
+        command = LazyCommand(name, module=module, help=line).load()
+        (section,) = [part for part in PAGE.split("\n## ") if part.startswith(f"{name}\n")]
+        for part in getattr(command, "commands", {name: command}).values():
+            flags = {flag for option in part.params for flag in option.opts if flag.startswith("--")}
+            assert flags - {"--help"} <= set(re.findall(r"--[a-z-]+", section))
+
+    def test_it_has_every_measurement_and_every_shape(self) -> None:
+        bench = LazyCommand("bench", module=COMMANDS["bench"][0], help="").load()
+        assert all(f"| `{name}` |" in PAGE for name in bench.commands)
+        assert all(f"`{name}`" in PAGE for name in SHAPES if not name.startswith("toy"))

@@ -264,6 +264,11 @@ def test_the_check_runs_the_head_size_and_mask_that_the_model_runs(
     assert {mask for _, mask in seen} <= {"none", call.mask}
 
 
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 16}, {"num_heads": 2}, {"head_dim": None, "axes_dims": ()}])
+def test_the_attention_of_a_model_that_does_not_say_its_head_size_is_tried_with_64(config: dict[str, Any]) -> None:
+    assert attention_call("Unknown", config).head_dim == 64
+
+
 def test_a_model_whose_attention_diffusers_does_not_choose_is_refused() -> None:
     model = CogVideoXTransformer3DModel(num_attention_heads=2, attention_head_dim=16, num_layers=1, text_embed_dim=8)
     with pytest.raises(UserError, match="would change nothing"):

@@ -383,6 +383,19 @@ def test_a_conversion_that_is_cut_short_leaves_what_was_there(own: Path, tmp_pat
     assert (output / "mark").is_file()
 
 
+def test_an_interrupted_command_says_nothing_that_is_not_so(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidaccel.cli.convert.convert", interrupt)
+    assert run(["convert", "open-sora", "--checkpoint", str(own), "--output", str(tmp_path / "out")]) == 130
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("vidaccel: interrupted")
+    assert "video" not in line
+
+
 def test_leftovers_of_killed_processes_are_tidied_up(tmp_path: Path) -> None:
     dead = 2**22 + 1  # above the highest process number
     (tmp_path / f".out.{dead}.part").mkdir()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,19 @@ import pytest
 import torch
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
-from tiny_open_sora import small_pipeline
-from tiny_open_sora_2 import tiny_open_sora_2
 from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
 
+from vidaccel import generation
+from vidaccel.calls import frames_of, parameters_of, sound_of
 from vidaccel.cli import run, runs
 from vidaccel.components import denoisers
 from vidaccel.errors import UserError
 from vidaccel.families.calls import call_inputs
-from vidaccel.families.family import Family
+from vidaccel.families.family import Component, Family
 from vidaccel.families.random_weights import build_random, make_random
-from vidaccel.families.table import FAMILIES
+from vidaccel.families.table import FAMILIES, family_named
 from vidaccel.generation import Generation, StepProgress, easycache_settings, generate, warm_up
+from vidaccel.registry import SETTINGS_FILE
 from vidaccel.request import GenerationRequest
 from vidaccel.video import read_video, save_frames, write_video
 
@@ -119,33 +120,26 @@ def test_what_easycache_refuses_is_one_line_and_runs_without_it(
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "flags"),
-    [
-        (small_pipeline, (17, 40, 48), ()),
-        (small_pipeline, (17, 32, 48), ("--image", "first.png", "--last-image", "last.png")),
-        (small_pipeline, (17, 32, 48), ("--video", "clip.safetensors")),
-        (tiny_open_sora_2, (9, 32, 32), ()),
-        (tiny_open_sora_2, (9, 32, 32), ("--image", "first.png")),
-    ],
+    ("height", "flags"),
+    [(40, ()), (32, ("--image", "first.png", "--last-image", "last.png")), (32, ("--video", "clip.safetensors"))],
 )
-def test_a_folder_of_open_sora_makes_a_video_from_the_command_line(
-    make: Callable[[], Any],
-    size: tuple[int, int, int],
+def test_open_sora_takes_any_multiple_of_eight_both_ends_of_a_video_or_one_to_go_on_from(
+    height: int,
     flags: tuple[str, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make().save_pretrained(tmp_path / "model")
-    frames = torch.rand(17, 3, size[1], size[2])
+    make_random("open-sora-1.2", "model")
+    frames = torch.rand(17, 3, height, 48)
     save_frames("clip.safetensors", frames)
     for name, frame in (("first.png", frames[0]), ("last.png", frames[-1])):
         Image.fromarray((frame * 255).byte().permute(1, 2, 0).numpy()).save(name)
-    sizes = ("--num-frames", str(size[0]), "--height", str(size[1]), "--width", str(size[2]))
+    sizes = ("--height", str(height), "--width", "48")
     command = ["generate", "a red ball", "--model", "model", "--output", "video.mp4", *sizes, *FLAGS, *flags]
     assert run(command) == 0, capsys.readouterr().err
-    assert tuple(read_video("video.mp4")[0].shape) == (size[0], 3, size[1], size[2])
+    assert tuple(read_video("video.mp4")[0].shape) == (17, 3, height, 48)
 
 
 def test_a_swap_in_pipeline_is_called_without_its_own_easycache() -> None:
@@ -217,26 +211,92 @@ def test_a_distilled_model_guides_against_a_negative_prompt_only_when_told() -> 
     assert generate(pipe, replace(request, true_cfg_scale=6.0)).num_forwards == 6
 
 
-def test_sound_is_written_beside_the_pictures(tmp_path: Path) -> None:
-    made = generate(
-        build_random("ltx2-t2v"),
-        GenerationRequest(
-            "a red ball",
-            num_frames=9,
-            height=32,
-            width=32,
-            fps=24,
-            num_inference_steps=2,
-            arguments={"spatio_temporal_guidance_blocks": [1]},
+def cosmos3_with_sound() -> Family:
+    family = family_named("cosmos3")
+    transformer = family.components["transformer"]
+    tokenizer = {"encoder_enabled": False, "vocoder_input_dim": 4, "dec_dim": 4, "dec_c_mults": (1, 1)}
+    parts = {
+        "transformer": replace(transformer, config={**transformer.config, "sound_gen": True, "sound_dim": 4}),
+        "sound_tokenizer": Component(
+            kind="diffusers:Cosmos3AVAEAudioTokenizer", config=tokenizer | {"dec_strides": (4, 480)}
         ),
+    }
+    return replace(family, components={**family.components, **parts})
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "channels", "rate"),
+    [
+        (family_named("ltx2-t2v"), {"spatio_temporal_guidance_blocks": [1]}, 2, 16000),
+        (family_named("kandinsky6-t2v"), {}, 1, 44100),
+        (cosmos3_with_sound(), {"enable_sound": True, "use_system_prompt": False}, 2, 48000),
+    ],
+    ids=lambda value: value.name if isinstance(value, Family) else None,
+)
+def test_sound_is_written_beside_the_pictures(
+    family: Family, arguments: dict[str, Any], channels: int, rate: int, tmp_path: Path
+) -> None:
+    request = GenerationRequest(
+        "a red ball", num_frames=9, height=32, width=32, fps=24, num_inference_steps=2, arguments=arguments
     )
+    made = generate(build_random(family), request)
     assert made.sound is not None
-    waveform, rate = made.sound
-    assert waveform.shape[0] in (1, 2)
+    waveform, found = made.sound
+    assert (waveform.shape[0], found) == (channels, rate)
     assert waveform.shape[1] > 0
-    assert rate > 0
     path = write_video(tmp_path / "video.mp4", made.frames, fps=24, sound=made.sound)
     output = subprocess.run([get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True, check=False).stderr
     assert "Audio: aac" in output
     assert read_video(path)[0].shape == made.frames.shape
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
+
+
+def test_sound_at_an_unknown_rate_is_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    sounding = SimpleNamespace(audio=torch.zeros(1, 544))
+    assert sound_of(SimpleNamespace(), sounding) is None
+    assert any("the sound is not written" in record.message for record in caplog.records)
+    caplog.clear()
+    assert sound_of(SimpleNamespace(), SimpleNamespace(audio=None)) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["frames", "videos", "video"])
+@pytest.mark.parametrize("batch", [True, False])
+def test_the_video_of_an_output_is_found_in_every_form(name: str, batch: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 4, 3), dtype=np.uint8)
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    pictures: list[Any] = [Image.fromarray(picture) for picture in pixels]
+    forms = [expected, expected.transpose(0, 1), expected.permute(0, 2, 3, 1).numpy(), pictures]
+    for form in forms:
+        whole = form if not batch else [form] if isinstance(form, list) else form[None]
+        torch.testing.assert_close(frames_of(SimpleNamespace(**{name: whole})), expected)
+
+
+def test_a_pipeline_that_finds_the_length_of_texts_itself_is_not_second_guessed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = build_random("wan2.1-t2v")
+    request = GenerationRequest("a red ball " * 200, num_frames=9, height=32, width=32, num_inference_steps=1)
+    generate(pipe, request)
+    assert any("longer than 512 tokens" in record.message for record in caplog.records)
+    caplog.clear()
+    parameters = dict(parameters_of(pipe))
+    parameters["max_sequence_length"] = parameters["max_sequence_length"].replace(default=None)
+    monkeypatch.setattr(generation, "parameters_of", lambda _: parameters)
+    generate(pipe, request)
+    assert not any("tokens" in record.message for record in caplog.records)
+
+
+def test_a_folder_that_a_swap_in_saved_is_generated_from_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_random("wan2.1-t2v", tmp_path / "plain")
+    EasyCacheWanPipeline.from_pretrained(tmp_path / "plain").save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / SETTINGS_FILE).write_text((tmp_path / "plain" / SETTINGS_FILE).read_text())
+    videos = []
+    for name in ("plain", "saved"):
+        video = tmp_path / f"{name}.mp4"
+        assert run(["generate", "a red ball", "--model", str(tmp_path / name), "--output", str(video), *FLAGS]) == 0
+        assert "reused" in capsys.readouterr().out
+        videos.append(read_video(video)[0])
+    assert torch.equal(*videos)

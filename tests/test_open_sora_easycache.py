@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import vidaccel.pipelines.easycache_open_sora as module
-from diffusers import DiffusionPipeline
 from tiny_open_sora import run, small_pipeline
 from vidaccel.pipelines.easycache_open_sora import EasyCacheOpenSoraPipeline
-from vidaccel.pipelines.open_sora import OpenSoraPipeline
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
 
@@ -81,7 +77,7 @@ def test_samples_may_decide_for_themselves() -> None:
     assert easycache_report(pipe).num_reused > 0
 
 
-def test_given_frames_stay_and_clips_are_generations_of_their_own() -> None:
+def test_given_frames_stay_and_the_clips_of_a_text_are_sections_of_one_report() -> None:
     pipe = EasyCacheOpenSoraPipeline.from_pipe(small_pipeline())
     image = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(5))
     arguments: dict[str, Any] = {"image": image, "num_loops": 2, "num_frames": 34, **STEPS}
@@ -89,9 +85,23 @@ def test_given_frames_stay_and_clips_are_generations_of_their_own() -> None:
     output = pipe_output(pipe, easycache=CONFIG, **arguments)
     assert torch.equal(output.frames[:, :, 0], plain[:, :, 0])
     assert torch.isfinite(output.frames).all()
-    assert output.report.num_steps == 9, "of the last clip"
-    assert output.report.decisions[0].computed
-    assert output.report.num_reused > 0
+    decisions = output.report.decisions
+    assert [(step.section, step.step_index) for step in decisions] == [
+        (clip, step) for clip in (0, 1) for step in range(9)
+    ]
+    for clip in (decisions[:9], decisions[9:]):
+        assert all(step.computed for step in (*clip[:3], clip[-1])), "warm-up and tail of each clip"
+        assert not all(step.computed for step in clip)
+    again = pipe_output(pipe, easycache=CONFIG, **arguments)
+    assert torch.equal(again.frames, output.frames)
+    assert again.report.num_steps == 18, "of the present call alone"
+
+
+def test_clips_of_other_texts_are_reported_from_the_last_change_of_the_text_on() -> None:
+    pipe = EasyCacheOpenSoraPipeline.from_pipe(small_pipeline())
+    arguments: dict[str, Any] = {"prompt": "|0|a calm sea|1|a storm", "num_loops": 3, "num_frames": 34, **STEPS}
+    report = pipe_output(pipe, easycache=CONFIG, **arguments).report
+    assert [step.section for step in report.decisions] == [0] * 9 + [1] * 9
 
 
 def test_frames_that_join_late_do_not_keep_reuse_from_being_exact_at_zero() -> None:
@@ -113,31 +123,3 @@ def pipe_output(pipe: Any, **changes: Any) -> Any:
 
     run(call, **changes)
     return outputs[-1]
-
-
-def test_the_swap_in_equals_the_plain_pipeline_with_easycache_applied() -> None:
-    applied = small_pipeline()
-    apply_easycache(applied, CONFIG)
-    expected = run(applied, **STEPS)
-    pipe = EasyCacheOpenSoraPipeline.from_pipe(small_pipeline())
-    output = pipe_output(pipe, easycache=CONFIG, **STEPS)
-    assert torch.equal(output.frames, expected)
-    assert output.report.num_reused == easycache_report(applied).num_reused > 0
-    assert torch.equal(run(pipe, threshold=0.5, warmup_steps=3, **STEPS), expected)
-
-
-def test_the_swap_in_loads_as_a_class_and_as_a_custom_pipeline(tmp_path: Path) -> None:
-    plain = small_pipeline()
-    EasyCacheOpenSoraPipeline.from_pipe(plain).save_pretrained(tmp_path)
-    expected = run(plain, **STEPS)
-    loaded = [
-        EasyCacheOpenSoraPipeline.from_pretrained(tmp_path),
-        DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(module.__file__), trust_remote_code=True),
-    ]
-    for pipe in loaded:
-        pipe.set_progress_bar_config(disable=True)
-        assert type(pipe).__name__ == "EasyCacheOpenSoraPipeline"
-        output = pipe_output(pipe, easycache=CONFIG, **STEPS)
-        assert output.report.num_reused > 0
-        assert torch.equal(run(pipe, threshold=0, **STEPS), expected)
-    assert type(OpenSoraPipeline.from_pretrained(tmp_path)) is OpenSoraPipeline

@@ -54,10 +54,11 @@ def sampled_with_mask(pipe: OpenSoraPipeline, case: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: recorded["noise"][pipe.scheduler.step_index or 0])
     pipe._guidance_scale, pipe._num_timesteps, pipe._interrupt = 7.0, 6, False
     with torch.no_grad():
+        embeds, text_mask = pipe._with_null(recorded["y"][:, 0], recorded["text_mask"].bool())
         return pipe.denoise(
             recorded["z"],
-            prompt_embeds=recorded["y"][:, 0],
-            prompt_attention_mask=recorded["text_mask"].bool(),
+            prompt_embeds=embeds,
+            prompt_attention_mask=text_mask,
             size=RECORDED_SIZE,
             mask=recorded["mask"],
         )
@@ -194,10 +195,29 @@ def test_images_and_videos_come_in_every_kind(pipe: OpenSoraPipeline) -> None:
     shares = pixels.astype(np.float32) / 255
     tensor = torch.from_numpy(shares).permute(0, 3, 1, 2)
     pictures = [PIL.Image.fromarray(frame) for frame in pixels]
-    first = [run(pipe, image=kind, num_inference_steps=1)[:, :, 0] for kind in (pictures[0], shares[0], tensor[0])]
+    bytes_ = (pixels, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    one_picture = [kind[0] for kind in (pictures, shares, tensor, *bytes_)]
+    first = [run(pipe, image=kind, num_inference_steps=1)[:, :, 0] for kind in one_picture]
     assert max(largest_difference(one, first[0]) for one in first) <= 1e-5
-    ends = [run(pipe, video=kind, num_inference_steps=1)[:, :, :5] for kind in (pictures, shares, tensor)]
+    ends = [run(pipe, video=kind, num_inference_steps=1)[:, :, :5] for kind in (pictures, shares, tensor, *bytes_)]
     assert max(largest_difference(one, ends[0]) for one in ends) <= 1e-5
+
+
+def test_each_video_draws_its_reference_for_itself(pipe: OpenSoraPipeline) -> None:
+    image = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(5))
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    both = run(pipe, prompt=["A calm sea."] * 2, image=image, generator=generators)
+    apart = torch.cat([run(pipe, image=image), run(pipe, image=image, seed=1)])
+    assert largest_difference(both, apart) <= 1e-4
+    assert largest_difference(apart[0], apart[1]) > 1e-3
+
+
+def test_two_images_serve_the_videos_of_two_prompts(pipe: OpenSoraPipeline) -> None:
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(5))
+    made = run(pipe, prompt=["A calm sea."] * 2, num_videos_per_prompt=2, image=[images], num_inference_steps=1)
+    assert made.shape[0] == 4
+    given = made[:, :, 0]
+    assert largest_difference(given[0], given[1]) < largest_difference(given[1], given[2])
 
 
 def test_a_video_is_gone_on_with_from_its_end(pipe: OpenSoraPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +289,9 @@ def test_a_callback_sees_every_step_and_may_change_or_end_it(pipe: OpenSoraPipel
         ({"condition_latent_frames": 3}, "multiple of a chunk, 5; got 3"),
         ({"callback_on_step_end_tensor_inputs": ["sigma"]}, r"can be given latents, prompt_embeds; got \['sigma'\]"),
         ({"image": [torch.zeros(3, 8, 8)] * 3}, "3 images and 0 videos need a `mask_strategy`"),
+        ({"image": [torch.zeros(2, 3, 8, 8)]}, "one for each prompt; got 2 for 1 videos"),
+        ({"image": torch.zeros(3, 8, 8, dtype=torch.int64)}, r"whole numbers of 8 bits; got torch.int64"),
+        ({"video": np.zeros((17, 8, 8, 3), dtype=np.uint16)}, r"whole numbers of 8 bits; got uint16"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(changes: dict[str, Any], message: str, pipe: OpenSoraPipeline) -> None:

@@ -162,7 +162,7 @@ def fail(*_: Any) -> dict[str, Any]:
 
 
 MISTAKES: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
-    ({"height": 33}, ValueError, "height"),
+    ({"height": 7}, ValueError, "height"),
     ({"threshold": -1}, ValueError, "threshold"),
     ({"easycache": 0.05}, ValueError, "EasyCacheConfig, got 0.05"),
     ({"easycache": CONFIG, "threshold": 0.1}, ValueError, "put threshold into it"),

@@ -4,6 +4,7 @@ What a pipeline takes is read from the signature of its call. The few things no 
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from vidaccel.components import denoisers, patch_sizes, strides
 from vidaccel.errors import UserError
 from vidaccel.request import GenerationRequest
+
+logger = logging.getLogger(__name__)
 
 FRAME_COUNTS = ("num_frames", "frames", "video_length")
 _RATES = ("fps", "frame_rate")
@@ -30,6 +33,7 @@ _PLACES = {
 # Pipelines that make the frames asked for by whole sections, whatever their number, or by a rule of their own.
 _OWN_FRAME_RULE = ("HunyuanVideoFramepack", "Helios", "OpenSora", "WanAnimate")
 _PADS_PATCHES = ("OpenSora",)  # the transformer fills up its last patches, so that only the VAE's stride counts
+_SAMPLE_RATES = {"vocoder": "output_sampling_rate", "sound_tokenizer": "sampling_rate"}  # part and its setting
 _NEED_NEGATIVE = ("EasyAnimate",)  # guide against a negative prompt and have none of their own
 _ONLY_ARRAYS = ("LTXI2VLong",)  # tensors come back as the VAE leaves them, in [-1, 1]
 _TWO_STEPS = ("Mochi",)  # the schedule of a single step is undefined
@@ -172,13 +176,28 @@ def frames_of(output: Any) -> Tensor:
 
 
 def sound_of(pipe: Any, output: Any) -> tuple[Tensor, int] | None:
-    """The waveform (channels, samples) in [-1, 1] of a pipeline that makes sound too, and its samples a second."""
-    audio, vocoder = getattr(output, "audio", None), getattr(pipe, "vocoder", None)
-    rate = getattr(getattr(vocoder, "config", None), "output_sampling_rate", None)
-    if not isinstance(audio, Tensor) or rate is None:
+    """The first waveform (channels, samples) of a pipeline that makes sound too, and its samples a second.
+
+    Takes `audio`, (B, channels, samples) or (B, samples) (LTX-2, Kandinsky 6), and `sound`, (channels, samples)
+    (Cosmos 3). Where the pipeline does not say how many samples a second are, there is a warning instead.
+    """
+    audio, sound = (getattr(output, name, None) for name in ("audio", "sound"))
+    waveform = sound if audio is None else audio[0]
+    if waveform is None:
         return None
-    waveform = audio[0].detach().float().cpu()
-    return (waveform if waveform.ndim == 2 else waveform[None]), int(rate)
+    rate = _sample_rate(pipe)
+    if rate is None:
+        logger.warning("%s makes sound too, at an unknown rate; the sound is not written.", type(pipe).__name__)
+        return None
+    waveform = torch.as_tensor(waveform).detach().float().cpu()
+    return (waveform if waveform.ndim == 2 else waveform[None]), rate
+
+
+def _sample_rate(pipe: Any) -> int | None:
+    own = getattr(pipe, "audio_sample_rate", None)
+    for part, setting in _SAMPLE_RATES.items():
+        own = own or getattr(getattr(getattr(pipe, part, None), "config", None), setting, None)
+    return None if own is None else int(own)
 
 
 def _makes_video(parameters: Mapping[str, Any]) -> bool:

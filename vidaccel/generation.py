@@ -29,7 +29,7 @@ from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, footprint, gigabytes
 from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
-from vidaccel.presets import preset_of
+from vidaccel.presets import Preset, preset_of
 from vidaccel.recorder import Recorder, StepProgress, now
 from vidaccel.report import EasyCacheReport
 from vidaccel.request import GenerationRequest, request_for
@@ -42,6 +42,7 @@ __all__ = [
     "easycache_settings",
     "generate",
     "request_for",
+    "settings_with_preset",
     "unknown_words",
     "warm_up",
 ]
@@ -116,9 +117,15 @@ def easycache_settings(
 
     Raises `UserError` for a value out of range.
     """
+    return settings_with_preset(preset_of(pipe), threshold=threshold, warmup_steps=warmup_steps)
+
+
+def settings_with_preset(
+    preset: Preset | None, *, threshold: float | None = None, warmup_steps: int | None = None
+) -> tuple[EasyCacheConfig, str]:
+    """`easycache_settings` for a model that is not loaded, from its preset (None: none is published)."""
     given = {"threshold": threshold, "warmup_steps": warmup_steps}
     given = {name: value for name, value in given.items() if value is not None}
-    preset = preset_of(pipe)
     try:
         config = replace(preset.config if preset is not None else EasyCacheConfig(), **given)  # type: ignore[arg-type]
     except ValueError as error:
@@ -172,6 +179,8 @@ def _warn_about_words(pipe: Any, request: GenerationRequest) -> None:
     if tokenizer is None or parameter is None:
         return
     longest = parameter.default if request.max_sequence_length is None else request.max_sequence_length
+    if not isinstance(longest, int):  # the pipeline finds it out by itself
+        return
     if any(len(tokenizer(text).input_ids) > longest for text in texts):
         logger.warning("The prompt is longer than %d tokens; what comes after them has no effect.", longest)
 

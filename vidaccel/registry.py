@@ -7,14 +7,18 @@ Folders and Hub ids without a row in the table get one from `spec_of`: with the 
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
+
+from huggingface_hub import try_to_load_from_cache
 
 from vidaccel.components import pipeline_class
 from vidaccel.errors import UserError
 from vidaccel.model_spec import GenerationDefaults, ModelSpec, Weights, asset_path, expanded
 from vidaccel.model_table import EMBEDDED_MODEL, MODELS
+from vidaccel.presets import Preset, preset_for
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -23,7 +27,9 @@ __all__ = [
     "GenerationDefaults",
     "ModelSpec",
     "asset_path",
+    "model_index",
     "pipeline_name",
+    "recorded_preset",
     "spec_of",
 ]
 
@@ -81,11 +87,34 @@ def pipeline_name(spec: ModelSpec) -> str | None:
     return spec.pipeline if spec.folder is None else _named_pipeline(spec.folder)
 
 
-def _named_pipeline(folder: Path) -> str | None:
+def model_index(spec: ModelSpec) -> Mapping[str, Any] | None:
+    """The `model_index.json` of a model, None where it is not on this machine or is none."""
+    if (folder := spec.folder) is not None:
+        return _index_in(folder / "model_index.json")
+    cached = try_to_load_from_cache(spec.source, "model_index.json")
+    return _index_in(Path(cached)) if isinstance(cached, str) else None
+
+
+def recorded_preset(index: Mapping[str, Any]) -> Preset | None:
+    """The published settings for the model of a `model_index.json`: what `preset_of` says once it is loaded."""
+    kind: Any = pipeline_class(index["_class_name"])
+    networks = [index.get(name) for name in ("transformer", "transformer_2")]
+    named = [str(network[1]) for network in networks if isinstance(network, list) and len(network) == 2 and network[1]]
+    pipelines = set() if kind is None else {owner.__name__ for owner in kind.__mro__}
+    return preset_for(pipelines=pipelines, transformers=named[:1], config=index)
+
+
+def _index_in(path: Path) -> Mapping[str, Any] | None:
     try:
-        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):  # loading says what is wrong with it
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # loading says what is wrong with it
         return None
+    return index if isinstance(index, dict) and isinstance(index.get("_class_name"), str) else None
+
+
+def _named_pipeline(folder: Path) -> str | None:
+    index = _index_in(folder / "model_index.json")
+    return None if index is None else str(index["_class_name"])
 
 
 def _settings_of_pipeline(folder: Path) -> GenerationDefaults:

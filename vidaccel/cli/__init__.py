@@ -46,7 +46,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        say_error("interrupted; finished videos are kept, and the same command goes on from there.")
+        say_error("interrupted; what is finished is kept, and the same command can be run again.")
     return code if isinstance(code, int) else 0
 
 

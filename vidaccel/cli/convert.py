@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidaccel.cli.console import messages, say, say_error
+from vidaccel.cli.console import messages, say
 from vidaccel.convert.folder import ConvertOptions, ConvertProgress, convert
 from vidaccel.convert.open_sora import RECIPES, REFUSED
 from vidaccel.errors import UserError
@@ -40,15 +40,11 @@ def open_sora(
     """Turn the published files of Open-Sora 1.2 or 2.0 into a diffusers folder."""
     if dtype not in _DTYPES:
         raise UserError(f"`--dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
-    try:
-        with _byte_bar("reading") as advance:
-            options = ConvertOptions(
-                dtype=None if dtype == "keep" else getattr(torch, dtype), overwrite=overwrite, on_progress=advance
-            )
-            recipe = convert(checkpoint, output, recipes=RECIPES, refused=REFUSED, version=version, options=options)
-    except KeyboardInterrupt:
-        say_error(f"interrupted; {output} is as it was.")
-        raise SystemExit(130) from None
+    with _byte_bar("reading") as advance:
+        options = ConvertOptions(
+            dtype=None if dtype == "keep" else getattr(torch, dtype), overwrite=overwrite, on_progress=advance
+        )
+        recipe = convert(checkpoint, output, recipes=RECIPES, refused=REFUSED, version=version, options=options)
     say(f"{output}: {recipe.name} {recipe.version}, {recipe.pipeline}")
 
 

@@ -9,22 +9,31 @@ from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.records import write_json
 from vidaccel.cli.compare import twin_table
 from vidaccel.cli.console import console, messages, say
-from vidaccel.cli.jobs import Job, folder_digest, plain_values, request_settings, unfinished, video_paths
+from vidaccel.cli.jobs import (
+    Job,
+    check_writable,
+    folder_digest,
+    plain_values,
+    request_settings,
+    unfinished,
+    video_paths,
+)
 from vidaccel.cli.progress import step_bar
 from vidaccel.components import execution_device
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, check_request, easycache_settings, generate, warm_up
+from vidaccel.generation import Generation, check_request, generate, settings_with_preset, warm_up
 from vidaccel.loading import component_dtypes, load_pipeline, resolve_device
 from vidaccel.metrics import VideoComparison, compare_videos
-from vidaccel.registry import ModelSpec, pipeline_name
+from vidaccel.presets import preset_of
+from vidaccel.registry import ModelSpec, model_index, pipeline_name, recorded_preset
 from vidaccel.request import GenerationRequest
 from vidaccel.video import side_by_side, whole_file, write_video
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFlags:
-    """EasyCache's settings as the command was given them; None is the preset of the model, which only loading tells."""
+    """EasyCache's settings as the command was given them; None is what is published for the model."""
 
     threshold: float | None
     warmup_steps: int | None
@@ -52,15 +61,21 @@ class Run:
         if not 0 < self.fps < 1000:
             raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
 
-    def settings(self) -> dict[str, Any]:
-        """Everything beside the request that can change pixels, as the sidecar records it."""
+    def settings(self, easycache: EasyCacheConfig | None) -> dict[str, Any]:
+        """Everything beside the request that can change pixels, as the sidecar records it.
+
+        easycache: what the flags and the model's preset come to, so that with another preset it is another video.
+        """
         device = resolve_device(self.device)
         dtypes = component_dtypes(self.dtype, device, pipeline=pipeline_name(self.spec))
         folder = self.spec.folder
+        reuse = None
+        if easycache is not None:
+            reuse = {"threshold": easycache.threshold, "warmup_steps": easycache.warmup_steps}
         return {
             "model": self.spec.name,
             "model_digest": None if folder is None else folder_digest(folder),
-            "easycache": None if self.easycache is None else vars(self.easycache),
+            "easycache": reuse,
             "device": device.type,
             "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
             "attention": self.attention,
@@ -80,8 +95,17 @@ def easycache_config(*, threshold: float | None, warmup_steps: int | None) -> Ea
 
 def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, overwrite: bool) -> None:
     """Make the videos that are not finished yet, in order; what is finished is said and skipped."""
-    settings = run.settings()
     paths = video_paths([request.prompt for request in requests], requests[0].seed, output)
+    pipe, config, words = None, None, ""
+    if run.easycache is not None:
+        index = model_index(run.spec)
+        if index is None:  # only the loaded model says what is published for it
+            for folder in {path.parent for path in paths}:
+                check_writable(folder)
+            pipe = _load(run)
+        preset = preset_of(pipe) if index is None else recorded_preset(index)
+        config, words = settings_with_preset(preset, **vars(run.easycache))
+    settings = run.settings(config)
     jobs = [
         Job(
             request=request,
@@ -98,8 +122,18 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
             say(f"{job.video}: finished before, skipped")
     if not waiting:
         return
+    pipe = pipe or _load(run)
+    for job in waiting:
+        check_request(pipe, job.request)
+    if words:
+        say(f"EasyCache: {words}")
+    for job in waiting:
+        _carry_out(pipe, run, job, config)
+
+
+def _load(run: Run) -> Any:
     with messages.status("loading the model"):
-        pipe = load_pipeline(
+        return load_pipeline(
             run.spec.name,
             device=run.device,
             dtype=run.dtype,
@@ -107,14 +141,6 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
             attention=run.attention,
             compile=run.compile_blocks,
         )
-    for job in waiting:
-        check_request(pipe, job.request)
-    config = None
-    if run.easycache is not None:
-        config, words = easycache_settings(pipe, **vars(run.easycache))
-        say(f"EasyCache: {words}")
-    for job in waiting:
-        _carry_out(pipe, run, job, config)
 
 
 def _carry_out(pipe: Any, run: Run, job: Job, config: EasyCacheConfig | None) -> None:

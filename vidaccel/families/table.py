@@ -7,6 +7,7 @@ from vidaccel.families.rows_cosmos import COSMOS_FAMILIES
 from vidaccel.families.rows_hunyuan import HUNYUAN_FAMILIES
 from vidaccel.families.rows_ltx import LTX_FAMILIES
 from vidaccel.families.rows_modular import MODULAR_FAMILIES
+from vidaccel.families.rows_open_sora import OPEN_SORA_FAMILIES
 from vidaccel.families.rows_others import OTHER_FAMILIES
 from vidaccel.families.rows_wan import WAN_FAMILIES
 from vidaccel.families.rows_wan_based import WAN_BASED_FAMILIES
@@ -18,6 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     *COGVIDEOX_FAMILIES,
     *COSMOS_FAMILIES,
     *OTHER_FAMILIES,
+    *OPEN_SORA_FAMILIES,
     *WAN_BASED_FAMILIES,
     *MODULAR_FAMILIES,
 )

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import PIL.Image
+import torch
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidaccel.errors import UserError
+
 
 def read_image(image: Any) -> Tensor:
-    """(B, 3, 1, H, W) in [-1, 1], in its own size, of a PIL image, an array (H, W, 3) or a tensor (3, H, W) in [0, 1].
+    """(B, 3, 1, H, W) in [-1, 1], in its own size, of a PIL image, an array (H, W, 3) or a tensor (3, H, W).
 
-    A list, or one more dimension in front, is one image for each prompt.
+    Numbers are in [0, 1], or whole and of 8 bits. A list, or one more dimension in front, is one image for each prompt.
+    Raises `UserError` for other whole numbers.
     """
+    image = _in_unit_range(image)
     if isinstance(image, PIL.Image.Image) or getattr(image, "ndim", 0) == 3:
         image = [image]
     return _processor().preprocess(image).unsqueeze(2)
@@ -23,9 +29,19 @@ def read_image(image: Any) -> Tensor:
 def read_video(video: Any) -> Tensor:
     """(B, 3, F, H, W) in [-1, 1], in its own size: a list of PIL images, an array (F, H, W, 3), a tensor (F, 3, H, W).
 
-    A list of those, or one more dimension in front, is one video for each prompt.
+    Numbers as in `read_image`. A list of those, or one more dimension in front, is one video for each prompt.
     """
-    return _processor().preprocess_video(video)
+    return _processor().preprocess_video(_in_unit_range(video))
+
+
+def for_each_video(frames: Tensor, count: int) -> Tensor:
+    """Frames (B, 3, F, H, W) for `count` videos: one for all stays one, else as many, each as often in a row.
+
+    Raises `UserError` where `count` is no multiple of B.
+    """
+    if count % len(frames):
+        raise UserError(f"Give one image or video, or one for each prompt; got {len(frames)} for {count} videos.")
+    return frames if len(frames) == 1 else frames.repeat_interleave(count // len(frames), dim=0)
 
 
 def fill_and_crop(frames: Tensor, *, height: int, width: int) -> Tensor:
@@ -39,6 +55,20 @@ def fill_and_crop(frames: Tensor, *, height: int, width: int) -> Tensor:
     top, left = (round((new - wanted) / 2) for new, wanted in zip(new_size, (height, width), strict=True))
     flat = flat[..., top : top + height, left : left + width]
     return flat.unflatten(0, (batch, count)).transpose(1, 2)
+
+
+def _in_unit_range(pictures: Any) -> Any:
+    """Arrays and tensors of 8-bit numbers brought to [0, 1]; diffusers takes any numbers as in that range."""
+    if isinstance(pictures, list | tuple):
+        return [_in_unit_range(one) for one in pictures]
+    if not isinstance(pictures, np.ndarray | Tensor):
+        return pictures
+    if pictures.dtype in (np.uint8, torch.uint8):
+        return pictures / 255 if isinstance(pictures, Tensor) else pictures.astype(np.float32) / 255
+    is_whole = pictures.dtype.kind in "iub" if isinstance(pictures, np.ndarray) else not pictures.is_floating_point()
+    if is_whole:
+        raise UserError(f"Pixels must be in [0, 1] or whole numbers of 8 bits; got {pictures.dtype}.")
+    return pictures
 
 
 def _processor() -> VideoProcessor:
