@@ -319,6 +319,8 @@ class EasyCacheRun:
                 config.warmup_steps,
                 config.tail_steps,
             )
+        if total is not None and (late := sorted(step for step in self._schedule or () if step >= total)):
+            logger.warning("EasyCache's `schedule` names the steps %s, but the call has %d, from 0.", late, total)
         if total is None and config.tail_steps:
             logger.warning(
                 "EasyCache does not know the number of steps, so the last step may be reused. Apply it to the pipeline "
