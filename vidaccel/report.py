@@ -13,6 +13,7 @@ Reason = Literal[
     "warmup",
     "tail",
     "transformer_switch",
+    "adapter_switch",
     "no_history",
     "input_changed",
     "scheduled",
@@ -24,10 +25,11 @@ Reason = Literal[
 ]
 """Why a step was computed, or ("below_threshold") reused.
 
-warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. no_history:
-fewer than two evaluations to take a rate from. input_changed: another shape, type or device than the step before.
-scheduled: the schedule given beforehand says so. not_finite, no_change: the statistic is NaN or infinite, or the input
-did not move. The rest follow from the threshold.
+warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. adapter_switch:
+LoRA adapters were switched, weighted or merged since the step before. no_history: fewer than two evaluations to take a
+rate from. input_changed: another shape, type or device than the step before. scheduled: the schedule given beforehand
+says so. not_finite, no_change: the statistic is NaN or infinite, or the input did not move. The rest follow from the
+threshold.
 """
 
 

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
@@ -22,6 +23,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vidaccel.hooks.adapters import adapters_of
 from vidaccel.hooks.batch import select_rows
 from vidaccel.hooks.place import Call
 from vidaccel.hooks.run import EasyCacheRun, Plan
@@ -98,7 +100,7 @@ class EasyCacheHook(ModelHook):
                 "call disable_cache() or remove_easycache, one cache at a time."
             )
         bound = self._signature.bind(module, *args, **kwargs)
-        call = self._call(bound.arguments)
+        call = self._call(module, bound.arguments)
         plan = self.run.enter(self.transformer, call)
         if not plan.reused:
             return self._compute(forward, args, kwargs, call=call, plan=plan)
@@ -171,7 +173,7 @@ class EasyCacheHook(ModelHook):
         )
         return self._matchings
 
-    def _call(self, arguments: dict[str, Any]) -> Call:
+    def _call(self, module: nn.Module, arguments: dict[str, Any]) -> Call:
         sources = tuple(arguments[name] for name in self._traits.streams)
         conditions = {
             name: value
@@ -185,6 +187,7 @@ class EasyCacheHook(ModelHook):
             conditions=conditions,
             context=self.contexts.current,
             splits_batch=self._traits.splits_batch,
+            find_adapters=partial(adapters_of, unwrap_module(module)),
         )
 
 

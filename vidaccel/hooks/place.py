@@ -17,7 +17,7 @@ Nothing is counted in calls and nothing relies on the end of the last generation
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ class Call:
     conditions: the other tensors given, by argument name.
     context: diffusers' `CacheContext`, or None.
     splits_batch: whether the model can be run for some samples of the batch, see `Traits`.
+    find_adapters: tells which adapters the model runs with, see `adapters_of`.
     """
 
     streams: tuple[Tensor, ...]
@@ -61,6 +62,7 @@ class Call:
     conditions: Mapping[str, Tensor]
     context: Any
     splits_batch: bool = False
+    find_adapters: Callable[[], Hashable] = tuple
 
     @property
     def latents(self) -> Tensor:
