@@ -214,3 +214,23 @@ def test_first_and_last_frame_of_each_sample_stay_together() -> None:
     samples = [step.samples for step in easycache_report(pipe).decisions]
     assert any(len(set(computed)) == 2 for computed in samples), "no step computed one sample and reused the other"
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_blocks_run_for_the_whole_batch_and_samples_still_decide_for_themselves() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    config = EasyCacheConfig(threshold=0.25, warmup_steps=3)
+    expected, patterns = lively(tiny_wan_t2v(), (0, 1, 2), config)
+    assert len(set(patterns)) > 1
+    torch._dynamo.reset()
+    pipe, rows = tiny_wan_t2v(), set()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    pipe.transformer.patch_embedding.register_forward_pre_hook(lambda module, args: rows.add(args[0].shape[0]))
+    frames, found = lively(pipe, (0, 1, 2), config)
+    assert found == patterns
+    torch.testing.assert_close(frames, expected, rtol=1e-4, atol=1e-4)
+    assert (len(graphs), rows) == (1, {3}), "another number of samples would be compiled again"

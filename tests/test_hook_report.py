@@ -16,6 +16,8 @@ from tiny_models import call_arguments, tiny_scheduler, tiny_wan_t2v, tiny_wan_t
 from torch import Tensor
 
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
+from vidaccel.families.calls import call_inputs
+from vidaccel.families.random_weights import build_random
 from vidaccel.report import StepDecision
 
 NUM_STEPS = 12
@@ -325,3 +327,23 @@ def test_the_report_needs_no_more_than_the_run(caplog: pytest.LogCaptureFixture)
     assert handle.report == report
     assert not any(isinstance(value, torch.Tensor) for step in report.decisions for value in vars(step).values())
     assert all(math.isfinite(step.seconds) for step in report.decisions)
+
+
+@pytest.mark.parametrize("ar_step", [0, 2], ids=["frames together", "frames one after the other"])
+def test_every_window_of_a_long_video_has_its_own_number_of_steps_and_its_tail(ar_step: int) -> None:
+    """All windows of SkyReels-V2 share one tensor of timesteps; the first one alone may take more steps."""
+    pipe = build_random("skyreels-v2-df-t2v")
+    pipe.set_progress_bar_config(disable=True)
+    apply_easycache(pipe, EasyCacheConfig(threshold=math.inf, warmup_steps=3))
+    inputs = call_inputs("skyreels-v2-df-t2v", num_inference_steps=8, output_type="latent", num_frames=17)
+    windows = {"base_num_frames": 9, "overlap_history": 5, "ar_step": ar_step, "causal_block_size": 1}
+    for _ in range(2):
+        pipe(**inputs | windows)
+        decisions = easycache_report(pipe).decisions
+        assert decisions[-1].section == 2
+        for section in range(3):
+            steps = [step for step in decisions if step.section == section]
+            assert [step.step_index for step in steps] == list(range(len(steps)))
+            assert [step.reason for step in steps[:3]] == ["warmup"] * 3
+            assert {step.reason for step in steps[3:-1]} == {"below_threshold"}
+            assert steps[-1].reason == "tail"
