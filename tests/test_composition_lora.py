@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_composition import CONFIG, each_family, num_reused, pipeline, run
 
-from vidaccel import EasyCacheConfig, apply_easycache, remove_easycache
+from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
 
 peft = pytest.importorskip("peft")
 
@@ -106,3 +106,44 @@ def test_adapters_from_a_file_come_and_go_while_the_cache_stays(family: str, tmp
 def test_the_cache_at_threshold_zero_changes_nothing_under_an_adapter(family: str) -> None:
     exact = fresh(family, "both, weighted", EasyCacheConfig(threshold=0))
     assert torch.equal(exact, fresh(family, "both, weighted", None))
+
+
+SWITCHES = {
+    "other adapter": ("first", lambda pipe: pipe.set_adapters("second")),
+    "other weight": ("first", lambda pipe: pipe.set_adapters("first", 0.5)),
+    "disabled": ("first", lambda pipe: pipe.disable_lora()),
+    "merged": ("first", lambda pipe: pipe.fuse_lora(adapter_names=["second"])),
+    "deleted": ("both, weighted", lambda pipe: pipe.delete_adapters("second")),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_inside_of_a_call_is_noticed_by_the_next_step(switch: str) -> None:
+    before, change = SWITCHES[switch]
+    family, at = "wan2.1-t2v", 5
+    latents = []
+
+    def steps(config: EasyCacheConfig, callback: Callable[..., Any] | None) -> list[Any]:
+        pipe = pipeline(family)
+        add_adapters(pipe)
+        STATES[before](pipe)
+        apply_easycache(pipe, config)
+        latents.append(run(pipe, family, callback_on_step_end=callback))
+        return list(easycache_report(pipe).decisions)
+
+    def switch_it(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if index == at:
+            change(pipe)
+        return kwargs
+
+    lasting = EasyCacheConfig(threshold=float("inf"), warmup_steps=3)
+    assert not any(step.computed for step in steps(lasting, None)[3:9])
+    switched = steps(lasting, switch_it)
+    assert [(step.computed, step.reason) for step in switched[at : at + 4]] == [
+        (False, "below_threshold"),
+        (True, "adapter_switch"),
+        (True, "no_history"),
+        (False, "below_threshold"),
+    ]
+    assert switched[at + 1].num_computed_passes == switched[at + 1].num_passes == 2
+    assert not torch.equal(*latents)

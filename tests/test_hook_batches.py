@@ -10,6 +10,8 @@ from tiny_models import call_arguments, tiny_transformer, tiny_wan_i2v, tiny_wan
 from torch import Tensor, nn
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
+from vidaccel.families.calls import call_inputs
+from vidaccel.families.random_weights import build_random
 from vidaccel.hooks.batch import batch_of, select_rows
 from vidaccel.hooks.traits import TRAITS
 
@@ -180,3 +182,55 @@ def test_rows_are_taken_from_batched_tensors_only() -> None:
     assert chosen["control_hidden_states_scale"].shape == (3,)
     assert chosen["rotary"][0].shape == (3,)
     assert chosen["timestep"] == 5.0
+
+
+def test_rows_are_taken_from_folded_and_nested_arguments_too() -> None:
+    images = torch.arange(6.0)[:, None]  # first and last frame of each of three videos
+    chosen = select_rows(
+        {"encoder_hidden_states_image": images}, [0, 2], num_rows=3, traits=TRAITS["WanTransformer3DModel"]
+    )
+    assert chosen["encoder_hidden_states_image"].flatten().tolist() == [0.0, 1.0, 4.0, 5.0]
+    controls = [torch.arange(2.0), torch.arange(2.0) + 10]
+    arguments = {"encoder_hidden_states": tuple(controls), "block_controlnet_hidden_states": controls}
+    chosen = select_rows(arguments, [1], num_rows=2, traits=TRAITS["CosmosTransformer3DModel"])
+    assert [part.tolist() for part in chosen["encoder_hidden_states"]] == [[1.0], [11.0]]
+    assert [part.tolist() for part in chosen["block_controlnet_hidden_states"]] == [[1.0], [11.0]]
+    scale = {"rope_interpolation_scale": torch.ones(3)}
+    assert select_rows(scale, [0], num_rows=3, traits=TRAITS["LTXVideoTransformer3DModel"]) == scale
+
+
+def test_first_and_last_frame_of_each_sample_stay_together() -> None:
+    pipe = build_random("wan2.1-flf2v")
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["a red ball hops", "a blue cat sleeps on a green hill"]
+    config = EasyCacheConfig(threshold=0.35, warmup_steps=3)
+    inputs = call_inputs("wan2.1-flf2v", num_inference_steps=10, output_type="latent")
+    apply_easycache(pipe, config)
+    alone = [
+        pipe(**inputs | {"prompt": prompt, "generator": generators(index)[0]}).frames
+        for index, prompt in enumerate(prompts)
+    ]
+    together = pipe(**inputs | {"prompt": prompts, "generator": generators(0, 1)}).frames
+    samples = [step.samples for step in easycache_report(pipe).decisions]
+    assert any(len(set(computed)) == 2 for computed in samples), "no step computed one sample and reused the other"
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_blocks_run_for_the_whole_batch_and_samples_still_decide_for_themselves() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    config = EasyCacheConfig(threshold=0.25, warmup_steps=3)
+    expected, patterns = lively(tiny_wan_t2v(), (0, 1, 2), config)
+    assert len(set(patterns)) > 1
+    torch._dynamo.reset()
+    pipe, rows = tiny_wan_t2v(), set()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    pipe.transformer.patch_embedding.register_forward_pre_hook(lambda module, args: rows.add(args[0].shape[0]))
+    frames, found = lively(pipe, (0, 1, 2), config)
+    assert found == patterns
+    torch.testing.assert_close(frames, expected, rtol=1e-4, atol=1e-4)
+    assert (len(graphs), rows) == (1, {3}), "another number of samples would be compiled again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tiny_models import call_arguments, tiny_scheduler, tiny_wan_t2v, tiny_wan_t
 from torch import Tensor
 
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
+from vidaccel.families.calls import call_inputs
+from vidaccel.families.random_weights import build_random
 from vidaccel.report import StepDecision
 
 NUM_STEPS = 12
@@ -107,6 +110,38 @@ def test_a_report_draws_itself(tmp_path: Path, ending: str) -> None:
     assert path.stat().st_size > 10_000
 
 
+def test_sections_are_drawn_one_after_the_other_and_shares_of_samples_as_heights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    samples = [(True, True), (True, False), (False, False), (True, True), (False, True)]
+    steps = tuple(
+        StepDecision(
+            step_index=place % 3,
+            section=place // 3,
+            computed=any(each),
+            samples=each,
+            reason="warmup",
+            accumulated_error=0.1,
+            transformation_rate=1.0,
+            seconds=1.0,
+        )
+        for place, each in enumerate(samples)
+    )
+    report = EasyCacheReport(decisions=steps, config={"threshold": 0.1})
+    report.save_picture(tmp_path / "picture.png")
+    error, rate, time = figures[0].axes
+    assert sorted(x for line in error.lines[:2] for x in line.get_xdata()) == [0, 1, 2, 3, 4]
+    assert list(rate.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
+    assert [bar.get_x() + 0.4 for bar in time.patches] == pytest.approx([0, 1, 2, 3, 4])
+    assert [span.get_height() for span in error.patches] == [1, 0.5, 1, 0.5]
+    assert [line.get_xdata()[0] for line in time.lines] == [2.5]
+    assert time.get_xlabel() == "denoising step, 2 sections"
+
+
 def test_an_empty_report_is_not_drawn_and_an_untimed_one_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no steps"):
         EasyCacheReport(decisions=(), config={"threshold": 0.1}).save_picture(tmp_path / "empty.png")
@@ -124,6 +159,8 @@ def test_seconds_saved_compare_reused_steps_with_a_median_computed_one() -> None
 
     steps = (step(0, True, 9.0), step(1, True, 2.0), step(2, True, 2.0), step(3, False, 0.5), step(4, False, 0.0))
     assert EasyCacheReport(decisions=steps, config={}).seconds_saved == 2 * 2.0 - 0.5
+    partly = replace(step(5, True, 1.25), samples=(True, False))
+    assert EasyCacheReport(decisions=(*steps, partly), config={}).seconds_saved == 3 * 2.0 - 0.5 - 1.25
 
 
 def test_a_report_needs_a_finished_call() -> None:
@@ -290,3 +327,23 @@ def test_the_report_needs_no_more_than_the_run(caplog: pytest.LogCaptureFixture)
     assert handle.report == report
     assert not any(isinstance(value, torch.Tensor) for step in report.decisions for value in vars(step).values())
     assert all(math.isfinite(step.seconds) for step in report.decisions)
+
+
+@pytest.mark.parametrize("ar_step", [0, 2], ids=["frames together", "frames one after the other"])
+def test_every_window_of_a_long_video_has_its_own_number_of_steps_and_its_tail(ar_step: int) -> None:
+    """All windows of SkyReels-V2 share one tensor of timesteps; the first one alone may take more steps."""
+    pipe = build_random("skyreels-v2-df-t2v")
+    pipe.set_progress_bar_config(disable=True)
+    apply_easycache(pipe, EasyCacheConfig(threshold=math.inf, warmup_steps=3))
+    inputs = call_inputs("skyreels-v2-df-t2v", num_inference_steps=8, output_type="latent", num_frames=17)
+    windows = {"base_num_frames": 9, "overlap_history": 5, "ar_step": ar_step, "causal_block_size": 1}
+    for _ in range(2):
+        pipe(**inputs | windows)
+        decisions = easycache_report(pipe).decisions
+        assert decisions[-1].section == 2
+        for section in range(3):
+            steps = [step for step in decisions if step.section == section]
+            assert [step.step_index for step in steps] == list(range(len(steps)))
+            assert [step.reason for step in steps[:3]] == ["warmup"] * 3
+            assert {step.reason for step in steps[3:-1]} == {"below_threshold"}
+            assert steps[-1].reason == "tail"

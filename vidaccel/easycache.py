@@ -80,6 +80,7 @@ class EasyCacheConfig:
         _check_count("max_consecutive_reuses", self.max_consecutive_reuses, least=1, optional=True)
         _check_count("num_inference_steps", self.num_inference_steps, least=1, optional=True)
         _check_choice("predictor", self.predictor, tuple(PREDICTORS), function_allowed=True)
+        wants_previous(find_predictor(self.predictor))
         _check_choice("statistic", self.statistic, tuple(STATISTICS), function_allowed=True)
         _check_choice("denominator", self.denominator, ("computed", "previous"), function_allowed=False)
         _check_choice("rate_reference", self.rate_reference, ("computed", "previous"), function_allowed=False)
@@ -219,9 +220,14 @@ class EasyCacheController:
         last = self._evaluations[branch]
         extra = (self._earlier.get(branch),) if self._wants_previous else ()
         output = self._predict(latents, last, *extra)
+        if not isinstance(output, Tensor) or not _same_layout(output, last.output):
+            raise ValueError(
+                f"`predictor` must return a tensor of shape {tuple(last.output.shape)} and type {last.output.dtype} on "
+                f"{last.output.device}, like the last output; got {_layout(output)}."
+            )
         if branch == self.leader:
             if self.config.denominator == "previous":
-                self._output_size = self._statistic(self._conditional(widened(output)))
+                self._output_size = self._magnitude(self._conditional(widened(output)))
             if self.config.rate_reference == "previous":
                 self._previous_output = output.clone()
             self.previous_latents = latents.clone()
@@ -245,7 +251,7 @@ class EasyCacheController:
     def _record_leader(self, latents: Tensor, output: Tensor) -> None:
         kept = latents.clone()
         self._update_rate(kept, output)
-        self._output_size = self._statistic(self._conditional(widened(output)))
+        self._output_size = self._magnitude(self._conditional(widened(output)))
         self._keep(self.leader or "", Evaluation(step_index=self._step_index, latents=kept, output=output))
         self.previous_latents = kept
         self._previous_output = output if self.config.rate_reference == "previous" else None
@@ -269,7 +275,13 @@ class EasyCacheController:
         self.transformation_rate = self._measure(output, earlier_output) / self._measure(latents, earlier_latents)
 
     def _measure(self, left: Tensor, right: Tensor) -> Tensor:
-        return self._statistic(difference(self._conditional(left), self._conditional(right)))
+        return self._magnitude(difference(self._conditional(left), self._conditional(right)))
+
+    def _magnitude(self, values: Tensor) -> Tensor:
+        magnitude = self._statistic(values)
+        if not isinstance(magnitude, Tensor):
+            raise ValueError(f"`statistic` must return a tensor; got {_layout(magnitude)}.")
+        return magnitude
 
     def _conditional(self, tensor: Tensor) -> Tensor:
         if self.num_blocks == 1 or tensor.shape[0] % self.num_blocks:
@@ -279,6 +291,12 @@ class EasyCacheController:
 
 def _same_layout(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and left.dtype == right.dtype and left.device == right.device
+
+
+def _layout(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"shape {tuple(value.shape)} and type {value.dtype} on {value.device}"
 
 
 def _refusal(predicted: float, error: float, threshold: float) -> Reason:

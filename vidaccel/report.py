@@ -13,6 +13,7 @@ Reason = Literal[
     "warmup",
     "tail",
     "transformer_switch",
+    "adapter_switch",
     "no_history",
     "input_changed",
     "scheduled",
@@ -24,10 +25,11 @@ Reason = Literal[
 ]
 """Why a step was computed, or ("below_threshold") reused.
 
-warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. no_history:
-fewer than two evaluations to take a rate from. input_changed: another shape, type or device than the step before.
-scheduled: the schedule given beforehand says so. not_finite, no_change: the statistic is NaN or infinite, or the input
-did not move. The rest follow from the threshold.
+warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. adapter_switch:
+LoRA adapters were switched, weighted or merged since the step before. no_history: fewer than two evaluations to take a
+rate from. input_changed: another shape, type or device than the step before. scheduled: the schedule given beforehand
+says so. not_finite, no_change: the statistic is NaN or infinite, or the input did not move. The rest follow from the
+threshold.
 """
 
 
@@ -63,6 +65,11 @@ class StepDecision:
     num_passes: int = 1
     num_computed_passes: int = 0
     seconds: float | None = None
+
+    @property
+    def computed_share(self) -> float:
+        """Share of the samples that the model ran for, from 0 to 1."""
+        return sum(self.samples) / len(self.samples) if self.samples else float(self.computed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +108,12 @@ class EasyCacheReport:
 
     @property
     def seconds_saved(self) -> float | None:
-        """Model time of the reused steps had they taken as long as a median computed one; None if not measured."""
-        timed = [decision.seconds for decision in self.decisions if decision.computed]
-        spent = [decision.seconds for decision in self.decisions if not decision.computed]
+        """Model time of the reused steps had they taken as long as a median computed one; None if not measured.
+
+        A step that was reused for some samples of the batch counts as reused here, with the time it took.
+        """
+        timed = [decision.seconds for decision in self.decisions if decision.computed_share == 1]
+        spent = [decision.seconds for decision in self.decisions if decision.computed_share < 1]
         if not timed or any(seconds is None for seconds in timed + spent):
             return None
         return median(_numbers(timed)) * len(spent) - sum(_numbers(spent))
@@ -134,43 +144,53 @@ class EasyCacheReport:
         figure = Figure(figsize=(9.0, 7.5), layout="constrained")
         error, rate, time = figure.subplots(3, 1, sharex=True)
         self._draw_error(error)
-        _draw_rate(rate, self.decisions)
+        self._draw_rate(rate)
         self._draw_time(time)
-        time.set_xlabel("denoising step")
+        places = range(1, self.num_steps)
+        sections = [place for place in places if self.decisions[place].section != self.decisions[place - 1].section]
+        for place in sections:
+            for axes in (error, rate, time):
+                axes.axvline(place - 0.5, color="#808080", linewidth=1, linestyle="--")
+        time.set_xlabel(f"denoising step, {len(sections) + 1} sections" if sections else "denoising step")
         time.xaxis.get_major_locator().set_params(integer=True)
         figure.savefig(path, dpi=150)
         return path
 
     def _draw_error(self, axes: Any) -> None:
-        for decision in self.decisions:
-            if decision.computed:
-                axes.axvspan(decision.step_index - 0.5, decision.step_index + 0.5, color="#d9e4f2", linewidth=0)
+        for place, step in enumerate(self.decisions):
+            if step.computed:
+                axes.axvspan(place - 0.5, place + 0.5, ymax=step.computed_share, color="#d9e4f2", linewidth=0)
         for computed, marker, label in ((True, "s", "computed"), (False, "o", "reused")):
-            chosen = [
-                decision
-                for decision in self.decisions
-                if decision.computed is computed and decision.accumulated_error is not None
-            ]
-            axes.plot(*_points(chosen, "accumulated_error"), marker, label=label, markersize=4)
+            points = self._points("accumulated_error", computed=computed)
+            axes.plot(*points, marker, label=label, markersize=4)
         axes.axhline(self.config["threshold"], color="#b03030", linewidth=1, label="threshold")
         axes.set_ylabel("accumulated error")
         axes.set_ylim(bottom=0)
-        axes.set_title(f"{self.num_computed} of {self.num_steps} steps computed (shaded), {self.num_reused} reused")
+        shading = "shaded up to the share of samples" if any(step.samples for step in self.decisions) else "shaded"
+        axes.set_title(f"{self.num_computed} of {self.num_steps} steps computed ({shading}), {self.num_reused} reused")
         axes.legend(loc="upper left", fontsize="small")
 
     def _draw_time(self, axes: Any) -> None:
         saved = self.seconds_saved
-        axes.bar(*_points(self.decisions, "seconds"), color="#5b7fb0")
+        axes.bar(*self._points("seconds"), color="#5b7fb0")
         axes.set_ylabel("model time [s]")
         axes.set_title("time not measured" if saved is None else f"{saved:.2f} s of model time saved")
 
+    def _draw_rate(self, axes: Any) -> None:
+        for name in dict.fromkeys(step.transformer for step in self.decisions):
+            points = self._points("transformation_rate", transformer=name)
+            axes.plot(*points, ".-", label=name)
+        axes.set_ylabel("transformation rate")
+        axes.legend(loc="best", fontsize="small")
 
-def _draw_rate(axes: Any, decisions: tuple[StepDecision, ...]) -> None:
-    for transformer in dict.fromkeys(decision.transformer for decision in decisions):
-        chosen = [decision for decision in decisions if decision.transformer == transformer]
-        axes.plot(*_points(chosen, "transformation_rate"), ".-", label=transformer)
-    axes.set_ylabel("transformation rate")
-    axes.legend(loc="best", fontsize="small")
+    def _points(self, field: str, **wanted: Any) -> tuple[list[int], list[float]]:
+        """Places in the call, all sections one after the other, and values of the wanted steps that have one."""
+        known = {
+            place: getattr(step, field)
+            for place, step in enumerate(self.decisions)
+            if getattr(step, field) is not None and all(getattr(step, name) == wanted[name] for name in wanted)
+        }
+        return list(known), list(known.values())
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,11 +199,6 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-
-
-def _points(decisions: Any, field: str) -> tuple[list[int], list[float]]:
-    known = [decision for decision in decisions if getattr(decision, field) is not None]
-    return [decision.step_index for decision in known], [getattr(decision, field) for decision in known]
 
 
 def _numbers(values: list[float | None]) -> list[float]:

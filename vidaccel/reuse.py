@@ -37,7 +37,7 @@ Predictor = Callable[[Tensor, Evaluation], Tensor] | Callable[[Tensor, Evaluatio
 """`(latents, last evaluation) -> output`, a new tensor with shape and type of the evaluation's output.
 
 A function with a third parameter is also given the evaluation before the last one, None while there is none; only then
-is that one kept.
+is that one kept. A parameter with another default than None is a setting of the function and left alone.
 """
 
 Statistic = Callable[[Tensor], Tensor]
@@ -101,10 +101,25 @@ def find_predictor(choice: str | Predictor) -> Predictor:
 
 
 def wants_previous(predictor: Predictor) -> bool:
-    """Whether a predictor takes the evaluation before the last one too."""
+    """Whether a predictor takes the evaluation before the last one too.
+
+    Raises ValueError for a function that takes neither two nor three arguments.
+    """
+    try:
+        signature = inspect.signature(predictor)
+    except ValueError:  # a builtin that does not tell
+        return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(predictor).parameters.values()
-    return sum(parameter.kind in kinds for parameter in parameters) > 2
+    places = [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
+    wants = len(places) > 2 and places[2].default in (inspect.Parameter.empty, None)
+    try:
+        signature.bind(*range(3 if wants else 2))
+    except TypeError as error:
+        raise ValueError(
+            f"`predictor` must take (latents, last evaluation), or the evaluation before that too; got {predictor!r} "
+            f"with {signature}."
+        ) from error
+    return wants
 
 
 def find_statistic(choice: str | Statistic) -> Statistic:

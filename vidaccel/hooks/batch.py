@@ -72,16 +72,17 @@ def batch_of(num_rows: int, branches: Sequence[str], *, per_sample: bool) -> Bat
 
 
 def select_rows(arguments: Mapping[str, Any], rows: Sequence[int], *, num_rows: int, traits: Traits) -> dict[str, Any]:
-    """The arguments of a call for some rows of its batch: every batched tensor loses the others.
+    """The arguments of a call for some rows of its batch: every batched tensor loses the others."""
 
-    Tensors inside of other arguments, such as rotary embeddings, are the same for all rows.
-    """
+    def chosen(name: str, value: Any) -> Any:
+        if isinstance(value, tuple | list) and name in traits.nested:
+            return type(value)(chosen(name, part) for part in value)
+        if not isinstance(value, Tensor) or value.ndim == 0 or name in traits.unbatched:
+            return value
+        if value.shape[0] == num_rows:
+            return value[torch.tensor(rows, device=value.device)]
+        if name in traits.folded and value.shape[0] % num_rows == 0:
+            return value.unflatten(0, (num_rows, -1))[torch.tensor(rows, device=value.device)].flatten(0, 1)
+        return value
 
-    def is_batched(name: str, value: Any) -> bool:
-        is_tensor = isinstance(value, Tensor) and value.ndim > 0
-        return is_tensor and value.shape[0] == num_rows and name not in traits.unbatched
-
-    return {
-        name: value[torch.tensor(rows, device=value.device)] if is_batched(name, value) else value
-        for name, value in arguments.items()
-    }
+    return {name: chosen(name, value) for name, value in arguments.items()}

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
@@ -22,7 +23,8 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vidaccel.hooks.batch import select_rows
+from vidaccel.hooks.adapters import adapters_of
+from vidaccel.hooks.batch import Batch, select_rows
 from vidaccel.hooks.place import Call
 from vidaccel.hooks.run import EasyCacheRun, Plan
 from vidaccel.hooks.streams import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
@@ -98,12 +100,12 @@ class EasyCacheHook(ModelHook):
                 "call disable_cache() or remove_easycache, one cache at a time."
             )
         bound = self._signature.bind(module, *args, **kwargs)
-        call = self._call(bound.arguments)
+        call = self._call(module, bound.arguments)
         plan = self.run.enter(self.transformer, call)
         if not plan.reused:
             return self._compute(forward, args, kwargs, call=call, plan=plan)
         if plan.computed:
-            return self._compute_some(forward, bound, call=call, plan=plan)
+            return self._compute_some(module, forward, bound, call=call, plan=plan)
         return self._packed(self.run.predict(self.transformer, call, plan), plan, bound)
 
     def _warn_that_it_stays_away(self, module: nn.Module) -> None:
@@ -133,21 +135,31 @@ class EasyCacheHook(ModelHook):
             self.run.record(self.transformer, call, plan, pieces, span)
         return result
 
-    def _compute_some(self, forward: Any, bound: inspect.BoundArguments, *, call: Call, plan: Plan) -> Any:
-        """Run the model for some samples of the batch and predict the others."""
+    def _compute_some(
+        self, module: nn.Module, forward: Any, bound: inspect.BoundArguments, *, call: Call, plan: Plan
+    ) -> Any:
+        """Run the model for some samples of the batch and predict the others.
+
+        Compiled blocks run for the whole batch: another size would have them compiled again, which costs more.
+        """
         assert self._matchings is not None
-        part = plan.batch.part(plan.computed)
         with self._undone_if_interrupted():
+            some, part = (bound, plan.batch) if _is_compiled(module) else self._selected(bound, plan)
             predicted = self.run.predict(self.transformer, call, plan)
-            rows = plan.batch.rows(plan.computed)
-            chosen = select_rows(bound.arguments, rows, num_rows=plan.batch.num_rows, traits=self._traits)
-            some = inspect.BoundArguments(self._signature, OrderedDict(chosen))
             start = moment(call.source.device)
             outputs = unpack(forward(*some.args[1:], **some.kwargs), self._traits)
             span = start, moment(call.source.device)
-            computed = dict(zip(plan.computed, split_outputs(outputs, self._matchings, part), strict=True))
+            pieces = split_outputs(outputs, self._matchings, part)
+            groups = range(part.num_groups) if part is plan.batch else plan.computed
+            computed = {group: piece for group, piece in zip(groups, pieces, strict=True) if group in plan.computed}
             self.run.record(self.transformer, call, plan, computed, span)
         return self._packed({**predicted, **computed}, plan, bound)
+
+    def _selected(self, bound: inspect.BoundArguments, plan: Plan) -> tuple[inspect.BoundArguments, Batch]:
+        """The arguments for the samples to compute, and their batch."""
+        rows, num_rows = plan.batch.rows(plan.computed), plan.batch.num_rows
+        chosen = select_rows(bound.arguments, rows, num_rows=num_rows, traits=self._traits)
+        return inspect.BoundArguments(self._signature, OrderedDict(chosen)), plan.batch.part(plan.computed)
 
     def _packed(self, pieces: Pieces, plan: Plan, bound: inspect.BoundArguments) -> Any:
         assert self._matchings is not None
@@ -171,7 +183,7 @@ class EasyCacheHook(ModelHook):
         )
         return self._matchings
 
-    def _call(self, arguments: dict[str, Any]) -> Call:
+    def _call(self, module: nn.Module, arguments: dict[str, Any]) -> Call:
         sources = tuple(arguments[name] for name in self._traits.streams)
         conditions = {
             name: value
@@ -185,8 +197,14 @@ class EasyCacheHook(ModelHook):
             conditions=conditions,
             context=self.contexts.current,
             splits_batch=self._traits.splits_batch,
+            find_adapters=partial(adapters_of, unwrap_module(module)),
         )
 
 
 def _narrowed(sources: Sequence[Tensor], matchings: Sequence[Matching]) -> tuple[Tensor, ...]:
     return tuple(matching.narrow(source) for source, matching in zip(sources, matchings, strict=True))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether any part of the model is compiled, as `compile_repeated_blocks` does with its blocks."""
+    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
 from vidaccel.easycache import EasyCacheConfig
+from vidaccel.hooks.batch import CONDITIONAL
 from vidaccel.hooks.hook import HOOK_NAME, EasyCacheHook
 from vidaccel.hooks.run import EasyCacheRun
 from vidaccel.hooks.traits import traits_of
@@ -45,19 +47,27 @@ def apply_easycache(
     schedule: the steps to compute (counted from 0), in place of the rule: all others are reused as far as two earlier
         evaluations allow it. `[step.step_index for step in report.decisions if step.computed]` replays a report.
 
-    Returns the run, which holds the report. Raises ValueError where outputs cannot be reused safely: another cache or
-    EasyCache itself is active, the model keeps a key/value cache, is sharded by FSDP, or is compiled as a whole.
+    Returns the run, which holds the report. Raises ValueError for settings of other kinds, and where outputs cannot be
+    reused safely: another cache or EasyCache itself is active, the model keeps a key/value cache, is sharded by FSDP,
+    or is compiled as a whole.
     """
+    if config is not None and not isinstance(config, EasyCacheConfig):
+        raise ValueError(
+            f"`config` must be an EasyCacheConfig or None; got {config!r}. Use EasyCacheConfig(threshold=...)."
+        )
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"`on_step` must be a function of one StepDecision; got {on_step!r}.")
+    steps, branches = _checked_schedule(schedule), _checked_branches(batched_guidance)
     transformers = find_transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
         _refuse_unsafe(name, transformer)
     pipe = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
     run = EasyCacheRun(
-        config or _published_settings(pipe_or_transformer),
+        _published_settings(pipe_or_transformer) if config is None else config,
         pipe=pipe,
         end_is_told=_tells_its_end(pipe, transformers.values()),
-        batched_guidance=batched_guidance,
-        schedule=schedule,
+        batched_guidance=branches,
+        schedule=steps,
         on_step=on_step,
     )
     try:
@@ -130,6 +140,31 @@ def _uninstall(transformer: nn.Module) -> None:
     with _beneath_accelerate(transformer):
         HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(HOOK_NAME, recurse=False)
         _drop_own_forward(transformer)
+
+
+def _checked_schedule(schedule: Iterable[int] | None) -> frozenset[int] | None:
+    """The steps, whatever holds them; an iterator is used up once, here."""
+    if schedule is None:
+        return None
+    steps = [None] if isinstance(schedule, str) or not isinstance(schedule, Iterable) else list(schedule)
+    if not all(hasattr(step, "__index__") and not isinstance(step, bool) and int(step) >= 0 for step in steps):
+        raise ValueError(
+            f"`schedule` must hold the steps to compute as whole numbers from 0, such as [0, 1, 4]; got {schedule!r}."
+        )
+    return frozenset(operator.index(step) for step in steps)
+
+
+def _checked_branches(branches: Sequence[str] | None) -> tuple[str, ...] | None:
+    if branches is None:
+        return None
+    names = tuple(branches) if isinstance(branches, tuple | list) else ("",)
+    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names) != 1
+    if not is_named or (names and CONDITIONAL not in names):
+        raise ValueError(
+            f'`batched_guidance` must name the branches of a batch in order, "cond" among them, such as '
+            f'("uncond", "cond"), or be () if each has a call of its own; got {branches!r}.'
+        )
+    return names
 
 
 def _published_settings(pipe: Any) -> EasyCacheConfig:

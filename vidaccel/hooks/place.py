@@ -17,7 +17,7 @@ Nothing is counted in calls and nothing relies on the end of the last generation
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,12 +35,14 @@ class Place:
     """kind: what the call opens: a new generation, a new step, or only a further branch of the step.
 
     rises: the generation was opened because the timestep rose.
+    repeats: the generation is another window with the schedule of the one before.
     """
 
     kind: Kind
     step_index: int
     branch: str
     rises: bool = False
+    repeats: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Call:
     conditions: the other tensors given, by argument name.
     context: diffusers' `CacheContext`, or None.
     splits_batch: whether the model can be run for some samples of the batch, see `Traits`.
+    find_adapters: tells which adapters the model runs with, see `adapters_of`.
     """
 
     streams: tuple[Tensor, ...]
@@ -61,6 +64,7 @@ class Call:
     conditions: Mapping[str, Tensor]
     context: Any
     splits_batch: bool = False
+    find_adapters: Callable[[], Hashable] = tuple
 
     @property
     def latents(self) -> Tensor:
@@ -118,7 +122,7 @@ class PlaceTracker:
             return self._open("step", self.step_index + 1, name)
         if self.scheduler_is_live and self._scheduler_index is None and self._has_moved(name):
             if self.num_steps is not None and self.step_index + 1 >= self.num_steps:
-                return self._open("generation", 0, name)  # another window with the same schedule (SkyReels-V2)
+                return replace(self._open("generation", 0, name), repeats=True)  # SkyReels-V2
             return self._open("step", self.step_index + 1, name)
         if name is not None and name not in self._branches:
             return self._open("branch", self.step_index, name)
@@ -141,7 +145,7 @@ class PlaceTracker:
         """Take the call in as the present place."""
         if place.kind == "generation":
             timesteps = getattr(self.scheduler, "timesteps", None)
-            live = timesteps is not None and timesteps is not self._timesteps
+            live = timesteps is not None and (timesteps is not self._timesteps or place.repeats)
             self.forget()
             self._timesteps, self.scheduler_is_live = timesteps, live
             self.pipe_is_live = live and is_view(self._present_timestep(), timesteps)

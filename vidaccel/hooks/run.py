@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -80,6 +80,7 @@ class EasyCacheRun:
         self._tracker = PlaceTracker(self._pipe)
         self._ensembles: dict[str, Ensemble] = {}
         self._active: str | None = None
+        self._adapters: Hashable = ()
         self._steps: list[_Step] = []
         self._earlier: list[_Step] = []  # of the loops of this call that are through
         self._warned_few_steps = False
@@ -232,15 +233,17 @@ class EasyCacheRun:
     def _decide(
         self, transformer: str, call: Call, batch: Batch, place: Place, estimate: list[float] | None
     ) -> StepDecision:
-        """The decision of a step's first call; another expert, or another branch in front, begins without history."""
-        ensemble = self._ensembles[transformer]
-        switched = self._active is not None and self._active != transformer
-        if switched:
+        """The decision of a step's first call; another network, or another branch in front, begins without history."""
+        ensemble, adapters = self._ensembles[transformer], call.find_adapters()
+        change: Reason | None = None
+        if self._active not in (None, transformer):
             self._ensembles[self._active or ""].reset()
+            change = "transformer_switch"
+        elif ensemble.leader is not None and adapters != self._adapters:
+            change = "adapter_switch"
+        if change is not None or ensemble.leader not in (None, place.branch):
             ensemble.reset()
-        if ensemble.leader not in (None, place.branch):
-            ensemble.reset()
-        self._active = transformer
+        self._active, self._adapters = transformer, adapters
         decision = ensemble.decide(
             batch,
             call.streams,
@@ -249,8 +252,8 @@ class EasyCacheRun:
             values=estimate,
             forced="scheduled" if place.step_index in (self._schedule or ()) else None,
         )
-        if switched:
-            decision = replace(decision, computed=True, reason="transformer_switch")
+        if change is not None:
+            decision = replace(decision, computed=True, reason=change)
         section = self._earlier[-1].decision.section + 1 if self._earlier else 0
         return replace(decision, transformer=transformer, section=section, num_computed_passes=int(decision.computed))
 
@@ -319,6 +322,8 @@ class EasyCacheRun:
                 config.warmup_steps,
                 config.tail_steps,
             )
+        if total is not None and (late := sorted(step for step in self._schedule or () if step >= total)):
+            logger.warning("EasyCache's `schedule` names the steps %s, but the call has %d, from 0.", late, total)
         if total is None and config.tail_steps:
             logger.warning(
                 "EasyCache does not know the number of steps, so the last step may be reused. Apply it to the pipeline "

@@ -24,6 +24,8 @@ class Traits:
     holds_rest: the output has further channels behind the prediction (a learned variance) that no solver depends on;
         a reused step repeats them.
     unbatched: tensor arguments whose first dimension is not the batch.
+    folded: tensor arguments that may have several rows for each of the batch, one after the other.
+    nested: tuples and lists of tensors that follow the batch; tensors inside of others are the same for all rows.
     splits_batch: the arguments are known well enough to run some samples of a batch without the others.
     refusal: why its steps cannot be reused, or None.
     """
@@ -32,23 +34,28 @@ class Traits:
     channel_dim: int | None = None
     holds_rest: bool = False
     unbatched: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
     splits_batch: bool = True
     refusal: str | None = None
 
 
 UNKNOWN = Traits(splits_batch=False)
+_FIRST_AND_LAST = ("encoder_hidden_states_image",)  # Wan's image embeddings of both frames
 _PACKED_FRAMES = tuple(f"indices_latents{part}" for part in ("", "_clean", "_history_2x", "_history_4x"))
 _HISTORY = ("indices_hidden_states", *(f"indices_latents_history_{part}" for part in ("short", "mid", "long")))
 
 TRAITS: Mapping[str, Traits] = MappingProxyType(
     {
         "AllegroTransformer3DModel": Traits(),
-        "AnyFlowTransformer3DModel": Traits(channel_dim=2),
-        "ChronoEditTransformer3DModel": Traits(),
+        "AnyFlowTransformer3DModel": Traits(channel_dim=2, folded=_FIRST_AND_LAST),
+        "ChronoEditTransformer3DModel": Traits(folded=_FIRST_AND_LAST),
         "CogVideoXTransformer3DModel": Traits(channel_dim=2),
         "ConsisIDTransformer3DModel": Traits(channel_dim=2, splits_batch=False),  # lists of face features
         "Cosmos3OmniTransformer": Traits(refusal="it denoises lists of vision, sound and action tokens"),
-        "CosmosTransformer3DModel": Traits(unbatched=("padding_mask",)),
+        "CosmosTransformer3DModel": Traits(
+            unbatched=("padding_mask",), nested=("encoder_hidden_states", "block_controlnet_hidden_states")
+        ),
         "EasyAnimateTransformer3DModel": Traits(),
         "FluxTransformer2DModel": Traits(unbatched=("img_ids", "txt_ids")),  # Open-Sora 2.0
         "HeliosTransformer3DModel": Traits(unbatched=_HISTORY),
@@ -58,16 +65,16 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "Kandinsky5Transformer3DModel": Traits(channel_dim=-1, unbatched=("text_rope_pos",)),
         "Kandinsky6Transformer3DModel": Traits(streams=("hidden_states", "audio_hidden_states"), channel_dim=-1),
         "LTX2VideoTransformer3DModel": Traits(streams=("hidden_states", "audio_hidden_states")),
-        "LTXVideoTransformer3DModel": Traits(),
+        "LTXVideoTransformer3DModel": Traits(unbatched=("rope_interpolation_scale",)),
         "LatteTransformer3DModel": Traits(holds_rest=True),
         "MochiTransformer3DModel": Traits(),
         "MotifVideoTransformer3DModel": Traits(),
         "STDiT3": Traits(holds_rest=True),  # Open-Sora 1.2
         "SanaVideoTransformer3DModel": Traits(),
-        "SkyReelsV2Transformer3DModel": Traits(),
-        "WanAnimateTransformer3DModel": Traits(),
-        "WanTransformer3DModel": Traits(),
-        "WanVACETransformer3DModel": Traits(unbatched=("control_hidden_states_scale",)),
+        "SkyReelsV2Transformer3DModel": Traits(folded=_FIRST_AND_LAST),
+        "WanAnimateTransformer3DModel": Traits(folded=_FIRST_AND_LAST),
+        "WanTransformer3DModel": Traits(folded=_FIRST_AND_LAST),
+        "WanVACETransformer3DModel": Traits(unbatched=("control_hidden_states_scale",), folded=_FIRST_AND_LAST),
     }
 )
 
