@@ -122,7 +122,8 @@ class TestGenerate:
     ) -> None:
         assert generate("a red circle", "--threshold", "0.3") == 0
         sidecar = json.loads((tmp_path / "out" / "a-red-circle-seed0.json").read_text())
-        assert sidecar["settings"]["easycache"] == {"threshold": 0.3, "warmup_steps": 10}
+        expected = {"threshold": 0.3, "warmup_steps": 10, "predictor": "transformation"}
+        assert sidecar["settings"]["easycache"] == expected
         changed = tuple(replace(preset, warmup_steps=4) for preset in presets.PRESETS)
         monkeypatch.setattr(presets, "PRESETS", changed)
         assert generate("a red circle", "--threshold", "0.3", "--warmup-steps", "10") == 0

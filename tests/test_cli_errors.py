@@ -48,6 +48,7 @@ def refused(tiny_wan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("--height", "16384"), ("height", "too large")),
         (("--threshold", "-0.1"), ("threshold", "-0.1")),
         (("--threshold", "nan"), ("threshold", "nan")),
+        (("--predictor", "guess"), ("predictor", "guess")),
         (("--warmup-steps", "-1"), ("warmup_steps", "-1")),
         (("--num-inference-steps", "0"), ("num_inference_steps", "at least 1")),
         (("--num-inference-steps", "100000000"), ("num_inference_steps", "100000000", "at most")),

@@ -111,29 +111,35 @@ def generate(
 
 
 def easycache_settings(
-    pipe: Any, *, threshold: float | None = None, warmup_steps: int | None = None
+    pipe: Any, *, threshold: float | None = None, warmup_steps: int | None = None, predictor: str | None = None
 ) -> tuple[EasyCacheConfig, str]:
     """EasyCache as published for the model, with what is given in place; and in words, where the values come from.
 
     Raises `UserError` for a value out of range.
     """
-    return settings_with_preset(preset_of(pipe), threshold=threshold, warmup_steps=warmup_steps)
+    return settings_with_preset(preset_of(pipe), threshold=threshold, warmup_steps=warmup_steps, predictor=predictor)
 
 
 def settings_with_preset(
-    preset: Preset | None, *, threshold: float | None = None, warmup_steps: int | None = None
+    preset: Preset | None,
+    *,
+    threshold: float | None = None,
+    warmup_steps: int | None = None,
+    predictor: str | None = None,
 ) -> tuple[EasyCacheConfig, str]:
     """`easycache_settings` for a model that is not loaded, from its preset (None: none is published)."""
     given = {"threshold": threshold, "warmup_steps": warmup_steps}
     given = {name: value for name, value in given.items() if value is not None}
+    rule: dict[str, Any] = given if predictor is None else {**given, "predictor": predictor}
     try:
-        config = replace(preset.config if preset is not None else EasyCacheConfig(), **given)  # type: ignore[arg-type]
+        config = replace(preset.config if preset is not None else EasyCacheConfig(), **rule)
     except ValueError as error:
         raise UserError(str(error)) from error
     source = f"preset {preset.name}, {preset.source}" if preset is not None else "defaults: no preset is published"
     if given:
         source = "as asked for" if len(given) == 2 else f"{next(iter(given))} as asked for, else {source}"
-    return config, f"threshold {config.threshold:g}, first {config.warmup_steps} steps computed ({source})"
+    words = f"threshold {config.threshold:g}, first {config.warmup_steps} steps computed ({source})"
+    return config, words if predictor is None else f"{words}, predictor {predictor}"
 
 
 def warm_up(pipe: Any, request: GenerationRequest) -> None:

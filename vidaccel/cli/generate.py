@@ -11,6 +11,7 @@ from vidaccel.cli.runs import CacheFlags, Run, run_jobs
 from vidaccel.errors import UserError
 from vidaccel.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.request import request_for
+from vidaccel.reuse import PREDICTORS
 
 _CLIP = "a video, a folder of images or a .safetensors file of frames"
 
@@ -56,6 +57,10 @@ def generate(
         int | None,
         typer.Option(help="EasyCache: first steps that are always computed. [default: the model's preset]"),
     ] = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(help=f"EasyCache: what a reused step returns: {', '.join(PREDICTORS)}. [default: transformation]"),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Without EasyCache: compute every step.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run without reuse too; print time, forwards, PSNR, SSIM.")
@@ -82,7 +87,7 @@ def generate(
     )
     run = Run(
         spec=spec,
-        easycache=None if no_cache else CacheFlags(threshold=threshold, warmup_steps=warmup_steps),
+        easycache=None if no_cache else CacheFlags(threshold=threshold, warmup_steps=warmup_steps, predictor=predictor),
         device=device,
         dtype=dtype,
         attention=attention,

@@ -37,6 +37,7 @@ class CacheFlags:
 
     threshold: float | None
     warmup_steps: int | None
+    predictor: str | None = None
 
     def __post_init__(self) -> None:
         easycache_config(**vars(self))
@@ -71,7 +72,8 @@ class Run:
         folder = self.spec.folder
         reuse = None
         if easycache is not None:
-            reuse = {"threshold": easycache.threshold, "warmup_steps": easycache.warmup_steps}
+            values = easycache.to_dict()
+            reuse = {name: values[name] for name in ("threshold", "warmup_steps", "predictor")}
         return {
             "model": self.spec.name,
             "model_digest": None if folder is None else folder_digest(folder),
@@ -84,9 +86,11 @@ class Run:
         }
 
 
-def easycache_config(*, threshold: float | None, warmup_steps: int | None) -> EasyCacheConfig:
+def easycache_config(
+    *, threshold: float | None, warmup_steps: int | None, predictor: str | None = None
+) -> EasyCacheConfig:
     """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
-    given: dict[str, Any] = {"threshold": threshold, "warmup_steps": warmup_steps}
+    given: dict[str, Any] = {"threshold": threshold, "warmup_steps": warmup_steps, "predictor": predictor}
     try:
         return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
