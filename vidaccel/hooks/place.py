@@ -35,12 +35,14 @@ class Place:
     """kind: what the call opens: a new generation, a new step, or only a further branch of the step.
 
     rises: the generation was opened because the timestep rose.
+    same_schedule: it is another window that runs through the schedule of the last one.
     """
 
     kind: Kind
     step_index: int
     branch: str
     rises: bool = False
+    same_schedule: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ class PlaceTracker:
             return self._open("step", self.step_index + 1, name)
         if self.scheduler_is_live and self._scheduler_index is None and self._has_moved(name):
             if self.num_steps is not None and self.step_index + 1 >= self.num_steps:
-                return self._open("generation", 0, name)  # another window with the same schedule (SkyReels-V2)
+                return replace(self._open("generation", 0, name), same_schedule=True)  # SkyReels-V2
             return self._open("step", self.step_index + 1, name)
         if name is not None and name not in self._branches:
             return self._open("branch", self.step_index, name)
@@ -132,7 +134,8 @@ class PlaceTracker:
         falls, is_equal, same_latents, same_conditions = (bool(value) for value in answers)
         if falls:
             return self._open("step", self.step_index + 1, name)
-        if name is None and is_equal and same_latents and not same_conditions:
+        stands_still = self.scheduler_is_live and self._pipe_stands_still()
+        if name is None and is_equal and (stands_still or (same_latents and not same_conditions)):
             return self._open("branch", self.step_index, None)
         rises = self._timestep is not None and not is_equal
         return replace(self._open("generation", 0, name), rises=rises)
@@ -141,7 +144,7 @@ class PlaceTracker:
         """Take the call in as the present place."""
         if place.kind == "generation":
             timesteps = getattr(self.scheduler, "timesteps", None)
-            live = timesteps is not None and timesteps is not self._timesteps
+            live = place.same_schedule or (timesteps is not None and timesteps is not self._timesteps)
             self.forget()
             self._timesteps, self.scheduler_is_live = timesteps, live
             self.pipe_is_live = live and is_view(self._present_timestep(), timesteps)
@@ -205,10 +208,11 @@ class PlaceTracker:
 
         The same conditions too would be the first call once more, after an interruption, unless a live scheduler
         says that no call has begun since: both branches may be given the very same prompt. Then the latents may differ
-        as well: some image-to-video pipelines put other conditions into those of the unconditional branch.
+        as well: some image-to-video pipelines put other conditions into those of the unconditional branch. Pipelines of
+        blocks show no present timestep and make the argument anew for every branch.
         """
         if not _is_identical(self._time, call.timestep):
-            return False
+            return self.scheduler_is_live and not self.pipe_is_live and self.has_same_latents(call)
         if not self.has_same_latents(call):
             return self.scheduler_is_live and self.pipe_is_live
         repeated = all(_is_identical(self._conditions.get(name), value) for name, value in call.conditions.items())
