@@ -1,64 +1,195 @@
-"""Seeded runs of every family for the test matrix: pipelines are built once, EasyCache comes and goes."""
+"""Seeded runs of one family for the test matrix: the pipeline is built once, EasyCache comes and goes."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from statistics import median
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
+from device_reads import ReadsByVidaccel
 from torch import Tensor
 
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
 from vidaccel.families.calls import call_inputs, taken_arguments
 from vidaccel.families.random_weights import build_random
-from vidaccel.families.table import FAMILIES
+from vidaccel.families.table import FAMILIES, family_named
+from vidaccel.report import StepDecision
 
-NUM_STEPS = 10
-WARMUP = 3
-NAMES = [family.name for family in FAMILIES if family.refusal is None]
+NUM_STEPS = 7
+# Pipelines that do fewer steps than they are asked for: a strength below 1, the end of the schedule left out.
+# Two experts each need steps to reuse.
+MORE_STEPS = {
+    **dict.fromkeys(("wan2.1-v2v", "cogvideox-v2v", "ltx-long"), 9),
+    **dict.fromkeys(("wan2.2-t2v", "wan2.2-i2v", "wan2.2-t2v-blocks", "wan2.2-i2v-blocks"), 10),
+}
+# Whole chunks of 33 frames (Helios) or sections of 9 (FramePack): another number of them.
+OTHER_FRAMES = {
+    **dict.fromkeys(("helios", "helios-blocks", "framepack"), 33),
+    **dict.fromkeys(("helios-i2v", "helios-v2v", "helios-pyramid", "helios-pyramid-blocks"), 40),
+}
+WARMUP = 2
 EVERY_THIRD = EasyCacheConfig(threshold=float("inf"), warmup_steps=WARMUP, max_consecutive_reuses=2)
+NAMES = [family.name for family in FAMILIES if family.refusal is None]
+# Of one length: where diffusers pads a batch without a mask, a longer one would change the others.
+PROMPTS = ("a red ball hops", "blue cats sleep", "rain on a green")
+GUIDANCE = ("true_cfg_scale", "guidance_scale")
+# Two prompts need two images or videos here; elsewhere one is for all.
+INPUTS_PER_PROMPT = {
+    *("lucy-edit", "hunyuan-video-i2v", "hunyuan-video-i2v-replace", "hunyuan-skyreels-i2v", "framepack"),
+    *("ltx-i2v", "ltx2-i2v", "cogvideox-i2v", "cogvideox-v2v", "cogvideox-control", "consisid"),
+    *("cosmos-v2w", "cosmos2-v2w", "kandinsky6-i2v", "helios-i2v", "helios-v2v"),
+}
+# One generator, of a list the first, draws some of the noise for all samples.
+ONE_GENERATOR = {
+    *("helios-i2v", "helios-v2v", "helios-pyramid", "helios-pyramid-blocks"),
+    *("wan2.2-i2v-blocks", "ltx-condition", "ltx-i2v-blocks", "kandinsky5-i2v"),
+}
+_INPUTS = ("image", "video", "control_video")
 
 
 class InterruptionError(Exception):
     pass
 
 
-def build(name: str) -> Any:
-    """A pipeline of its own."""
-    pipe = build_random(name)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """One call with EasyCache: what it returned and did.
+
+    decisions: as they were told when they were taken.
+    num_forwards: how often a transformer really ran; num_held: latents held at most; num_reads: of the device.
+    """
+
+    outputs: list[Tensor]
+    report: EasyCacheReport
+    decisions: list[StepDecision]
+    num_forwards: int
+    num_held: int
+    num_held_afterwards: int
+    num_reads: int
 
 
-@cache
-def plain_pipe(name: str) -> Any:
-    """The pipeline that the tests of one family share; a test leaves it without EasyCache."""
-    return build(name)
+class FamilyRuns:
+    """One family's pipeline and the calls of it that several tests compare with; those are not to be changed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.row = family_named(name)
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The pipeline that the tests share; each leaves it without EasyCache."""
+        return build_random(self.name)
+
+    @contextmanager
+    def easycached(self, config: EasyCacheConfig | None = None, **options: Any) -> Iterator[Any]:
+        """The shared pipeline with EasyCache, as new."""
+        apply_easycache(self.pipe, config or self.config, **options)
+        try:
+            yield self.pipe
+        finally:
+            remove_easycache(self.pipe)
+
+    def take_off(self) -> None:
+        """Remove EasyCache wherever a failed test left it."""
+        with suppress(ValueError):
+            remove_easycache(self.pipe)
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """Of one call: few steps, latents out."""
+        settings = {"num_inference_steps": self.num_steps, "output_type": "latent"} | changes
+        inputs = call_inputs(self.row, **settings)
+        return {name: value for name, value in inputs.items() if self.takes(name)}
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that a usual call asks for."""
+        return MORE_STEPS.get(self.name, NUM_STEPS)
+
+    def takes(self, argument: str) -> bool:
+        """Whether the pipeline's call has an argument."""
+        return argument in taken_arguments(type(self.pipe))
+
+    def run(self, pipe: Any = None, **changes: Any) -> list[Tensor]:
+        """What a seeded call returns, of the shared pipeline unless another is given."""
+        return tensors((pipe or self.pipe)(**self.arguments(**changes)))
+
+    def watch(self, config: EasyCacheConfig) -> Watched:
+        """A seeded call with EasyCache, closely watched."""
+        decisions: list[StepDecision] = []
+        held: list[int] = []
+        reads: list[str] = []
+        handle = apply_easycache(self.pipe, config, on_step=decisions.append)
+        count = transformers(self.pipe)[0].register_forward_hook(lambda *_: held.append(len(handle.tensors())))
+        try:
+            with counted_forwards(self.pipe) as calls, ReadsByVidaccel(reads):
+                outputs = self.run()
+            return Watched(
+                outputs=outputs,
+                report=easycache_report(self.pipe),
+                decisions=decisions,
+                num_forwards=len(calls),
+                num_held=max(held),
+                num_held_afterwards=len(handle.tensors()),
+                num_reads=len(reads),
+            )
+        finally:
+            count.remove()
+            self.take_off()
+
+    @cached_property
+    def plain(self) -> list[Tensor]:
+        """Without EasyCache."""
+        return self.run()
+
+    @cached_property
+    def every_third(self) -> Watched:
+        """Reused whenever it is allowed."""
+        return self.watch(EVERY_THIRD)
+
+    @cached_property
+    def config(self) -> EasyCacheConfig:
+        """A threshold between the errors of two steps that follow each other: the first is reused, not the second."""
+        steps = self.every_third.report.decisions
+        first, second = next(pair for pair in pairwise(steps) if not pair[0].computed and not pair[1].computed)
+        assert first.accumulated_error is not None
+        assert second.accumulated_error is not None
+        return EasyCacheConfig(threshold=(first.accumulated_error + second.accumulated_error) / 2, warmup_steps=WARMUP)
+
+    @cached_property
+    def fresh(self) -> Watched:
+        """What EasyCache just applied does with `config`."""
+        return self.watch(self.config)
+
+    @cached_property
+    def guidance(self) -> str | None:
+        """The argument that says how strong the guidance is; None where a guider has it."""
+        return next((word for word in GUIDANCE if self.takes(word)), None)
+
+    @property
+    def guiders(self) -> list[Any]:
+        return [part for name, part in self.pipe.components.items() if "guider" in name]
+
+    def batch(self, *prompts: str) -> list[Tensor]:
+        """What one call for several prompts returns; each sample has its noise, and its image if that is asked for."""
+        generators = generator(0) if self.name in ONE_GENERATOR else [generator(seed) for seed in range(len(prompts))]
+        arguments = self.arguments(prompt=list(prompts), generator=generators)
+        if self.name in INPUTS_PER_PROMPT:
+            arguments |= {name: [arguments[name]] * len(prompts) for name in _INPUTS if name in arguments}
+        return tensors(self.pipe(**arguments))
 
 
-@contextmanager
-def easycached(name: str, config: EasyCacheConfig | None = None, **options: Any) -> Iterator[Any]:
-    """The shared pipeline with EasyCache, as new."""
-    pipe = plain_pipe(name)
-    apply_easycache(pipe, config or mixed(name), **options)
-    try:
-        yield pipe
-    finally:
-        remove_easycache(pipe)
+def default_of(pipeline: type, argument: str) -> Any:
+    """The default of an argument of the pipeline's call."""
+    return inspect.signature(pipeline.__call__).parameters[argument].default
 
 
-def arguments(name: str, **changes: Any) -> dict[str, Any]:
-    """Of one call: few steps, latents out where the pipeline gives them."""
-    settings = {"num_inference_steps": NUM_STEPS, "output_type": "latent"} | changes
-    return {key: value for key, value in call_inputs(name, **settings).items() if takes(name, key) or key == "output"}
-
-
-def run(name: str, pipe: Any, **changes: Any) -> list[Tensor]:
-    """What a seeded call returns, as tensors."""
-    return tensors(pipe(**arguments(name, **changes)))
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -74,42 +205,6 @@ def tensors(output: Any) -> list[Tensor]:
 def equal(left: list[Tensor], right: list[Tensor]) -> bool:
     """Bit for bit."""
     return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-@cache
-def plain(name: str, **changes: Any) -> list[Tensor]:
-    """Without EasyCache; not to be changed."""
-    return run(name, plain_pipe(name), **changes)
-
-
-@cache
-def fresh(name: str, **changes: Any) -> list[Tensor]:
-    """What EasyCache just applied gives; not to be changed."""
-    with easycached(name) as pipe:
-        return run(name, pipe, **changes)
-
-
-@cache
-def mixed(name: str) -> EasyCacheConfig:
-    """A threshold at which the random model computes some steps after the warm-up and reuses others."""
-    with easycached(name, EVERY_THIRD) as pipe:
-        run(name, pipe)
-        changes = [step.predicted_change for step in easycache_report(pipe).decisions]
-    known = [change for change in changes if change is not None]
-    return EasyCacheConfig(threshold=2.5 * median(known), warmup_steps=WARMUP)
-
-
-def report(pipe: Any) -> EasyCacheReport:
-    return easycache_report(pipe)
-
-
-def pattern(pipe: Any) -> str:
-    return "".join("C" if decision.computed else "." for decision in easycache_report(pipe).decisions)
-
-
-def takes(name: str, argument: str) -> bool:
-    """Whether the pipeline's call has an argument."""
-    return argument in taken_arguments(type(plain_pipe(name)))
 
 
 def transformers(pipe: Any) -> list[Any]:
@@ -129,6 +224,27 @@ def counted_forwards(pipe: Any) -> Iterator[list[int]]:
     handles = [first_layer(model).register_forward_pre_hook(lambda *_: calls.append(1)) for model in transformers(pipe)]
     try:
         yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def failing(pipe: Any, at: int, *, inside: bool) -> Iterator[None]:
+    """Make the `at`-th transformer call raise: in its first layer, or after the whole call."""
+    seen: list[int] = []
+
+    def fail(*_: Any) -> None:
+        seen.append(1)
+        if len(seen) == at + 1:
+            raise InterruptionError
+
+    handles = [
+        first_layer(model).register_forward_pre_hook(fail) if inside else model.register_forward_hook(fail)
+        for model in transformers(pipe)
+    ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

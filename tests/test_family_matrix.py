@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,371 +15,328 @@ from diffusers.hooks import apply_group_offloading
 from family_runs import (
     EVERY_THIRD,
     NAMES,
-    NUM_STEPS,
+    ONE_GENERATOR,
+    OTHER_FRAMES,
+    PROMPTS,
     WARMUP,
+    FamilyRuns,
     InterruptionError,
-    arguments,
-    build,
     counted_forwards,
-    easycached,
+    default_of,
     equal,
-    first_layer,
-    fresh,
-    mixed,
-    pattern,
-    plain,
-    plain_pipe,
-    report,
-    run,
-    takes,
-    tensors,
+    failing,
+    generator,
     transformers,
 )
 
-from vidaccel import EasyCacheConfig, apply_easycache, remove_easycache
+from vidaccel import EasyCacheConfig, apply_easycache, easycache_report
+from vidaccel.components import strides
+from vidaccel.families.random_weights import build_random
 from vidaccel.families.table import FAMILIES, family_named
+from vidaccel.hooks.traits import traits_of
 
-each_family = pytest.mark.parametrize("name", NAMES)
+
+@pytest.fixture(scope="module", params=NAMES)
+def runs_of_family(request: pytest.FixtureRequest) -> FamilyRuns:
+    return FamilyRuns(request.param)
 
 
-def needs(name: str, check: str) -> None:
-    """Skip a check that the family's row says does not apply."""
-    if reason := family_named(name).untested.get(check):
+@pytest.fixture
+def family(runs_of_family: FamilyRuns, request: pytest.FixtureRequest) -> Iterator[FamilyRuns]:
+    """One family after the other, if its row does not say that the test's check does not apply.
+
+    The next test gets the pipeline without EasyCache, even if this one fails.
+    """
+    skip_untested(runs_of_family, request)
+    yield runs_of_family
+    runs_of_family.take_off()
+
+
+def skip_untested(family: FamilyRuns, request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("check")
+    if marker is not None and (reason := family.row.untested.get(marker.args[0])):
         pytest.skip(reason)
 
 
-@each_family
-def test_threshold_zero_and_removal_equal_the_plain_pipeline_bit_for_bit(name: str) -> None:
-    pipe = plain_pipe(name)
-    before = [set(model.__dict__) - {"_diffusers_hook"} for model in transformers(pipe)]
-    with easycached(name, EasyCacheConfig(threshold=0, warmup_steps=2)):
-        assert equal(run(name, pipe), plain(name))
-        assert report(pipe).num_reused == 0
-    with easycached(name, EVERY_THIRD):
-        assert not equal(run(name, pipe), plain(name))
-    assert equal(run(name, pipe), plain(name))
-    assert [set(model.__dict__) - {"_diffusers_hook"} for model in transformers(pipe)] == before
-    assert not any(model._forward_pre_hooks for model in transformers(pipe))
+def reused(pipe: Any) -> int:
+    return easycache_report(pipe).num_reused
 
 
-@each_family
-def test_reused_steps_run_no_part_of_the_transformer_and_all_branches_agree(name: str) -> None:
-    with easycached(name, EVERY_THIRD) as pipe, counted_forwards(pipe) as calls:
-        run(name, pipe)
-        steps = report(pipe).decisions
-        assert len(calls) == report(pipe).num_computed_passes < report(pipe).num_passes
-        assert all(step.num_computed_passes == (step.num_passes if step.computed else 0) for step in steps)
-        for section in range(steps[-1].section + 1):
-            part = [step for step in steps if step.section == section]
-            assert [step.step_index for step in part] == list(range(len(part)))
-            assert all(step.computed for step in part[:WARMUP])
-            assert any(not step.computed for step in part[WARMUP:])
-        assert steps[-1].computed or "tail" in family_named(name).untested
+@pytest.mark.check("equality")
+def test_threshold_zero_and_removal_equal_the_plain_pipeline_bit_for_bit(family: FamilyRuns) -> None:
+    before = [set(model.__dict__) - {"_diffusers_hook"} for model in transformers(family.pipe)]
+    with family.easycached(EasyCacheConfig(threshold=0, warmup_steps=2)) as pipe:
+        assert equal(family.run(), family.plain)
+        assert reused(pipe) == 0
+    assert not equal(family.every_third.outputs, family.plain)
+    assert equal(family.run(), family.plain)
+    assert [set(model.__dict__) - {"_diffusers_hook"} for model in transformers(family.pipe)] == before
+    assert not any(model._forward_pre_hooks for model in transformers(family.pipe))
 
 
-@each_family
-def test_the_threshold_decides_and_the_same_seed_twice_is_equal(name: str) -> None:
-    with easycached(name) as pipe:
-        first = run(name, pipe)
-        decided, reasons = pattern(pipe), {step.reason for step in report(pipe).decisions}
-        assert {"above_threshold", "below_threshold"} <= reasons
-        assert equal(run(name, pipe), first)
-        assert pattern(pipe) == decided
-        assert not equal(run(name, pipe, seed=1), first)
+@pytest.mark.check("reuse")
+def test_reused_steps_run_no_part_of_the_transformer_and_all_branches_agree(family: FamilyRuns) -> None:
+    watched = family.every_third
+    steps = watched.report.decisions
+    assert watched.num_forwards == watched.report.num_computed_passes < watched.report.num_passes
+    assert all(step.num_computed_passes == (step.num_passes if step.computed else 0) for step in steps)
+    assert len(steps) == len(watched.decisions) or "sections" in family.row.untested
+    for section in range(steps[-1].section + 1):
+        part = [step for step in steps if step.section == section]
+        assert [step.step_index for step in part] == list(range(len(part)))
+        assert all(step.computed for step in part[:WARMUP])
+        assert any(not step.computed for step in part[WARMUP:])
+        assert part[-1].reason == "tail"
 
 
-FRAMES = ("num_frames", "frames", "video_length")
-GUIDANCE = ("true_cfg_scale", "guidance_scale")
-OTHER_CALLS = ("steps", "size", "frames", "batch", "guidance")
+@pytest.mark.check("rule")
+def test_the_threshold_decides(family: FamilyRuns) -> None:
+    reasons = [step.reason for step in family.fresh.report.decisions]
+    assert {"warmup", "above_threshold", "below_threshold", "tail"} <= set(reasons)
+    assert not equal(family.fresh.outputs, family.plain)
 
 
-def other_call(name: str, kind: str) -> dict[str, Any]:
-    """Arguments that differ from the usual call in one respect."""
-    settings = family_named(name).defaults
+@pytest.mark.check("host reads")
+def test_at_most_one_read_of_the_device_a_step(family: FamilyRuns) -> None:
+    assert 0 < family.fresh.num_reads <= len(family.fresh.decisions)
+
+
+@pytest.mark.check("memory")
+def test_nothing_is_kept_after_a_call_and_only_latents_during_one(family: FamilyRuns) -> None:
+    branches = max(step.num_passes for step in family.every_third.report.decisions)
+    streams = len(traits_of(transformers(family.pipe)[0]).streams)
+    assert 2 <= family.every_third.num_held <= streams * (2 + 2 * branches)
+    assert family.every_third.num_held_afterwards == 0
+
+
+@pytest.mark.check("copy")
+def test_a_copy_of_a_hooked_model_is_refused(family: FamilyRuns) -> None:
+    with family.easycached() as pipe, pytest.raises(TypeError, match="remove_easycache first"):
+        copy.deepcopy(transformers(pipe)[0])
+
+
+OTHER_CALLS = ("steps", "size", "frames", "guidance")
+
+
+@contextmanager
+def other_call(family: FamilyRuns, kind: str) -> Iterator[dict[str, Any]]:
+    """Arguments that differ from the usual call in one respect; guiders are other while it lasts."""
+    settings = family.row.defaults
     if kind == "steps":
-        return {"num_inference_steps": NUM_STEPS - 2}
-    if kind == "size":
-        return {"height": settings["height"] + 32}
-    if kind == "frames":
-        return {"num_frames": 2 * settings["num_frames"] - 1}
-    if kind == "batch":
-        return {"prompt": ["a red ball hops"] * 2, "generator": generators(0, 1)}
-    argument = next(word for word in GUIDANCE if takes(name, word))
-    usual = inspect.signature(type(plain_pipe(name)).__call__).parameters[argument].default
-    return {argument: 1.0 if settings.get(argument, usual) > 1 else 5.0}
+        yield {"num_inference_steps": family.num_steps - 2}
+    elif kind == "size":
+        yield {"height": 2 * settings["height"]}
+    elif kind == "frames":
+        usual = settings["num_frames"]
+        yield {"num_frames": OTHER_FRAMES.get(family.name, usual - (strides(family.pipe)[0] or 1))}
+    elif family.guidance is None:
+        with guided_between(family, 0.0, 0.5):
+            yield {}
+    else:
+        usual = settings.get(family.guidance, default_of(type(family.pipe), family.guidance))
+        yield {"negative_prompt": "blurred", family.guidance: 1.0 if usual > 1 else 5.0}
 
 
-@each_family
-def test_calls_of_other_kinds_equal_those_of_a_fresh_pipeline(name: str) -> None:
-    kinds = [kind for kind in OTHER_CALLS if kind not in family_named(name).untested]
-    with easycached(name) as pipe:
-        run(name, pipe)
-        others = [run(name, pipe, **other_call(name, kind)) for kind in kinds]
-        again = run(name, pipe)
-    assert equal(again, fresh(name))
-    for kind, other in zip(kinds, others, strict=True):
-        assert not equal(other, fresh(name)), kind
-        with easycached(name) as pipe:
-            assert equal(other, run(name, pipe, **other_call(name, kind))), kind
+@contextmanager
+def guided_between(family: FamilyRuns, start: float, stop: float) -> Iterator[None]:
+    """Guidance only from one share of the steps to another, by the pipeline's guiders."""
+    with pytest.MonkeyPatch.context() as patch:
+        for guider in family.guiders:
+            patch.setattr(guider, "_start", start)
+            patch.setattr(guider, "_stop", stop)
+        yield
 
 
-def failing(pipe: Any, at: int, *, inside: bool) -> None:
-    """Make the `at`-th transformer call raise once: in its first layer, or after the whole call."""
-    seen: list[int] = []
-    handles: list[Any] = []
-
-    def fail(*_: Any) -> None:
-        seen.append(1)
-        if len(seen) == at + 1:
-            for handle in handles:
-                handle.remove()
-            raise InterruptionError
-
-    for model in transformers(pipe):
-        place = first_layer(model).register_forward_pre_hook if inside else model.register_forward_hook
-        handles.append(place(fail))
+def test_calls_of_other_kinds_equal_those_of_a_fresh_pipeline(family: FamilyRuns) -> None:
+    kinds = [kind for kind in OTHER_CALLS if kind not in family.row.untested]
+    used = {}
+    with family.easycached():
+        family.run()
+        for kind in kinds:
+            with other_call(family, kind) as changes:
+                used[kind] = family.run(**changes)
+        assert equal(family.run(), family.fresh.outputs)
+    for kind in kinds:
+        assert not equal(used[kind], family.fresh.outputs), f"{kind} makes no difference"
+        with family.easycached(), other_call(family, kind) as changes:
+            assert equal(family.run(**changes), used[kind]), kind
 
 
-@each_family
-@pytest.mark.parametrize("inside", [True, False])
-def test_an_exception_in_any_pass_leaves_nothing_behind(name: str, inside: bool) -> None:
-    with easycached(name) as pipe:
-        for at in (0, 1, 4):
-            failing(pipe, at, inside=inside)
-            with pytest.raises(InterruptionError):
-                run(name, pipe)
-            assert equal(run(name, pipe), fresh(name)), at
+@pytest.mark.check("errors")
+def test_an_exception_in_any_pass_leaves_nothing_behind(family: FamilyRuns) -> None:
+    """Every failing call decides as a fresh one does, as far as it gets, and the last call ends like one."""
+    decisions: list[Any] = []
+    with family.easycached(on_step=decisions.append) as pipe:
+        for at, inside in [(0, True), (1, False), (2, True), (5, False), (0, False)]:
+            decisions.clear()
+            with failing(pipe, at, inside=inside), pytest.raises(InterruptionError):
+                family.run()
+            assert decisions == family.fresh.decisions[: len(decisions)]
+        assert equal(family.run(), family.fresh.outputs)
 
 
-@each_family
-def test_an_exception_in_the_callback_leaves_nothing_behind(name: str) -> None:
-    if not takes(name, "callback_on_step_end"):
-        pytest.skip("the pipeline has no callback")
+@pytest.mark.check("callback")
+def test_an_exception_in_the_callback_leaves_nothing_behind(family: FamilyRuns) -> None:
 
     def fail(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
-        if step == 5:
+        if step == 4:
             raise InterruptionError
         return kwargs
 
-    with easycached(name) as pipe:
-        run(name, pipe)
-        finished = report(pipe)
+    with family.easycached() as pipe:
+        family.run()
+        finished = easycache_report(pipe)
         with pytest.raises(InterruptionError):
-            run(name, pipe, callback_on_step_end=fail)
-        assert report(pipe) == finished, "an aborted call does not replace the report"
-        assert equal(run(name, pipe), fresh(name))
+            family.run(callback_on_step_end=fail)
+        assert easycache_report(pipe) == finished, "an aborted call does not replace the report"
+        assert equal(family.run(), family.fresh.outputs)
 
 
-@each_family
-def test_an_interrupt_ends_the_call_and_the_next_is_fresh(name: str) -> None:
-    if not takes(name, "callback_on_step_end"):
-        pytest.skip("the pipeline has no callback")
-    needs(name, "interrupt")
-
-    def stop(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
-        pipe._interrupt = True
-        return kwargs
-
-    with easycached(name) as pipe:
-        run(name, pipe, callback_on_step_end=stop)
-        assert equal(run(name, pipe), fresh(name))
+def stop_at_once(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+    pipe._interrupt = True
+    return kwargs
 
 
-@each_family
-def test_two_pipelines_in_two_threads_do_not_see_each_other(name: str) -> None:
-    expected = fresh(name)
-    pipes, results, start = [plain_pipe(name), build(name)], {}, threading.Barrier(2)
+@pytest.mark.check("interrupt")
+def test_an_interrupt_ends_the_call_and_the_next_is_fresh(family: FamilyRuns) -> None:
+    decisions: list[Any] = []
+    with family.easycached(on_step=decisions.append):
+        family.run(callback_on_step_end=stop_at_once)
+        assert len(decisions) < len(family.fresh.decisions)
+        assert equal(family.run(), family.fresh.outputs)
+
+
+@pytest.mark.check("threads")
+def test_two_pipelines_in_two_threads_do_not_see_each_other(family: FamilyRuns) -> None:
+    expected, config = family.fresh.outputs, family.config
+    pipes, results, start = [family.pipe, build_random(family.name)], {}, threading.Barrier(2)
     for pipe in pipes:
-        apply_easycache(pipe, mixed(name))
+        apply_easycache(pipe, config)
 
     def work(index: int) -> None:
         start.wait()
-        results[index] = run(name, pipes[index])
+        results[index] = family.run(pipes[index])
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for pipe in pipes:
-        remove_easycache(pipe)
     assert all(equal(results[index], expected) for index in range(2))
 
 
-@each_family
-def test_at_most_one_read_of_the_device_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EasyCache reads with `tolist`; what pipelines and schedulers read themselves is counted without it."""
-    reads: list[str] = []
-    original = torch.Tensor.tolist
-
-    def tolist(tensor: torch.Tensor) -> Any:
-        reads.append("tolist")
-        return original(tensor)
-
-    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    pipe = plain_pipe(name)
-    run(name, pipe)
-    own = len(reads)
-    with easycached(name):
-        run(name, pipe)
-        steps, sections = report(pipe).num_steps, report(pipe).decisions[-1].section + 1
-        passes = report(pipe).num_passes
-        reads_of_calls = len(reads) - 2 * own
-    allowed = passes if "host reads" in family_named(name).untested else steps
-    assert reads_of_calls <= allowed - (0 if allowed == passes else sections)
-
-
-@each_family
-def test_nothing_is_kept_after_a_call_and_only_latents_during_one(name: str) -> None:
-    pipe, held = plain_pipe(name), []
-    handle = apply_easycache(pipe, EVERY_THIRD)
-    watch = transformers(pipe)[0].register_forward_pre_hook(lambda *_: held.append(len(handle.tensors())))
-    run(name, pipe)
-    report(pipe)
-    watch.remove()
-    remove_easycache(pipe)
-    branches = max(step.num_passes for step in handle.report.decisions)
-    streams = 2 if name.startswith("ltx2") else 1
-    assert 2 <= max(held) <= streams * (2 + 2 * branches)
-    assert handle.tensors() == []
-
-
-@each_family
-def test_a_copy_of_a_hooked_model_is_refused(name: str) -> None:
-    with easycached(name) as pipe, pytest.raises(TypeError, match="remove_easycache first"):
-        copy.deepcopy(transformers(pipe)[0])
-
-
-@each_family
-def test_a_schedule_too_short_to_reuse_says_so(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    needs(name, "steps")
-    with easycached(name, EasyCacheConfig(warmup_steps=3)) as pipe:
-        run(name, pipe, num_inference_steps=4)
-    assert any("next to nothing to reuse" in record.message for record in caplog.records)
-
-
-@each_family
-def test_a_run_that_reused_nothing_says_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    with easycached(name, EasyCacheConfig(threshold=1e-12, warmup_steps=2)) as pipe:
-        run(name, pipe)
-        report(pipe)
-    assert any("reused none of" in record.message for record in caplog.records)
-
-
-@each_family
-def test_a_sample_does_not_depend_on_its_batch_mates(name: str) -> None:
-    needs(name, "batch")
-    prompts = ["a red ball hops", "a blue cat sleeps on a green hill"]
-    inputs = arguments(name)
-    alone, decisions = [], []
-    with easycached(name) as pipe:
-        for index, prompt in enumerate(prompts):
-            alone.append(tensors(pipe(**inputs | {"prompt": prompt, "generator": generators(index)[0]})))
-            decisions.append(pattern(pipe))
-        together = tensors(pipe(**inputs | {"prompt": prompts, "generator": generators(0, 1)}))
-        samples = [step.samples or (step.computed,) * 2 for step in report(pipe).decisions]
-    found = ["".join("C" if computed[index] else "." for computed in samples) for index in range(2)]
-    assert found == decisions
-    for index in range(2):
-        for whole, part in zip(together, alone[index], strict=True):
+@pytest.mark.check("batch")
+def test_a_sample_does_not_depend_on_its_batch_mates(family: FamilyRuns) -> None:
+    with family.easycached():
+        together = family.batch(*PROMPTS[:2])
+        if family.name in ONE_GENERATOR:
+            same = {0: [part[:1] for part in family.batch(PROMPTS[0], PROMPTS[2])]}
+        else:
+            same = {index: family.run(prompt=PROMPTS[index], generator=generator(index)) for index in range(2)}
+    for index, parts in same.items():
+        for whole, part in zip(together, parts, strict=True):
             torch.testing.assert_close(whole[index : index + 1], part, rtol=1e-3, atol=1e-3)
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+@contextmanager
+def switched(family: FamilyRuns, off: int, on: int) -> Iterator[dict[str, Any]]:
+    """Arguments of a call without guidance from step `off` on and with it from step `on` on.
 
-
-@each_family
-def test_guidance_switched_off_and_on_in_a_call_never_uses_an_old_vector(name: str) -> None:
-    needs(name, "guidance")
-    if not takes(name, "callback_on_step_end"):
-        pytest.skip("the pipeline has no callback")
-    argument = next(word for word in GUIDANCE if takes(name, word))
-    if not hasattr(plain_pipe(name), f"_{argument}") or passes_in_a_step(name) < 2:
-        pytest.skip("its guidance cannot change during a call")
+    A guider has it from step `on` on only.
+    """
+    if family.guidance is None:
+        with guided_between(family, (on + 0.1) / family.num_steps, 1.0):
+            yield {}
+        return
 
     def switch(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
-        setattr(pipe, f"_{argument}", 1.0 if 2 <= step < 5 else 5.0)
+        setattr(pipe, f"_{family.guidance}", 1.0 if off <= step + 1 < on else 5.0)
         return kwargs
 
-    with easycached(name, EVERY_THIRD) as pipe, counted_forwards(pipe) as calls:
-        first = run(name, pipe, callback_on_step_end=switch)
-        steps = report(pipe).decisions
-        assert [step.num_passes for step in steps[3:6]] == [1, 1, 1]
-        assert steps[6].num_computed_passes >= 1, "the other branch's vector is older than the deciding one's"
-        assert len(calls) == report(pipe).num_computed_passes
-        assert equal(run(name, pipe, callback_on_step_end=switch), first)
+    yield {"callback_on_step_end": switch}
 
 
-def passes_in_a_step(name: str) -> int:
-    with easycached(name, EVERY_THIRD) as pipe:
-        run(name, pipe)
-        return report(pipe).decisions[0].num_passes
+@pytest.mark.check("switch")
+def test_guidance_switched_on_in_a_reused_step_never_uses_an_old_vector(family: FamilyRuns) -> None:
+    steps = family.every_third.report.decisions
+    if steps[0].num_passes == 1:
+        pytest.skip("there is no guidance, or it is in the batch of the one pass")
+    on = next(step.step_index for before, step in pairwise(steps[WARMUP:]) if before.computed and not step.computed)
+    with (
+        family.easycached(EVERY_THIRD) as pipe,
+        switched(family, WARMUP, on) as changes,
+        counted_forwards(pipe) as calls,
+    ):
+        family.run(**changes)
+        report = easycache_report(pipe)
+    assert {step.num_passes for step in report.decisions[WARMUP:on]} == {1}
+    step = report.decisions[on]
+    assert not step.computed
+    assert step.num_passes == steps[on].num_passes
+    assert step.num_computed_passes == step.num_passes - 1, "only the deciding branch has a vector recent enough"
+    assert len(calls) == report.num_computed_passes
 
 
-@each_family
-@pytest.mark.parametrize("offload_first", [True, False])
-def test_offloading_before_or_after_keeps_reusing_in_every_call(name: str, offload_first: bool) -> None:
-    needs(name, "offload")
-    pipe = build(name)
-    if offload_first:
-        pipe.enable_model_cpu_offload(device="cpu")
-    apply_easycache(pipe, mixed(name))
-    if not offload_first:
-        pipe.enable_model_cpu_offload(device="cpu")
+@pytest.mark.check("model offload")
+def test_model_offloading_before_or_after_keeps_reusing_in_every_call(family: FamilyRuns) -> None:
+    """In every call but the first accelerate has been around the model before: it goes off and on after each."""
+    expected, config = family.fresh.outputs, family.config
+    pipe = build_random(family.name)
+    pipe.enable_model_cpu_offload(device="cpu")
+    apply_easycache(pipe, config)
     for _ in range(2):
-        assert equal(run(name, pipe), fresh(name))
-        assert report(pipe).num_reused > 0
+        assert equal(family.run(pipe), expected)
+    assert easycache_report(pipe).num_reused > 0
+    pipe.remove_all_hooks()
+    pipe.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        assert equal(family.run(pipe), expected)
 
 
-@each_family
-def test_group_offloading_keeps_reusing(name: str) -> None:
-    pipe = build(name)
+@pytest.mark.check("group offload")
+def test_group_offloading_keeps_reusing(family: FamilyRuns) -> None:
+    expected, config = family.fresh.outputs, family.config
+    pipe, here = build_random(family.name), torch.device("cpu")
     for model in transformers(pipe):
-        if not getattr(model, "_supports_group_offloading", False):
-            pytest.skip("diffusers does not offload this model in groups")
-        apply_group_offloading(
-            model, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level"
-        )
-    apply_easycache(pipe, mixed(name))
-    assert equal(run(name, pipe), fresh(name))
-    assert report(pipe).num_reused > 0
+        apply_group_offloading(model, onload_device=here, offload_device=here, offload_type="leaf_level")
+    apply_easycache(pipe, config)
+    assert equal(family.run(pipe), expected)
+    assert easycache_report(pipe).num_reused > 0
 
 
 def one_of_each_transformer() -> list[str]:
-    """A family for every class of transformer that has blocks to compile."""
+    """A family for every class of transformer."""
     first: dict[str, str] = {}
     for name in NAMES:
-        kind = family_named(name).components["transformer"].kind
-        first.setdefault(kind, name)
+        first.setdefault(family_named(name).components["transformer"].kind, name)
     return list(first.values())
 
 
+@pytest.mark.check("compile")
 @pytest.mark.parametrize("name", one_of_each_transformer())
-def test_compiled_blocks_stay_whole_graphs(name: str) -> None:
-    needs(name, "compile")
+def test_compiled_blocks_stay_whole_graphs(name: str, request: pytest.FixtureRequest) -> None:
+    family = FamilyRuns(name)
+    skip_untested(family, request)
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
-    pipe = build(name)
-    if not getattr(pipe.transformer, "_repeated_blocks", None):
-        pytest.skip("diffusers names no blocks of this model to compile")
+    expected, config = family.fresh.outputs, family.config
     torch._dynamo.reset()
-    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
-    apply_easycache(pipe, mixed(name))
-    made = run(name, pipe)
+    family.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    with family.easycached(config) as pipe:
+        made = family.run()
+        assert easycache_report(pipe).num_reused > 0
     assert graphs, "nothing was compiled"
     assert torch._dynamo.utils.counters["graph_break"] == {}
-    assert report(pipe).num_reused > 0
-    for left, right in zip(made, fresh(name), strict=True):
+    for left, right in zip(made, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.refusal], ids=lambda family: family.name)
 def test_what_cannot_work_is_refused_with_its_reason(family: Any) -> None:
     with pytest.raises(ValueError, match="transformer") as error:
-        apply_easycache(build(family.name))
+        apply_easycache(build_random(family))
     assert str(error.value).endswith(".")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from device_reads import ReadsByVidaccel
 from diffusers import WanVideoToVideoPipeline
 from tiny_models import (
     call_arguments,
@@ -21,30 +21,15 @@ from tiny_models import (
     tiny_wan_vace,
 )
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
 
 NUM_STEPS = 12
 CONFIG = EasyCacheConfig(threshold=0.5, warmup_steps=3)
-READS = {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "equal", "nonzero"}
 
 
 def run(pipe: Any, **changes: Any) -> Tensor:
     return pipe(**call_arguments(pipe, **({"num_inference_steps": NUM_STEPS} | changes))).frames
-
-
-class ReadsByVidaccel(TorchFunctionMode):
-    """Writes an R for every call of this package that needs a tensor's value on the host."""
-
-    def __init__(self, events: list[str]) -> None:
-        super().__init__()
-        self.events = events
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in READS and "/vidaccel/" in sys._getframe(1).f_code.co_filename:
-            self.events.append("R")
-        return func(*args, **(kwargs or {}))
 
 
 def events_of(pipe: Any, target: Any, config: EasyCacheConfig = CONFIG) -> str:

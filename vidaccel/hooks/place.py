@@ -136,7 +136,8 @@ class PlaceTracker:
         falls, is_equal, same_latents, same_conditions = (bool(value) for value in answers)
         if falls:
             return self._open("step", self.step_index + 1, name)
-        if name is None and is_equal and same_latents and not same_conditions:
+        stands_still = self.scheduler_is_live and self._pipe_stands_still()
+        if name is None and is_equal and (stands_still or (same_latents and not same_conditions)):
             return self._open("branch", self.step_index, None)
         rises = self._timestep is not None and not is_equal
         return replace(self._open("generation", 0, name), rises=rises)
@@ -209,10 +210,11 @@ class PlaceTracker:
 
         The same conditions too would be the first call once more, after an interruption, unless a live scheduler
         says that no call has begun since: both branches may be given the very same prompt. Then the latents may differ
-        as well: some image-to-video pipelines put other conditions into those of the unconditional branch.
+        as well: some image-to-video pipelines put other conditions into those of the unconditional branch. Pipelines of
+        blocks show no present timestep and make the argument anew for every branch.
         """
         if not _is_identical(self._time, call.timestep):
-            return False
+            return self.scheduler_is_live and not self.pipe_is_live and self.has_same_latents(call)
         if not self.has_same_latents(call):
             return self.scheduler_is_live and self.pipe_is_live
         repeated = all(_is_identical(self._conditions.get(name), value) for name, value in call.conditions.items())

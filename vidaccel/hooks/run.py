@@ -23,7 +23,7 @@ from vidaccel.hooks.ensemble import Ensemble
 from vidaccel.hooks.place import Call, Place, PlaceTracker, is_view
 from vidaccel.hooks.streams import Pieces
 from vidaccel.hooks.timing import Moment, seconds_between
-from vidaccel.hooks.traits import GUIDANCE_CONTEXT, batched_guidance_of
+from vidaccel.hooks.traits import GUIDANCE_CONTEXT, batched_guidance_of, left_out_steps_of
 from vidaccel.report import EasyCacheReport, Reason, StepDecision
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class EasyCacheRun:
             return self.config.num_inference_steps
         timesteps = scheduler.timesteps
         if self._tracker.pipe_is_live:
-            return getattr(self._pipe(), "_num_timesteps", len(timesteps))
+            return getattr(self._pipe(), "_num_timesteps", len(timesteps)) - left_out_steps_of(self._pipe())
         if is_view(call.timestep, timesteps):
             return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
         begin = getattr(scheduler, "begin_index", None)

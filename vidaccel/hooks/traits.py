@@ -95,6 +95,14 @@ BATCHED_GUIDANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+# Pipelines that end their loops before the end of the schedule: how many steps they leave out.
+_LEFT_OUT_STEPS: Mapping[str, int] = MappingProxyType({"LTXI2VLongMultiPromptPipeline": 1})
+
+
+def left_out_steps_of(pipe: Any) -> int:
+    """How many steps at the end of its schedule a pipeline leaves out."""
+    return next((_LEFT_OUT_STEPS[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in _LEFT_OUT_STEPS), 0)
+
 
 def batched_guidance_of(pipe: Any, *, is_named: bool) -> tuple[str, ...]:
     """The branches that a pipeline puts into one batch, in order; empty if it calls the model for each on its own.
