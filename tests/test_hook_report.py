@@ -347,3 +347,21 @@ def test_every_window_of_a_long_video_has_its_own_number_of_steps_and_its_tail(a
             assert [step.reason for step in steps[:3]] == ["warmup"] * 3
             assert {step.reason for step in steps[3:-1]} == {"below_threshold"}
             assert steps[-1].reason == "tail"
+
+
+def test_a_call_that_failed_in_decoding_is_no_section_of_the_next_one_with_the_same_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    pipe = tiny_wan_t2v()
+    apply_easycache(pipe, CONFIG)
+    inputs = call_arguments(pipe, num_inference_steps=NUM_STEPS, output_type="pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.vae, "decode", fail)
+        with pytest.raises(MemoryError):
+            pipe(**inputs)
+    pipe(**inputs)
+    steps = easycache_report(pipe).decisions
+    assert [(step.section, step.step_index) for step in steps] == [(0, index) for index in range(NUM_STEPS)]

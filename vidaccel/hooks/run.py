@@ -23,7 +23,7 @@ from vidaccel.hooks.ensemble import Ensemble
 from vidaccel.hooks.place import Call, Place, PlaceTracker, is_view
 from vidaccel.hooks.streams import Pieces
 from vidaccel.hooks.timing import Moment, seconds_between
-from vidaccel.hooks.traits import GUIDANCE_CONTEXT, batched_guidance_of, left_out_steps_of
+from vidaccel.hooks.traits import GUIDANCE_CONTEXT, batched_guidance_of, has_several_loops, left_out_steps_of
 from vidaccel.report import EasyCacheReport, Reason, StepDecision
 
 logger = logging.getLogger(__name__)
@@ -224,11 +224,11 @@ class EasyCacheRun:
     def _goes_on(self, call: Call) -> bool:
         """Whether a new loop belongs to the same pipeline call as the last one, which is through (FramePack).
 
-        Only of pipelines that end their calls themselves, or whose every call encodes its prompt anew.
+        Only of pipelines that have several loops, and end their calls themselves or encode every prompt anew.
         """
         pipe = self._pipe()
         ends = self._end_is_told or (pipe is not None and not hasattr(pipe, "maybe_free_model_hooks"))
-        return ends and self._tracker.is_through() and self._tracker.has_same_text(call)
+        return ends and has_several_loops(pipe) and self._tracker.is_through() and self._tracker.has_same_text(call)
 
     def _decide(
         self, transformer: str, call: Call, batch: Batch, place: Place, estimate: list[float] | None

@@ -104,6 +104,32 @@ def left_out_steps_of(pipe: Any) -> int:
     return next((_LEFT_OUT_STEPS[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in _LEFT_OUT_STEPS), 0)
 
 
+# Pipelines of diffusers whose call goes through its steps more than once: for every section, window or size.
+SEVERAL_LOOPS = frozenset(
+    {
+        "AnyFlowFARPipeline",
+        "Cosmos2_5_TransferPipeline",
+        "HeliosPipeline",
+        "HeliosPyramidPipeline",
+        "HunyuanVideoFramepackPipeline",
+        "Kandinsky6SRPipeline",
+        "LTX2DFRPipeline",
+        "LTX2DFRTemporalRefinePipeline",
+        "LTXI2VLongMultiPromptPipeline",
+        "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+        "SkyReelsV2DiffusionForcingPipeline",
+        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+        "WanAnimatePipeline",
+    }
+)
+
+
+def has_several_loops(pipe: Any) -> bool:
+    """Whether a call may go through its steps more than once: true of those above and of calls not from diffusers."""
+    caller = next((kind for kind in type(pipe).__mro__ if "__call__" in vars(kind)), type(pipe))
+    return caller.__name__ in SEVERAL_LOOPS or not caller.__module__.startswith("diffusers.pipelines.")
+
+
 def batched_guidance_of(pipe: Any, *, is_named: bool) -> tuple[str, ...]:
     """The branches that a pipeline puts into one batch, in order; empty if it calls the model for each on its own.
 
