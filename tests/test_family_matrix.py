@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from diffusers import ModularPipeline
 from diffusers.hooks import apply_group_offloading
 from family_runs import (
+    AMONG_OTHERS,
     EVERY_THIRD,
     NAMES,
-    ONE_GENERATOR,
     OTHER_FRAMES,
     PROMPTS,
     WARMUP,
@@ -31,6 +33,8 @@ from family_runs import (
 
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report
 from vidaccel.components import strides
+from vidaccel.families.checks import CHECKS
+from vidaccel.families.family import Family
 from vidaccel.families.random_weights import build_random
 from vidaccel.families.table import FAMILIES, family_named
 from vidaccel.hooks.traits import traits_of
@@ -38,7 +42,7 @@ from vidaccel.hooks.traits import traits_of
 
 @pytest.fixture(scope="module", params=NAMES)
 def runs_of_family(request: pytest.FixtureRequest) -> FamilyRuns:
-    return FamilyRuns(request.param)
+    return FamilyRuns.with_usual_runs(request.param)
 
 
 @pytest.fixture
@@ -47,14 +51,14 @@ def family(runs_of_family: FamilyRuns, request: pytest.FixtureRequest) -> Iterat
 
     The next test gets the pipeline without EasyCache, even if this one fails.
     """
-    skip_untested(runs_of_family, request)
+    skip_untested(runs_of_family.row, request)
     yield runs_of_family
     runs_of_family.take_off()
 
 
-def skip_untested(family: FamilyRuns, request: pytest.FixtureRequest) -> None:
+def skip_untested(row: Family, request: pytest.FixtureRequest) -> None:
     marker = request.node.get_closest_marker("check")
-    if marker is not None and (reason := family.row.untested.get(marker.args[0])):
+    if marker is not None and (reason := row.untested.get(marker.args[0])):
         pytest.skip(reason)
 
 
@@ -78,15 +82,21 @@ def test_threshold_zero_and_removal_equal_the_plain_pipeline_bit_for_bit(family:
 def test_reused_steps_run_no_part_of_the_transformer_and_all_branches_agree(family: FamilyRuns) -> None:
     watched = family.every_third
     steps = watched.report.decisions
-    assert watched.num_forwards == watched.report.num_computed_passes < watched.report.num_passes
+    assert watched.report.num_computed_passes < watched.report.num_passes
+    if "sections" not in family.row.untested:
+        assert watched.num_forwards == watched.report.num_computed_passes
     assert all(step.num_computed_passes == (step.num_passes if step.computed else 0) for step in steps)
-    assert len(steps) == len(watched.decisions) or "sections" in family.row.untested
     for section in range(steps[-1].section + 1):
         part = [step for step in steps if step.section == section]
         assert [step.step_index for step in part] == list(range(len(part)))
         assert all(step.computed for step in part[:WARMUP])
         assert any(not step.computed for step in part[WARMUP:])
         assert part[-1].reason == "tail"
+
+
+@pytest.mark.check("sections")
+def test_the_report_has_the_steps_of_all_loops_of_a_call(family: FamilyRuns) -> None:
+    assert family.fresh.report.num_steps == len(family.fresh.decisions)
 
 
 @pytest.mark.check("rule")
@@ -115,6 +125,8 @@ def test_a_copy_of_a_hooked_model_is_refused(family: FamilyRuns) -> None:
         copy.deepcopy(transformers(pipe)[0])
 
 
+# Of pipelines that cannot do a thing.
+PLAIN_ERRORS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 OTHER_CALLS = ("steps", "size", "frames", "guidance")
 
 
@@ -139,12 +151,20 @@ def other_call(family: FamilyRuns, kind: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def guided_between(family: FamilyRuns, start: float, stop: float) -> Iterator[None]:
-    """Guidance only from one share of the steps to another, by the pipeline's guiders."""
-    with pytest.MonkeyPatch.context() as patch:
-        for guider in family.guiders:
-            patch.setattr(guider, "_start", start)
-            patch.setattr(guider, "_stop", stop)
+    """Guidance from one share of the steps to another, by new guiders: a used one remembers its last step."""
+    guiders = family.guiders
+    put(family.pipe, {name: guider.new(start=start, stop=stop) for name, guider in guiders.items()})
+    try:
         yield
+    finally:
+        put(family.pipe, guiders)
+
+
+def put(pipe: Any, parts: dict[str, Any]) -> None:
+    if isinstance(pipe, ModularPipeline):
+        pipe.update_components(**parts)
+    else:
+        pipe.register_modules(**parts)
 
 
 def test_calls_of_other_kinds_equal_those_of_a_fresh_pipeline(family: FamilyRuns) -> None:
@@ -181,7 +201,7 @@ def test_an_exception_in_the_callback_leaves_nothing_behind(family: FamilyRuns) 
     def fail(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
         if step == 4:
             raise InterruptionError
-        return kwargs
+        return {}
 
     with family.easycached() as pipe:
         family.run()
@@ -194,7 +214,7 @@ def test_an_exception_in_the_callback_leaves_nothing_behind(family: FamilyRuns) 
 
 def stop_at_once(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
     pipe._interrupt = True
-    return kwargs
+    return {}
 
 
 @pytest.mark.check("interrupt")
@@ -208,10 +228,9 @@ def test_an_interrupt_ends_the_call_and_the_next_is_fresh(family: FamilyRuns) ->
 
 @pytest.mark.check("threads")
 def test_two_pipelines_in_two_threads_do_not_see_each_other(family: FamilyRuns) -> None:
-    expected, config = family.fresh.outputs, family.config
     pipes, results, start = [family.pipe, build_random(family.name)], {}, threading.Barrier(2)
     for pipe in pipes:
-        apply_easycache(pipe, config)
+        apply_easycache(pipe, family.config)
 
     def work(index: int) -> None:
         start.wait()
@@ -222,14 +241,14 @@ def test_two_pipelines_in_two_threads_do_not_see_each_other(family: FamilyRuns) 
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(equal(results[index], expected) for index in range(2))
+    assert all(equal(results[index], family.fresh.outputs) for index in range(2))
 
 
 @pytest.mark.check("batch")
 def test_a_sample_does_not_depend_on_its_batch_mates(family: FamilyRuns) -> None:
     with family.easycached():
         together = family.batch(*PROMPTS[:2])
-        if family.name in ONE_GENERATOR:
+        if family.name in AMONG_OTHERS:
             same = {0: [part[:1] for part in family.batch(PROMPTS[0], PROMPTS[2])]}
         else:
             same = {index: family.run(prompt=PROMPTS[index], generator=generator(index)) for index in range(2)}
@@ -251,7 +270,7 @@ def switched(family: FamilyRuns, off: int, on: int) -> Iterator[dict[str, Any]]:
 
     def switch(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
         setattr(pipe, f"_{family.guidance}", 1.0 if off <= step + 1 < on else 5.0)
-        return kwargs
+        return {}
 
     yield {"callback_on_step_end": switch}
 
@@ -280,27 +299,25 @@ def test_guidance_switched_on_in_a_reused_step_never_uses_an_old_vector(family: 
 @pytest.mark.check("model offload")
 def test_model_offloading_before_or_after_keeps_reusing_in_every_call(family: FamilyRuns) -> None:
     """In every call but the first accelerate has been around the model before: it goes off and on after each."""
-    expected, config = family.fresh.outputs, family.config
     pipe = build_random(family.name)
     pipe.enable_model_cpu_offload(device="cpu")
-    apply_easycache(pipe, config)
+    apply_easycache(pipe, family.config)
     for _ in range(2):
-        assert equal(family.run(pipe), expected)
+        assert equal(family.run(pipe), family.fresh.outputs)
     assert easycache_report(pipe).num_reused > 0
     pipe.remove_all_hooks()
     pipe.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
-        assert equal(family.run(pipe), expected)
+        assert equal(family.run(pipe), family.fresh.outputs)
 
 
 @pytest.mark.check("group offload")
 def test_group_offloading_keeps_reusing(family: FamilyRuns) -> None:
-    expected, config = family.fresh.outputs, family.config
     pipe, here = build_random(family.name), torch.device("cpu")
     for model in transformers(pipe):
         apply_group_offloading(model, onload_device=here, offload_device=here, offload_type="leaf_level")
-    apply_easycache(pipe, config)
-    assert equal(family.run(pipe), expected)
+    apply_easycache(pipe, family.config)
+    assert equal(family.run(pipe), family.fresh.outputs)
     assert easycache_report(pipe).num_reused > 0
 
 
@@ -315,23 +332,22 @@ def one_of_each_transformer() -> list[str]:
 @pytest.mark.check("compile")
 @pytest.mark.parametrize("name", one_of_each_transformer())
 def test_compiled_blocks_stay_whole_graphs(name: str, request: pytest.FixtureRequest) -> None:
-    family = FamilyRuns(name)
-    skip_untested(family, request)
+    skip_untested(family_named(name), request)
+    family = FamilyRuns.with_usual_runs(name)
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
-    expected, config = family.fresh.outputs, family.config
     torch._dynamo.reset()
     family.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
-    with family.easycached(config) as pipe:
+    with family.easycached() as pipe:
         made = family.run()
         assert easycache_report(pipe).num_reused > 0
     assert graphs, "nothing was compiled"
     assert torch._dynamo.utils.counters["graph_break"] == {}
-    for left, right in zip(made, expected, strict=True):
+    for left, right in zip(made, family.fresh.outputs, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
@@ -340,3 +356,60 @@ def test_what_cannot_work_is_refused_with_its_reason(family: Any) -> None:
     with pytest.raises(ValueError, match="transformer") as error:
         apply_easycache(build_random(family))
     assert str(error.value).endswith(".")
+
+
+def calls_of_transformers(family: FamilyRuns, **changes: Any) -> int:
+    with counted_forwards(family.pipe) as calls:
+        family.run(**changes)
+    return len(calls)
+
+
+def ignores_the_switch(family: FamilyRuns) -> bool:
+    with switched(family, WARMUP, 5) as changes:
+        return calls_of_transformers(family, **changes) == calls_of_transformers(family)
+
+
+def makes_no_difference(family: FamilyRuns, kind: str) -> bool:
+    with other_call(family, kind) as changes:
+        return equal(family.run(**changes), family.run())
+
+
+def makes_no_batch(family: FamilyRuns) -> bool:
+    """One video of two prompts, or a video of a prompt that is another one beside another prompt."""
+    first, second = (family.batch(PROMPTS[0], other)[0] for other in PROMPTS[1:])
+    return len(first) == 1 or not torch.allclose(first[0], second[0], rtol=1e-3, atol=1e-3)
+
+
+DOES_NOT_APPLY: dict[str, Callable[[FamilyRuns], bool]] = {
+    "sections": lambda family: family.fresh.report.num_steps < len(family.fresh.decisions),
+    "host reads": lambda family: family.fresh.num_reads > len(family.fresh.decisions),
+    **{kind: partial(makes_no_difference, kind=kind) for kind in OTHER_CALLS},
+    "switch": ignores_the_switch,
+    "callback": lambda family: not family.takes("callback_on_step_end"),
+    "interrupt": lambda family: (
+        not family.takes("callback_on_step_end")
+        or calls_of_transformers(family, callback_on_step_end=stop_at_once) == calls_of_transformers(family)
+    ),
+    "batch": makes_no_batch,
+    "model offload": lambda family: not hasattr(family.pipe, "enable_model_cpu_offload"),
+    "compile": lambda family: not any(getattr(model, "_repeated_blocks", None) for model in transformers(family.pipe)),
+    "command": lambda family: isinstance(family.pipe, ModularPipeline),
+}
+UNTESTED = [(family.name, check) for family in FAMILIES if family.refusal is None for check in sorted(family.untested)]
+
+
+@pytest.mark.parametrize(("name", "check"), UNTESTED)
+def test_what_a_row_says_is_not_tested_really_fails_or_makes_no_difference(name: str, check: str) -> None:
+    """Without EasyCache, unless it is about what EasyCache reads or reports."""
+    family = FamilyRuns(name)
+    try:
+        applies = not DOES_NOT_APPLY[check](family)
+    except PLAIN_ERRORS:
+        applies = False
+    assert not applies
+
+
+def test_the_checks_that_are_listed_are_those_made_here() -> None:
+    marks = [mark for value in globals().values() for mark in getattr(value, "pytestmark", [])]
+    made = {mark.args[0] for mark in marks if mark.name == "check"}
+    assert made | {*OTHER_CALLS, "command"} == CHECKS.keys()

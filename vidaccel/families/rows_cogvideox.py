@@ -51,6 +51,8 @@ _CONSISID = Component(
     config=_TRANSFORMER | {"in_channels": 8, "use_rotary_positional_embeddings": True, "is_train_face": False},
 )
 
+_UNTESTED = {"compile": "diffusers names no blocks of this transformer to compile"}
+
 COGVIDEOX_FAMILIES: tuple[Family, ...] = (
     Family(
         name="cogvideox-t2v",
@@ -58,6 +60,7 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:CogVideoXPipeline",
         components=_components(),
         defaults=_CALL,
+        untested=_UNTESTED,
     ),
     Family(
         name="cogvideox-t2v-5b",
@@ -65,6 +68,7 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:CogVideoXPipeline",
         components=_components("CogVideoXDPMScheduler", use_rotary_positional_embeddings=True),
         defaults=_CALL,
+        untested=_UNTESTED,
     ),
     Family(
         name="cogvideox-i2v",
@@ -73,6 +77,7 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
         components=_components("CogVideoXDPMScheduler", use_rotary_positional_embeddings=True, in_channels=8),
         inputs=("image",),
         defaults=_CALL,
+        untested=_UNTESTED,
     ),
     Family(
         name="cogvideox-v2v",
@@ -81,6 +86,7 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
         components=_components("CogVideoXDPMScheduler", use_rotary_positional_embeddings=True),
         inputs=("video",),
         defaults=_CALL,
+        untested=_UNTESTED,
     ),
     Family(
         name="cogvideox-control",
@@ -89,6 +95,7 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
         components=_components(in_channels=8),
         inputs=("control_video",),
         defaults=_CALL,
+        untested=_UNTESTED,
     ),
     Family(
         name="consisid",
@@ -97,5 +104,6 @@ COGVIDEOX_FAMILIES: tuple[Family, ...] = (
         components=_components("CogVideoXDPMScheduler") | {"transformer": _CONSISID},
         inputs=("image",),
         defaults=_CALL,
+        untested=_UNTESTED,
     ),
 )

@@ -26,6 +26,11 @@ _MODULE = "diffusers.pipelines.hunyuan_video"
 _CLIP_TEXT = {"text_encoder_2": clip_text(), "tokenizer_2": CLIP_TOKENIZER}
 
 
+_FIXED_GUIDANCE = "diffusers takes guidance on or off before the first step"
+_NO_CALLBACK = "the pipeline has no callback"
+_NO_BLOCKS = "diffusers names no blocks of this transformer to compile"
+
+
 def _vae() -> Component:
     config = {
         "latent_channels": 4,
@@ -93,6 +98,7 @@ _HUNYUAN_VIDEO: tuple[Family, ...] = (
         pipeline="diffusers:HunyuanVideoPipeline",
         components=_components("pipeline_hunyuan_video", _transformer(guidance_embeds=False)),
         defaults=_CALL | _TRUE_GUIDANCE,
+        untested={"switch": _FIXED_GUIDANCE},
     ),
     Family(
         name="hunyuan-video-i2v",
@@ -117,6 +123,7 @@ _HUNYUAN_VIDEO: tuple[Family, ...] = (
         components=_components("pipeline_hunyuan_skyreels_image2video", _transformer(in_channels=8)),
         inputs=("image",),
         defaults=_CALL | _TRUE_GUIDANCE,
+        untested={"switch": _FIXED_GUIDANCE},
     ),
     Family(
         name="framepack",
@@ -135,6 +142,7 @@ _HUNYUAN_VIDEO: tuple[Family, ...] = (
         ),
         inputs=("image",),
         defaults=_CALL | {"num_frames": 17, "latent_window_size": 3},
+        untested={"compile": _NO_BLOCKS},
     ),
 )
 
@@ -189,6 +197,7 @@ _HUNYUAN_VIDEO_1_5: tuple[Family, ...] = (
         components=_components_1_5("t2v"),
         attributes=_SHORT_TEXTS,
         defaults=_1_5_CALL,
+        untested={"callback": _NO_CALLBACK, "interrupt": _NO_CALLBACK},
     ),
     Family(
         name="hunyuan-video-1.5-i2v",
@@ -198,6 +207,7 @@ _HUNYUAN_VIDEO_1_5: tuple[Family, ...] = (
         attributes=_SHORT_TEXTS,
         inputs=("image",),
         defaults=_1_5_CALL,
+        untested={"callback": _NO_CALLBACK, "interrupt": _NO_CALLBACK},
     ),
 )
 

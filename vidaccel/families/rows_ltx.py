@@ -153,6 +153,8 @@ _LTX2 = {
 }
 _LTX2_CALL = _CALL | {"frame_rate": 24.0, "spatio_temporal_guidance_blocks": [1]}
 
+_LTX2_UNTESTED = {"switch": "guidance is in the batch of the first pass, and turning it off leaves the other passes"}
+
 LTX_FAMILIES: tuple[Family, ...] = (
     Family(
         name="ltx-t2v",
@@ -184,7 +186,10 @@ LTX_FAMILIES: tuple[Family, ...] = (
         components=_LTX,
         # Three windows over 4 latent frames, each two frames long and one of them shared with the next.
         defaults=_CALL | {"num_frames": 13, "temporal_tile_size": 8, "temporal_overlap": 4},
-        untested={"batch": "the pipeline takes a list of prompts as the prompts of its windows"},
+        untested={
+            "sections": "the pipeline encodes its prompt anew for every window, so the report has the last window only",
+            "batch": "the pipeline takes a list of prompts as the prompts of its windows",
+        },
     ),
     Family(
         name="ltx2-t2v",
@@ -192,6 +197,7 @@ LTX_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:LTX2Pipeline",
         components=_LTX2,
         defaults=_LTX2_CALL,
+        untested=_LTX2_UNTESTED,
     ),
     Family(
         name="ltx2-i2v",
@@ -200,6 +206,7 @@ LTX_FAMILIES: tuple[Family, ...] = (
         components=_LTX2,
         inputs=("image",),
         defaults=_LTX2_CALL | {"image_crf": 0},  # anything else needs PyAV
+        untested=_LTX2_UNTESTED,
     ),
     Family(
         name="ltx2-condition",
@@ -207,5 +214,6 @@ LTX_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:LTX2ConditionPipeline",
         components=_LTX2,
         defaults=_LTX2_CALL,
+        untested=_LTX2_UNTESTED,
     ),
 )

@@ -244,6 +244,10 @@ _EASYANIMATE = {
 }
 
 
+_NO_BLOCKS = "diffusers names no blocks of this transformer to compile"
+_LATE_GUIDANCE = "a guider that begins late fails in diffusers, for want of the negative text"
+
+
 def _motif(**changes: Any) -> dict[str, Component]:
     text = dict(gemma().config) | {"max_position_embeddings": 128, "dropout_rate": 0.0}
     vision = {
@@ -285,6 +289,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:MochiPipeline",
         components=_MOCHI,
         defaults=_CALL | {"num_frames": 7},
+        untested={"compile": _NO_BLOCKS},
     ),
     Family(
         name="allegro-t2v",
@@ -293,6 +298,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         components=_ALLEGRO,
         # One tile: the VAE leaves black what no tile fits into.
         defaults=_CALL | {"num_frames": 24, "height": 128, "width": 128, "clean_caption": False},
+        untested={"compile": _NO_BLOCKS},
     ),
     Family(
         name="latte",
@@ -300,6 +306,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:LattePipeline",
         components=_LATTE,
         defaults=_CALL | {"num_frames": 4, "clean_caption": False},
+        untested={"frames": "the transformer has positions for its own number of frames", "compile": _NO_BLOCKS},
     ),
     Family(
         name="sana-video-t2v",
@@ -313,6 +320,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
             )
         },
         defaults=_SANA_CALL,
+        untested={"compile": _NO_BLOCKS},
     ),
     Family(
         name="sana-video-i2v",
@@ -321,6 +329,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         components=_SANA | {"scheduler": flow_euler(shift=8.0)},
         inputs=("image",),
         defaults=_SANA_CALL,
+        untested={"compile": _NO_BLOCKS},
     ),
     Family(
         name="kandinsky5-t2v",
@@ -336,6 +345,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         components=_KANDINSKY5,
         inputs=("image",),
         defaults=_KANDINSKY5_CALL | {"num_frames": 17},  # the first frame is made like the four after it
+        untested={"batch": "the pipeline makes the first frames like those that follow in the whole batch"},
     ),
     Family(
         name="kandinsky6-t2v",
@@ -358,6 +368,10 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:EasyAnimatePipeline",
         components=_EASYANIMATE,
         defaults=_CALL | {"negative_prompt": "blurred"},
+        untested={
+            "batch": "diffusers repeats the prompts of a batch once more, and the transformer fails",
+            "compile": _NO_BLOCKS,
+        },
     ),
     Family(
         name="motif-video-t2v",
@@ -365,6 +379,7 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         pipeline="diffusers:MotifVideoPipeline",
         components=_motif(),
         defaults=_CALL,
+        untested={"switch": _LATE_GUIDANCE},
     ),
     Family(
         name="motif-video-i2v",
@@ -373,5 +388,6 @@ OTHER_FAMILIES: tuple[Family, ...] = (
         components=_motif(image_embed_dim=8),
         inputs=("image",),
         defaults=_CALL,
+        untested={"batch": "the pipeline takes one image and fails with more prompts", "switch": _LATE_GUIDANCE},
     ),
 )

@@ -102,6 +102,7 @@ _WAN: tuple[Family, ...] = (
         | {"transformer": _transformer("WanVACETransformer3DModel", vace_layers=[0], vace_in_channels=96)},
         inputs=("video", "mask"),
         defaults=_CALL,
+        untested={"batch": "the pipeline takes one prompt"},
     ),
     Family(
         name="wan2.2-t2v",
@@ -174,6 +175,10 @@ _WAN: tuple[Family, ...] = (
     ),
 )
 
+_FORCING_BATCH = (
+    "diffusers gives the transformer of diffusion forcing the timesteps of one video, and it fails with two"
+)
+
 _SKYREELS = _SHARED | {"transformer": _transformer("SkyReelsV2Transformer3DModel")}
 _FORCING = _SHARED | {
     "scheduler": flow_unipc(flow_shift=8.0),
@@ -204,6 +209,7 @@ _SKYREELS_V2: tuple[Family, ...] = (
         pipeline="diffusers:SkyReelsV2DiffusionForcingPipeline",
         components=_FORCING,
         defaults=_CALL,
+        untested={"batch": _FORCING_BATCH},
     ),
     Family(
         name="skyreels-v2-df-t2v-async",
@@ -211,6 +217,7 @@ _SKYREELS_V2: tuple[Family, ...] = (
         pipeline="diffusers:SkyReelsV2DiffusionForcingPipeline",
         components=_FORCING,
         defaults=_CALL | {"ar_step": 2, "causal_block_size": 1},
+        untested={"batch": _FORCING_BATCH},
     ),
     Family(
         name="skyreels-v2-df-i2v",
@@ -219,6 +226,7 @@ _SKYREELS_V2: tuple[Family, ...] = (
         components=_FORCING,
         inputs=("image",),
         defaults=_CALL,
+        untested={"batch": _FORCING_BATCH},
     ),
     Family(
         name="skyreels-v2-df-v2v",
@@ -227,6 +235,7 @@ _SKYREELS_V2: tuple[Family, ...] = (
         components=_FORCING,
         inputs=("video",),
         defaults=_CALL | {"num_frames": 17, "base_num_frames": 13, "overlap_history": 5},
+        untested={"batch": _FORCING_BATCH},
     ),
 )
 
