@@ -30,8 +30,10 @@ MORE_STEPS = {
 # Whole chunks of 33 frames (Helios) or sections of 9 (FramePack): another number of them.
 OTHER_FRAMES = {
     **dict.fromkeys(("helios", "helios-blocks", "framepack"), 33),
+    "kandinsky5-i2v": 21,  # the first four latent frames are made like those that follow
     **dict.fromkeys(("helios-i2v", "helios-v2v", "helios-pyramid", "helios-pyramid-blocks"), 40),
 }
+FEW_STEPS = 3
 WARMUP = 2
 EVERY_THIRD = EasyCacheConfig(threshold=float("inf"), warmup_steps=WARMUP, max_consecutive_reuses=2)
 NAMES = [family.name for family in FAMILIES if family.refusal is None]
