@@ -15,12 +15,13 @@ from tiny_models import call_arguments, tiny_wan_t2v
 from vidaccel.bench import builtin_caches, cache_run
 from vidaccel.bench.builtin_caches import NoHookRegistered, Setting, calibrate_mag_cache, enabled_cache
 from vidaccel.bench.cache_run import MethodRunner, TimingPass
-from vidaccel.bench.cache_summary import paired_differences, per_prompt, summarise_caches
+from vidaccel.bench.cache_summary import common_videos, paired_differences, per_prompt, summarise_caches
 from vidaccel.bench.caches import CachesBenchConfig, run_caches_bench
 from vidaccel.bench.methods import BUILTIN_NOTES, builtin_methods
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.records import ResultFile
 from vidaccel.bench.schedules import random_schedule, scheduled_reuse
+from vidaccel.bench.statistics import value_at
 from vidaccel.bench.work import BlockWork
 from vidaccel.cli import run
 from vidaccel.easycache import EasyCacheConfig
@@ -396,3 +397,21 @@ def test_a_timing_pass_times_only_what_was_measured(tmp_path: Path, pipe: Any) -
     methods = builtin_methods(warmup_steps=1)[:1]
     TimingPass(runner=runner, methods=methods, requests=[request]).run(deadline=None, on_progress=None)
     assert results.records == []
+
+
+def test_tables_are_over_the_videos_that_every_method_has() -> None:
+    def record(method: str, prompt: str, family: str = "one") -> dict[str, Any]:
+        return {"kind": "video", "method": method, "family": family, "prompt": prompt, "seed": 0}
+
+    records = [record("a", "x"), record("a", "y"), record("b", "y"), record("again", "x", "repeat")]
+    kept, count = common_videos(records)
+    assert [(one["method"], one["prompt"]) for one in kept] == [("a", "y"), ("b", "y")]
+    assert count == 1
+    assert common_videos([record("a", "x"), record("b", "y")])[1] == 0
+
+
+def test_a_curve_is_read_at_its_very_end_whatever_the_rounding() -> None:
+    share = sum([0.4] * 3) / 3 + 1e-16
+    assert share > 0.4
+    assert value_at([(share, 36.0), (0.5, 40.0)], 0.4) == pytest.approx(36.0)
+    assert value_at([(0.41, 36.0), (0.5, 40.0)], 0.4) is None

@@ -84,6 +84,10 @@ class TestGenerate:
         assert len(report["decisions"]) == 14
         assert report["num_reused"] > 0
 
+    def test_a_folder_may_be_called_after_a_version(self, generate: Command, tmp_path: Path) -> None:
+        assert generate("a red circle", "--no-cache", output=tmp_path / "wan2.1-vace") == 0
+        assert len(list((tmp_path / "wan2.1-vace").glob("*.mp4"))) == 1
+
     def test_threshold_zero_makes_the_same_pixels_as_no_cache(self, generate: Command, tmp_path: Path) -> None:
         assert generate("a red circle", "--threshold", "0", output=tmp_path / "zero.mp4") == 0
         assert generate("a red circle", "--no-cache", output=tmp_path / "plain.mp4") == 0

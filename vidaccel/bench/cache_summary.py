@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vidaccel.bench.statistics import NUM_DRAWS, percentile, summarise, value_at
+from vidaccel.bench.statistics import NUM_DRAWS, ROUNDING, percentile, summarise, value_at
 from vidaccel.bench.summary import SPEEDS, Record, equal_compute, summarise_methods
 
 EQUAL_FIELDS = ("psnr", "ssim", "ms_ssim", "vmaf")
@@ -17,13 +17,15 @@ PER_PROMPT_SPEED = 2.0
 def summarise_caches(records: Sequence[Record]) -> dict[str, Any]:
     """What the tables show, as plain values.
 
-    methods: one row per method over all videos, its time ratio over the timed ones only (None without).
+    num_videos: videos that every method has made; the tables are over these alone, so that all methods are compared on
+        the same ones. While there is none they are over all.
+    methods: one row per method, its time ratio over the timed ones only (None without).
     equal_compute: each family's curves read at `SPEEDS` times fewer forwards.
     differences: PSNR of each EasyCache minus each other family there, paired by prompt.
     per_prompt: PSNR of each family at 2x for every prompt.
     failures: families that raised or registered no hook; no_effect: those that never saved a block.
     """
-    videos = [record for record in records if record["kind"] == "video"]
+    videos, num_videos = common_videos([record for record in records if record["kind"] == "video"])
     summary = summarise_methods(videos)
     for row in summary["methods"]:
         times = [
@@ -36,12 +38,27 @@ def summarise_caches(records: Sequence[Record]) -> dict[str, Any]:
     families = list(dict.fromkeys(record["family"] for record in videos if record["family"] != "repeat"))
     return {
         **summary,
+        "num_videos": num_videos,
         "equal_compute": equal_compute(summary["methods"], fields=EQUAL_FIELDS),
         "differences": paired_differences(videos),
         "per_prompt": per_prompt(videos),
         "failures": [{"family": family, "why": why} for family, why in failures.items()],
         "no_effect": [name for name in families if _saves_nothing(name, videos)],
     }
+
+
+def common_videos(videos: Sequence[Record]) -> tuple[list[Record], int]:
+    """The records of the prompts and seeds that all methods have, and how many those are; all records if there is none.
+
+    The second plain run is made for a few videos only and does not count.
+    """
+    made: dict[str, set[tuple[str, int]]] = {}
+    for record in videos:
+        if record["family"] != "repeat":
+            made.setdefault(record["method"], set()).add((record["prompt"], record["seed"]))
+    common = set.intersection(*made.values()) if made else set()
+    kept = [record for record in videos if (record["prompt"], record["seed"]) in common]
+    return (kept, len(common)) if common else (list(videos), 0)
 
 
 def paired_differences(videos: Sequence[Record]) -> list[dict[str, Any]]:
@@ -108,7 +125,7 @@ def _heights(shares: np.ndarray, psnrs: np.ndarray, drawn: np.ndarray, position:
     )
     width = np.where(x_high > x_low, x_high - x_low, 1.0)
     heights = y_low + (position - x_low) / width * (y_high - y_low)
-    return np.where((x[0] <= position) & (position <= x[-1]), heights, np.nan)
+    return np.where((x[0] - ROUNDING <= position) & (position <= x[-1] + ROUNDING), heights, np.nan)
 
 
 def _curves(records: Sequence[Record], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.cache_summary import PER_PROMPT_SPEED
+from vidaccel.bench.cache_summary import PER_PROMPT_SPEED, common_videos
 from vidaccel.bench.methods import BUILTIN_NOTES
 from vidaccel.bench.tables import captions, equal_compute_table, markdown_table, method_table, number_text
 
@@ -28,21 +28,21 @@ _HOW = (
 def caches_markdown(content: Content) -> str:
     """All methods, families at equal work, EasyCache minus each other family, what did not run, and every prompt."""
     protocol, summary = content["protocol"], content["summary"]
-    videos = [record for record in content["records"] if record["kind"] == "video"]
-    measured = {(record["prompt"], record["seed"]) for record in videos}
+    videos, num_videos = common_videos([record for record in content["records"] if record["kind"] == "video"])
+    measured = {record["prompt"] for record in videos}
     timed = {(record["prompt"], record["seed"]) for record in content["records"] if record["kind"] == "time"}
     lines = [
         "# EasyCache against the caches of diffusers, at equal executed work",
         "",
         captions(content),
         "",
-        f"{len({prompt for prompt, _ in measured})} of {protocol['num_prompts']} prompts, {len(measured)} of "
-        f"{protocol['num_prompts'] * len(protocol['seeds'])} videos per method, {len(timed)} timed; "
-        f"{protocol['num_frames']} frames of {protocol['width']}x{protocol['height']}, "
+        f"{len(measured)} of {protocol['num_prompts']} prompts, {num_videos} of "
+        f"{protocol['num_prompts'] * len(protocol['seeds'])} videos, the same for every method, at most {len(timed)} "
+        f"timed; {protocol['num_frames']} frames of {protocol['width']}x{protocol['height']}, "
         f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}. {_HOW}",
         "",
         *method_table(summary["methods"]),
-        *(f"\nNot available: {name}. {reason}" for name, reason in summary["unavailable"].items()),
+        *(_not_available(name, reason, videos) for name, reason in summary["unavailable"].items()),
         "",
         *_findings(summary),
     ]
@@ -51,6 +51,11 @@ def caches_markdown(content: Content) -> str:
     lines += ["", "## EasyCache minus the others, mean PSNR (dB), paired by prompt", "", *_differences(summary)]
     lines += ["", f"## Every prompt: PSNR (dB) at {PER_PROMPT_SPEED:g}x fewer forwards", "", *_prompts(summary)]
     return "\n".join(lines) + "\n"
+
+
+def _not_available(name: str, reason: str, videos: Sequence[Content]) -> str:
+    lacking = sum(name in video.get("unavailable", {}) for video in videos)
+    return f"\n{name} could not be taken of {lacking} of {len(videos)} videos ({reason.splitlines()[0]})."
 
 
 def _findings(summary: Content) -> list[str]:

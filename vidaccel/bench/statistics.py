@@ -11,6 +11,7 @@ import numpy as np
 from vidaccel.metrics import json_number
 
 NUM_DRAWS = 2000
+ROUNDING = 1e-9  # the mean of equal shares is a little off the share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
 def value_at(curve: Sequence[tuple[float, float]], position: float) -> float | None:
     """The height of a curve of (x, y) points at `position`, linear in between, infinities left out; None outside it."""
     points = sorted(point for point in curve if math.isfinite(point[1]))
-    if not points or not points[0][0] <= position <= points[-1][0]:
+    if not points or not points[0][0] - ROUNDING <= position <= points[-1][0] + ROUNDING:
         return None
     return float(np.interp(position, [x for x, _ in points], [y for _, y in points]))
 

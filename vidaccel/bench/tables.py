@@ -135,7 +135,7 @@ def method_table(methods: Sequence[Content]) -> list[str]:
         [
             method["method"],
             _number(method["num_forwards"], "mean", ".1f"),
-            _times(method["fewer_forwards"]),
+            _fewer(method),
             _times(method["time_ratio"]),
             f"{_number(method['psnr'], 'mean', '.2f')} [{_number(method['psnr'], 'low', '.2f')}, "
             f"{_number(method['psnr'], 'high', '.2f')}]",
@@ -154,7 +154,7 @@ def method_table(methods: Sequence[Content]) -> list[str]:
 def _headline(method: Content) -> str:
     psnr = method["psnr"]
     return (
-        f"- {method['method']}: {_number(method['fewer_forwards'], 'mean', '.2f')}x fewer forwards, "
+        f"- {method['method']}: {_fewer(method)} fewer forwards, "
         f"{_number(method['time_ratio'], 'median', '.2f')}x less denoising time, PSNR against the plain run "
         f"{_number(psnr, 'mean', '.1f')} dB mean, {_number(psnr, 'percentile_5', '.1f')} dB 5th percentile."
     )
@@ -204,6 +204,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def _number(summary: Content | None, name: str, form: str) -> str:
     return "-" if summary is None else number_text(float(summary[name]), form)
+
+
+def _fewer(method: Content) -> str:
+    """How many times fewer forwards than the plain runs all videos together took."""
+    share = float(method["forwards_share"]["mean"])
+    return f"{1 / share:.2f}x" if share else "infx"
 
 
 def _times(summary: Content | None) -> str:

@@ -23,6 +23,7 @@ from vidaccel.video import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
 _DIGEST_BYTES = 2**16
+_MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be called wan2.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def video_paths(prompts: Sequence[str], seed: int, output: Path) -> list[Path]:
         if len(prompts) > 1:
             raise UserError(f"`--output` {output} names one video and there are {len(prompts)} prompts; give a folder.")
         return [output]
-    if output.suffix and not output.is_dir():
+    if _MEDIA_SUFFIX.fullmatch(output.suffix) and not output.is_dir():
         raise UserError(f"`--output` must end in {', '.join(VIDEO_SUFFIXES)} or be a folder, got {output}.")
     paths = [output / f"{slug(prompt)}-seed{seed}.mp4" for prompt in prompts]
     for number, path in enumerate(paths):
