@@ -48,9 +48,11 @@ def _blocks(name: str, pipeline: str, *, untested: Mapping[str, str] = _NOTHING,
         settings=form.settings,
         inputs=form.inputs,
         defaults=form.defaults,
-        untested={check: reason for check, reason in form.untested.items() if check in _OF_THE_FORM}
-        | _OF_BLOCKS
-        | untested,
+        untested={
+            **{check: reason for check, reason in form.untested.items() if check in _OF_THE_FORM},
+            **_OF_BLOCKS,
+            **untested,
+        },
     )
 
 
