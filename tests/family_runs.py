@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -129,15 +129,15 @@ class FamilyRuns:
         """What a seeded call returns, of the shared pipeline unless another is given."""
         return tensors((pipe or self.pipe)(**self.arguments(**changes)))
 
-    def watch(self, config: EasyCacheConfig) -> Watched:
-        """A seeded call with EasyCache, closely watched."""
+    def watch(self, config: EasyCacheConfig, *, count_reads: bool = False) -> Watched:
+        """A seeded call with EasyCache, closely watched; reads are counted only where that is asked for."""
         decisions: list[StepDecision] = []
         held: list[int] = []
         reads: list[str] = []
         handle = apply_easycache(self.pipe, config, on_step=decisions.append)
         count = transformers(self.pipe)[0].register_forward_hook(lambda *_: held.append(len(handle.tensors())))
         try:
-            with counted_forwards(self.pipe) as calls, ReadsByVidaccel(reads):
+            with counted_forwards(self.pipe) as calls, ReadsByVidaccel(reads) if count_reads else nullcontext():
                 outputs = self.run()
             return Watched(
                 outputs=outputs,
@@ -174,7 +174,7 @@ class FamilyRuns:
     @cached_property
     def fresh(self) -> Watched:
         """What EasyCache just applied does with `config`."""
-        return self.watch(self.config)
+        return self.watch(self.config, count_reads=True)
 
     @cached_property
     def guidance(self) -> str | None:
