@@ -64,7 +64,6 @@ def refused(tiny_wan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("--attention", "flash"), ("flash", "cannot run here", "flash-attn")),
         (("--attention", "_native_cudnn", "--device", "cpu"), ("_native_cudnn", "cannot run here")),
         (("--no-cache", "--compare"), ("--no-cache", "--compare")),
-        (("--no-cache", "--threshold", "0.1"), ("--no-cache", "--threshold")),
         (("--prompt-file", "no such file"), ("prompt file", "no such file")),
         (("--image", "no such image.png"), ("no such image.png",)),
     ],

@@ -81,8 +81,6 @@ def generate(
     """Make one video for each prompt. A finished video is skipped when the command is run again."""
     if no_cache and (compare or report):
         raise UserError("--compare and --report show what EasyCache does; leave out --no-cache.")
-    if no_cache and any(value is not None for value in (threshold, warmup_steps, predictor)):
-        raise UserError("--threshold, --warmup-steps and --predictor are EasyCache's; leave them or --no-cache out.")
     spec = spec_of(model)
     inputs = read_inputs(
         image=image, last_image=last_image, video=video, mask=mask, pose_video=pose_video, face_video=face_video
