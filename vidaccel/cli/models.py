@@ -74,7 +74,7 @@ def _interface(family: Family) -> str:
 def _easycache(family: Family) -> list[str]:
     if family.refusal:
         return [f"EasyCache is refused: {family.refusal}"]
-    tested = "all of the above" if not family.untested else ", ".join(family.tested)
+    tested = " but ".join(("all of the above", *([", ".join(family.untested)] if family.untested else [])))
     reasons = [f"not tested: {name}: {reason}" for name, reason in family.untested.items()]
     return [_settings(family), f"tested: {tested}", *reasons]
 

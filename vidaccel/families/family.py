@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from vidaccel.families.checks import CHECKS
-
 Input = Literal["image", "last_image", "video", "control_video", "mask", "pose_video", "face_video"]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -56,8 +54,3 @@ class Family:
     def pipeline_name(self) -> str:
         """The pipeline's class name without its module."""
         return self.pipeline.rpartition(":")[2]
-
-    @property
-    def tested(self) -> tuple[str, ...]:
-        """The names of the checks that hold for this family; none where EasyCache is refused."""
-        return () if self.refusal else tuple(name for name in CHECKS if name not in self.untested)
