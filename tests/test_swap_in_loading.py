@@ -18,7 +18,7 @@ from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
 
 from vidaccel import apply_easycache, easycache_report
 from vidaccel.families.calls import call_inputs
-from vidaccel.families.random_weights import build_random
+from vidaccel.families.random_weights import build_random, make_random
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -74,6 +74,12 @@ def test_saving_keeps_a_folder_that_names_the_class_of_diffusers(tiny_wan_folder
     index = [json.loads((folder / "model_index.json").read_text()) for folder in (tiny_wan_folder, tmp_path)]
     assert index[1].pop("_name_or_path") == str(tiny_wan_folder)
     assert index[0] == index[1]
+
+
+def test_a_folder_of_another_family_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    folder = make_random("ltx-t2v", tmp_path / "ltx")
+    with pytest.raises(ValueError, match=r"needs a WanTransformer3DModel.*LTXVideoTransformer3DModel"):
+        EasyCacheWanPipeline.from_pretrained(folder)
 
 
 def add_loras(case: Case, pipe: Any) -> None:

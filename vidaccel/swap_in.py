@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, Self
 
+import diffusers
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils.torch_utils import unwrap_module
 
@@ -44,6 +46,15 @@ class EasyCacheSwapIn:
 
     A pipeline of such a class keeps no settings: they belong to each call.
     """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Self:
+        """As the diffusers class loads; a folder that holds another family's transformer is refused before it is.
+
+        Raises ValueError for such a folder, and what diffusers raises.
+        """
+        _check_folder(cls, Path(pretrained_model_name_or_path), arguments)
+        return super().from_pretrained(pretrained_model_name_or_path, **arguments)  # type: ignore[misc]
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **changes: Any) -> Self:
@@ -124,6 +135,23 @@ def _settings(
     if given:
         raise ValueError(f"`easycache` sets everything; put {' and '.join(given)} into it or leave `easycache` out.")
     return easycache
+
+
+def _check_folder(cls: Any, folder: Path, arguments: Mapping[str, Any]) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return  # a Hub id; diffusers says what is wrong with any other
+    content = json.loads(index.read_text(encoding="utf-8"))
+    for name, kinds in cls._get_signature_types().items():
+        if not name.startswith("transformer") or name in arguments or not isinstance(content.get(name), list):
+            continue
+        library, found = content[name]
+        kind = getattr(diffusers, found, None) if library == "diffusers" else None
+        if kind is not None and not issubclass(kind, kinds):
+            raise ValueError(
+                f"{cls.__name__} needs a {kinds[0].__name__} as its `{name}` and {folder} has a {found}; use the "
+                "swap-in of that model, or apply_easycache on the pipeline of diffusers."
+            )
 
 
 def _parts_for(cls: type, pipeline: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
