@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -48,13 +49,13 @@ class EasyCacheSwapIn:
     """
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """As the diffusers class loads; a folder that holds another family's transformer is refused before it is.
 
         Raises ValueError for such a folder, and what diffusers raises.
         """
-        _check_folder(cls, Path(pretrained_model_name_or_path), arguments)
-        return super().from_pretrained(pretrained_model_name_or_path, **arguments)  # type: ignore[misc]
+        _check_folder(cls, Path(pretrained_model_name_or_path), kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **changes: Any) -> Self:
