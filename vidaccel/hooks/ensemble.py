@@ -60,7 +60,7 @@ class Ensemble:
 
     def fit(self, batch: Batch, num_streams: int) -> None:
         """Have a controller for every group and stream; another number of either begins without history."""
-        if (len(self._groups), len(self._groups[0]) if self._groups else 0) != (batch.num_groups, num_streams):
+        if not self._is_for(batch, num_streams):
             self._groups = [
                 [EasyCacheController(self.config) for _ in range(num_streams)] for _ in range(batch.num_groups)
             ]
@@ -71,7 +71,7 @@ class Ensemble:
         self, batch: Batch, streams: Streams, *, step_index: int, num_steps: int | None
     ) -> list[Reason | None]:
         """For every group why it may not reuse the step whatever its statistics are, or None."""
-        if len(self._groups) != batch.num_groups or len(self._groups[0]) != len(streams):
+        if not self._is_for(batch, len(streams)):
             return ["no_history"] * batch.num_groups
         return [
             next(
@@ -141,7 +141,7 @@ class Ensemble:
 
     def can_follow(self, branch: str, batch: Batch, streams: Streams) -> list[bool]:
         """For every group whether a further branch may be predicted in a step that the group reuses."""
-        if len(self._groups) != batch.num_groups or len(self._groups[0]) != len(streams):
+        if not self._is_for(batch, len(streams)):
             return [False] * batch.num_groups
         return [
             all(
@@ -178,6 +178,10 @@ class Ensemble:
                 controller.record(branch, latents, piece.reused, same_latents=same_latents)
             rests = [None if piece.rest is None else piece.rest.clone() for piece in parts]
             self._rests.setdefault(branch, {})[index] = rests
+
+    def _is_for(self, batch: Batch, num_streams: int) -> bool:
+        """Whether there is a controller for every group of the batch and each of its streams."""
+        return [len(group) for group in self._groups] == [num_streams] * batch.num_groups
 
     def _controllers(self) -> list[EasyCacheController]:
         return [controller for group in self._groups for controller in group]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
+Row = TypeVar("Row")
 GUIDANCE_CONTEXT = "cond_uncond"  # how pipelines of diffusers name a call with both branches in one batch
 
 
@@ -101,7 +102,7 @@ _LEFT_OUT_STEPS: Mapping[str, int] = MappingProxyType({"LTXI2VLongMultiPromptPip
 
 def left_out_steps_of(pipe: Any) -> int:
     """How many steps at the end of its schedule a pipeline leaves out."""
-    return next((_LEFT_OUT_STEPS[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in _LEFT_OUT_STEPS), 0)
+    return _row_of(pipe, _LEFT_OUT_STEPS, 0)
 
 
 # Pipelines of diffusers whose call goes through its steps more than once: for every section, window or size.
@@ -139,11 +140,15 @@ def batched_guidance_of(pipe: Any, *, is_named: bool) -> tuple[str, ...]:
     own = getattr(pipe, "batched_guidance", None)
     if own is not None:
         return tuple(own)
-    names = (kind.__name__ for kind in type(pipe).__mro__)
-    return next((BATCHED_GUIDANCE[name] for name in names if name in BATCHED_GUIDANCE), _USUAL if is_named else ())
+    return _row_of(pipe, BATCHED_GUIDANCE, _USUAL if is_named else ())
 
 
 def traits_of(transformer: Any) -> Traits:
     """The row of a transformer's class or of the nearest base class that has one, else `UNKNOWN`."""
-    names = (kind.__name__ for kind in type(transformer).__mro__)
-    return next((TRAITS[name] for name in names if name in TRAITS), UNKNOWN)
+    return _row_of(transformer, TRAITS, UNKNOWN)
+
+
+def _row_of(owner: Any, table: Mapping[str, Row], otherwise: Row) -> Row:
+    """The row of the class of `owner` or of its nearest base class that has one."""
+    names = (kind.__name__ for kind in type(owner).__mro__)
+    return next((table[name] for name in names if name in table), otherwise)
