@@ -29,7 +29,7 @@ from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.footprint import available_bytes, footprint, gigabytes
 from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
-from vidaccel.presets import Preset, preset_of
+from vidaccel.presets import Preset, config_of, preset_of
 from vidaccel.recorder import Recorder, StepProgress, now
 from vidaccel.report import EasyCacheReport
 from vidaccel.request import GenerationRequest, request_for
@@ -132,7 +132,7 @@ def settings_with_preset(
     given = {name: value for name, value in given.items() if value is not None}
     rule: dict[str, Any] = given if predictor is None else {**given, "predictor": predictor}
     try:
-        config = replace(preset.config if preset is not None else EasyCacheConfig(), **rule)
+        config = replace(config_of(preset), **rule)
     except ValueError as error:
         raise UserError(str(error)) from error
     source = f"preset {preset.name}, {preset.source}" if preset is not None else "defaults: no preset is published"

@@ -96,6 +96,11 @@ PRESETS: tuple[Preset, ...] = (
 )
 
 
+def config_of(preset: Preset | None) -> EasyCacheConfig:
+    """The settings of a row; the defaults where there is none."""
+    return EasyCacheConfig() if preset is None else preset.config
+
+
 def preset_of(pipe: Any) -> Preset | None:
     """The published settings for a loaded pipeline, or None. A bare transformer does not say which model it is."""
     transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)

@@ -24,7 +24,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from vidaccel.easycache import EasyCacheConfig
 from vidaccel.hooks.install import apply_easycache, find_transformers, remove_easycache
-from vidaccel.presets import preset_of
+from vidaccel.presets import config_of, preset_of
 
 _ARGUMENTS = {"threshold": float | None, "warmup_steps": int | None, "easycache": EasyCacheConfig | None}
 _DOCUMENTATION = """{base}'s call with EasyCache: the same arguments and result, fewer forwards of the transformer.
@@ -127,8 +127,7 @@ def _settings(
     if easycache is None:
         if not given:
             return None
-        preset = preset_of(pipe)
-        return replace(EasyCacheConfig() if preset is None else preset.config, **given)
+        return replace(config_of(preset_of(pipe)), **given)
     if not isinstance(easycache, EasyCacheConfig):
         raise ValueError(
             f"`easycache` must be an EasyCacheConfig, got {easycache!r}; `threshold` takes a number, 0 computes all."

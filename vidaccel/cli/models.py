@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 
 from vidaccel.cli.console import say
-from vidaccel.easycache import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.families.checks import CHECKS
 from vidaccel.families.family import Family
 from vidaccel.families.table import FAMILIES, family_named
-from vidaccel.presets import preset_for
+from vidaccel.presets import config_of, preset_for
 from vidaccel.registry import MODELS, ModelSpec
 
 _COLUMN = 26
@@ -86,7 +85,7 @@ def _settings(family: Family) -> str:
         transformers={kind.rpartition(":")[2] for kind in networks},
         config=family.settings,
     )
-    config = EasyCacheConfig() if preset is None else preset.config
+    config = config_of(preset)
     source = "the defaults, none are published for it" if preset is None else preset.source
     return f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps: {source}"
 
