@@ -17,6 +17,7 @@ PACKAGES = ("vidaccel", "pipelines", "demos")
 LAYERS = {
     "vidaccel.errors": 0,
     "vidaccel.easycache": 0,
+    "vidaccel.memory": 0,
     "vidaccel.presets": 0,
     "vidaccel.reuse": 0,
     "vidaccel.report": 0,
