@@ -31,7 +31,7 @@ COMMANDS = {
         "vidaccel.cli.bench",
         "Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
     ),
-    "train": ("vidaccel.training.app", "Train the embedded model: `vae`, then `transformer`, then `export`."),
+    "train": ("vidaccel.training.app", "Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`."),
 }
 
 
