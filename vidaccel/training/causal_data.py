@@ -4,7 +4,7 @@ import random
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from vidaccel.training.latents import NUM_WORDINGS, TOKENS_PER_CAPTION, caption_
 from vidaccel.world import FRAME_SIZE, Scene, caption, random_scene
 from vidaccel.world.scene import Split
 
-_SCENES_AT_A_TIME = 8
+_SCENES_AT_A_TIME = 4
 _PIECE_FRAMES = 97
 
 
@@ -45,12 +45,14 @@ def build_long_bank(
     seeds: Sequence[int],
     num_frames: int,
     split: Split = "train",
+    hold_share: float = 0.0,
     seconds: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LongClipBank:
     """Render and encode the scenes of `seeds`, each of `num_frames` pixel frames.
 
-    vae: with `latents_mean` and `latents_std` in its config. seconds: stop early, with fewer clips, after this time.
+    vae: with `latents_mean` and `latents_std` in its config. hold_share: as in `long_scene`.
+    seconds: stop early, with fewer clips, after this time.
     on_progress: called with finished and all clips.
     """
     began = time.monotonic()
@@ -64,11 +66,11 @@ def build_long_bank(
     latents = torch.empty(len(seeds), mean.numel(), *shape, dtype=torch.float16, device=device)
     coverage = torch.empty(len(seeds), *shape, dtype=torch.float16, device=device)
     tokens: list[Tensor] = []
-    starts = _segment_starts(random_scene(seeds[0], num_frames=num_frames, split=split))
+    starts = _segment_starts(random_scene(seeds[0], num_frames=num_frames))
     finished = 0
     while finished < len(seeds) and (finished == 0 or seconds is None or time.monotonic() - began < seconds):
         batch = seeds[finished : finished + _SCENES_AT_A_TIME]
-        scenes = [random_scene(seed, num_frames=num_frames, split=split) for seed in batch]
+        scenes = [long_scene(seed, num_frames=num_frames, split=split, hold_share=hold_share) for seed in batch]
         part = slice(finished, finished + len(batch))
         encoded, coverage[part] = encoded_scenes(vae, scenes, piece_frames=_PIECE_FRAMES)
         latents[part] = (encoded.float() - mean) / std
@@ -85,6 +87,20 @@ def build_long_bank(
         tokens=torch.cat(tokens).view(finished, len(starts), NUM_WORDINGS, TOKENS_PER_CAPTION).to(device),
         segment_starts=starts,
     )
+
+
+def long_scene(seed: int, *, num_frames: int, split: Split = "train", hold_share: float = 0.0) -> Scene:
+    """A long scene of the world, in which the camera leaves the subject and comes back.
+
+    hold_share: share of seeds in whose scenes the camera holds all the time instead: a rollout with one prompt does
+        that for minutes, while the camera of the world never holds for more than one segment.
+    """
+    scene = random_scene(seed, num_frames=num_frames, split=split)
+    if random.Random(f"vidaccel hold {seed}").random() >= hold_share:
+        return scene
+    home = scene.camera_moves[0].x
+    moves = tuple(replace(move, kind="hold", x=home, distance=0.0) for move in scene.camera_moves)
+    return replace(scene, camera="hold", camera_moves=moves)
 
 
 def segment_captions(scene: Scene, starts: Sequence[int]) -> list[str]:

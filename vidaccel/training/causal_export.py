@@ -51,13 +51,14 @@ several denoising steps a chunk and guidance: it is trained by teacher forcing a
 ## Data
 
 Scenes of `vidaccel.world` with {num_frames} frames, rendered from seeds while training: the camera holds, pans away,
-holds there and comes back. Captions describe the segment that the chunk lies in. One tenth of all combinations of
-colour, shape, motion and place was never shown; the results below are on that tenth.
+holds there and comes back; in a share of them (hold_share) it holds all the time. Captions describe the segment that
+the chunk lies in. One tenth of all combinations of colour, shape, motion and place was never shown; the results below
+are on that tenth.
 
 ## Training
 
-`vidaccel train causal`, `vidaccel train export-causal`; begun as layers {layers} of the transformer of `{shares}`. One
-pass sees the remembered frames and several noisy copies of the next chunk; keyframes are drawn at random.
+`vidaccel train causal`, `vidaccel train export-causal`; begun as layers {layers} of the transformer of `{shares}`.
+One pass sees the remembered frames and several noisy copies of the next chunk; keyframes are drawn at random.
 
 {table}
 

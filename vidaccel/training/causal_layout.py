@@ -107,11 +107,18 @@ def draw_layouts(
 
 
 def chunk_sequence(
-    layout: ChunkLayout, *, num_slots: int, copies: int, device: torch.device | str = "cpu"
+    layout: ChunkLayout,
+    *,
+    num_slots: int,
+    copies: int,
+    device: torch.device | str = "cpu",
+    hide: random.Random | None = None,
 ) -> ChunkSequence:
     """Positions and visibility of `[context padded to num_slots | copies of the chunk]`.
 
     Padding sees itself and is seen by nobody.
+    hide: hides every second earlier chunk, by chance, from each remembered one. In a rollout a frame was remembered
+        when other frames were in reach than now, so its keys and values must not hang on what it saw.
     """
     num_context, size = len(layout.context), len(layout.current)
     padding = (0,) * (num_slots - num_context)
@@ -119,6 +126,8 @@ def chunk_sequence(
     visibility = torch.eye(len(positions), dtype=torch.bool)
     chunks = torch.tensor(layout.chunks, dtype=torch.long)
     visibility[:num_context, :num_context] = chunks[:, None] >= chunks[None, :]
+    if hide is not None:
+        visibility[:num_context, :num_context] &= _seen_by_chance(layout.chunks, hide)
     visibility[num_slots:, :num_context] = True
     for first in range(num_slots, len(positions), size):
         visibility[first : first + size, first : first + size] = True
@@ -127,3 +136,11 @@ def chunk_sequence(
         frame_positions=torch.tensor(positions, dtype=torch.long, device=device),
         visibility=visibility.to(device),
     )
+
+
+def _seen_by_chance(chunks: tuple[int, ...], draw: random.Random) -> Tensor:
+    """Every second pair of different chunks is False; (frames, frames)."""
+    numbers = sorted(set(chunks))
+    rows = torch.tensor([numbers.index(chunk) for chunk in chunks], dtype=torch.long)
+    seen = torch.tensor([[first == second or draw.random() < 0.5 for second in numbers] for first in numbers])
+    return seen.view(len(numbers), len(numbers))[rows[:, None], rows[None, :]].bool()

@@ -39,6 +39,16 @@ _SEEDS_PER_ROUND = 10_000_000
 _FIRST_SEED = 900_000_000
 _HELD_OUT_SEED = 77_000_000
 _HELD_OUT_LAYOUTS = 8
+_SHARES = (
+    "hold_share",
+    "caption_dropout",
+    "word_dropout",
+    "image_share",
+    "context_noise",
+    "context_noise_share",
+    "hide_share",
+    "own_share",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +59,12 @@ class CausalTrainingConfig:
     layers: the layers of its transformer that the student begins with.
     memory: what the student will remember; keyframes are drawn, so its rule matters for validation only.
     num_frames: pixel frames of a clip; the default holds, pans away, holds there and pans back.
+    hold_share: clips in which the camera holds all the time instead.
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
     batch_size, copies: clips a step, and noise levels of the chunk for each.
     image_share: steps whose clip begins with a given single frame.
     context_noise, context_noise_share: greatest noise on remembered frames, and in how many steps there is some.
+    hide_share: steps in which remembered chunks do not see some of the earlier ones.
     own_share: steps in which the chunk before is the student's own estimate instead of the truth.
     validation_clips, validation_chunks, validation_steps: rollouts, their length and their denoising steps.
     """
@@ -64,6 +76,7 @@ class CausalTrainingConfig:
     layers: tuple[int, ...] = (0, 1, 4, 5)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     num_frames: int = 385
+    hold_share: float = 0.3
     bank_clips: int = 2560
     bank_seconds: float | None = None
     batch_size: int = 64
@@ -76,6 +89,7 @@ class CausalTrainingConfig:
     image_share: float = 0.2
     context_noise: float = 0.15
     context_noise_share: float = 0.7
+    hide_share: float = 0.5
     own_share: float = 0.3
     validation_clips: int = 16
     validation_chunks: int = 16
@@ -91,7 +105,7 @@ class CausalTrainingConfig:
             raise UserError(f"A student is trained for a memory in the clean mode, got {self.memory.mode!r}.")
         if self.num_frames % 4 != 1 or (self.num_frames - 1) // 4 < self.memory.chunk_frames:
             raise UserError(f"`num_frames` must be 4k + 1 and hold more than one chunk, got {self.num_frames}.")
-        for name in ("image_share", "context_noise", "context_noise_share", "own_share", "caption_dropout"):
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
 
@@ -128,6 +142,7 @@ def train_causal(
         donor.tokenizer,
         seeds=range(first, first + config.bank_clips),
         num_frames=config.num_frames,
+        hold_share=config.hold_share,
         seconds=config.bank_seconds,
         on_progress=on_bank,
     )
@@ -193,7 +208,8 @@ class CausalTask:
             batch = self._with_own_estimate(batch, layout, previous)
         if layout.context and self._draw.random() < self.config.context_noise_share:
             batch = replace(batch, context=self._disturbed(batch.context, layout.chunks))
-        return self._flow_loss(batch, layout, self.generator)
+        hide = self._draw if self._draw.random() < self.config.hide_share else None
+        return self._flow_loss(batch, layout, self.generator, hide=hide)
 
     def _layouts(self, draw: random.Random) -> tuple[ChunkLayout, ChunkLayout | None]:
         num_frames = self.bank.latents.shape[2]
@@ -217,11 +233,11 @@ class CausalTask:
         )
 
     def _flow_loss(
-        self, batch: _Batch, layout: ChunkLayout, generator: torch.Generator
+        self, batch: _Batch, layout: ChunkLayout, generator: torch.Generator, *, hide: random.Random | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         copies, size = self.config.copies, len(batch.clips)
         slots = num_context_slots(self.config.memory)
-        sequence = chunk_sequence(layout, num_slots=slots, copies=copies, device=self.device)
+        sequence = chunk_sequence(layout, num_slots=slots, copies=copies, device=self.device, hide=hide)
         sigmas = draw_sigmas(size * copies, generator).view(size, copies)
         target = batch.chunk.repeat(1, 1, copies, 1, 1)
         noise = torch.randn(target.shape, device=self.device, generator=generator)
@@ -277,8 +293,14 @@ class CausalTask:
             return {}
         seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_clips)
         if self._held_out is None:
-            donor, frames = self.donor, config.num_frames
-            self._held_out = build_long_bank(donor.vae, donor.tokenizer, seeds=seeds, num_frames=frames, split="test")
+            self._held_out = build_long_bank(
+                self.donor.vae,
+                self.donor.tokenizer,
+                seeds=seeds,
+                num_frames=config.num_frames,
+                split="test",
+                hold_share=config.hold_share,
+            )
         draw, generator = random.Random("causal validation"), seeded_generator(self.device, _HELD_OUT_SEED)
         clips = torch.arange(config.validation_clips, device=self.device)
         losses = []
