@@ -146,7 +146,7 @@ def test_the_buffers_never_grow_and_say_how_full_they_are():
 
 
 def test_samples_of_a_batch_remember_what_each_would_alone():
-    """Behaviour 15: similarities differ, so the samples hold different numbers of frames, and a mask tells them apart."""
+    """Behaviour 15: similarities differ, so samples hold different numbers of frames; a mask tells them apart."""
     config = MemoryConfig(sink_frames=3, slow_frames=6, fast_frames=6, similarity_threshold=0.93)
     model, frames = causal_model(), video(45, batch_size=3, seed=4)
     frames[1] = frames[1, :, :3].repeat(1, 15, 1, 1)  # a still picture: no keyframes
