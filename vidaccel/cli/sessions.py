@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 from vidaccel.cli.console import console, say
@@ -32,10 +33,11 @@ def show(folder: Folder) -> None:
             parent = "" if branch.parent is None else f"{branch.parent.branch} at {branch.parent.num_chunks}"
             states = ", ".join(map(str, branch.snapshots)) or "none"
             counts = (str(branch.num_chunks), _seconds(branch, session.settings.get("fps")), states)
-            table.add_row(name, parent, *counts, _size(sizes[name].own_bytes), _size(sizes[name].shared_bytes))
+            table.add_row(name, parent, *counts, decimal(sizes[name].own_bytes), decimal(sizes[name].shared_bytes))
         console.print(table)
         unused = session.unused_bytes()
-    say(f"{_size(unused)} belong to no branch" + (f"; `vidaccel session clean {folder}` frees them" if unused else ""))
+    if unused:
+        say(f"{decimal(unused)} belong to no branch; `vidaccel session clean {folder}` frees them")
 
 
 @app.command()
@@ -68,7 +70,7 @@ def rewind(
 def clean(folder: Folder) -> None:
     """Remove what no branch refers to: chunks given up, and what killed processes left."""
     with Session.open(folder) as session:
-        say(f"{folder}: {_size(session.collect())} freed")
+        say(f"{folder}: {decimal(session.collect())} freed")
 
 
 def _seconds(branch: Branch, fps: object) -> str:
@@ -86,12 +88,3 @@ def _start(branch: Branch) -> str:
     if last == branch.num_chunks:
         return "it goes on from an exact state"
     return f"the last exact state is after {last} chunks" if last else "it has no exact state"
-
-
-def _size(num_bytes: int) -> str:
-    """Bytes with the unit that fits."""
-    size, units = float(num_bytes), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

@@ -60,8 +60,9 @@ class Branch:
         state: tensors and JSON values from which the rollout goes on exactly; older ones are removed as the session's
         `keep_snapshots` and `snapshot_every` say.
 
-        Raises UserError for values that are no JSON, tensors that safetensors cannot hold, and a full disk; the branch
-        is then as it was before and can be appended to again.
+        Raises UserError for values that are no JSON, tensors that safetensors cannot hold, and a full disk. The branch
+        is then as it was before and can be appended to again; only if the disk fails in the very last step, bringing
+        the name of the branch's file to disk, the chunk counts already, as `num_chunks` says.
         """
         files, head = self._files, self._head
         record: dict[str, Any] = {"index": head.num_chunks, "values": json_values(values, "The values of a chunk")}

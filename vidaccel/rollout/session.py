@@ -50,7 +50,7 @@ class Session:
     """A folder with the branches of one rollout. Made by `create` and `open`; ended by `close`, or use `with`.
 
     One that is open for writing keeps every other writer out. Any number of readers see what was finished when they
-    opened it.
+    opened it, but for exact states that the writer has replaced since.
     """
 
     def __init__(self, files: SessionFiles, settings: Mapping[str, Any]) -> None:
