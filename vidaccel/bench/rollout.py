@@ -106,7 +106,7 @@ class RolloutBenchConfig:
 def run_rollout_bench(
     config: RolloutBenchConfig, *, on_progress: Callable[[BenchProgress], None] | None = None
 ) -> dict[str, Any]:
-    """Measure what is missing, write rollout.json, .md and .png into `config.output`, and return the first's content."""
+    """Measure what is missing, write rollout.json, .md and .png into `config.output`; returns the first's content."""
     began = time.monotonic()
     deadline = began + (config.budget_seconds or float("inf"))
     device = resolve_device(config.device)

@@ -40,7 +40,7 @@ _ERRORS = (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeE
 def time_attention(
     shape: MemoryShape, *, chunk_frames: int, attended_frames: int, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
-    """Milliseconds of every candidate for one layer and one chunk, the fastest first; those that fail last, with why."""
+    """Milliseconds of every candidate for one layer and chunk, the fastest first; those that fail last, with why."""
     generator = torch.Generator(device).manual_seed(0)
     tokens = [frames * shape.tokens_per_frame for frames in (chunk_frames, attended_frames, attended_frames)]
     size = (shape.batch_size, shape.num_heads, shape.head_dim)

@@ -104,7 +104,7 @@ class RandomStudent:
 def random_student(
     shape: str, *, height: int, width: int, num_inference_steps: int, device: torch.device, dtype: torch.dtype
 ) -> RandomStudent:
-    """The causal form of a row of `vidaccel.bench.speed_shapes.SHAPES`. Raises UserError for a row that is not Wan's."""
+    """The causal form of a row of `vidaccel.bench.speed_shapes.SHAPES`. Raises UserError for one that is not Wan's."""
     row = SHAPES[shape]
     if row.transformer.kind != "diffusers:WanTransformer3DModel":
         raise UserError(f"`shape` must be a text-to-video Wan; got {shape!r}.")
@@ -199,7 +199,7 @@ def measure_cell(
         filled = 0 if cell.from_start else _fill(student, state, model.scene)
         state.decoder = model.decoder(cell.decoder)
         if state.decoder is not None:
-            state.decoder.decode = times.timed_decode(state.decoder.decode)  # type: ignore[method-assign]
+            state.decoder.decode = times.timed_decode(state.decoder.decode)  # type: ignore[assignment,method-assign]
         first = filled + (0 if cell.from_start else WARM_CHUNKS)
         _synchronise_and_reset_peak(model.device)
         setup = time.monotonic() - began

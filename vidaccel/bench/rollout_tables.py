@@ -213,17 +213,16 @@ def save_rollout_plot(path: Path, content: Mapping[str, Any]) -> Path:
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    slowest = 0.0
     for record in content["records"]:
         if record["kind"] == "cell":
             times = record["chunks"]["total_ms"]
             x = range(record["first_chunk"], record["first_chunk"] + len(times))
             label = f"{record['attended_frames']} attended, {record['mode']}, {record['decoder']} decoder"
             axes.plot(x, times, linewidth=1, label=label)
-            steady = steady_chunks(record)
-            if steady:
-                axes.set_ylim(
-                    0, max(axes.get_ylim()[1] if axes.lines[1:] else 0, 1.5 * max(times[row] for row in steady))
-                )
+            slowest = max(slowest, *(times[row] for row in steady_chunks(record)), 0.0)
+    if slowest:
+        axes.set_ylim(0, 1.5 * slowest)  # the first chunks, which are compiled and captured, would hide all others
     axes.set_xlabel("chunk")
     axes.set_ylabel("ms per chunk, pixels on the host")
     axes.grid(alpha=0.3)

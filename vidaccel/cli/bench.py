@@ -1,4 +1,4 @@
-"""`vidaccel bench easycache | caches | quality | speed | rollout`: measured under a fixed protocol; JSON, tables, a plot."""
+"""`vidaccel bench easycache | caches | quality | speed | rollout`: a fixed protocol each; JSON, tables, a plot."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
