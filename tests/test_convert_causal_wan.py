@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from broken_weights import broken_contents
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import load_file, save_file
@@ -514,14 +515,7 @@ def test_every_name_shape_and_number_is_checked(
 
 def test_files_that_are_no_whole_safetensors_are_refused(file: Path, refused: Callable[..., str]) -> None:
     whole = file.read_bytes()
-    for content, words in (
-        (whole[:-100], "truncated"),
-        (whole[:5], "truncated"),
-        (b"", "truncated"),
-        (b"<html>not found</html>" * 9, "truncated or no safetensors"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (b"PK\x03\x04" + bytes(200), "pickled"),
-    ):
+    for content, words in broken_contents(whole):
         file.write_bytes(content)
         line = refused(file)
         assert words in line, line
