@@ -139,6 +139,11 @@ def side_by_side(left: Tensor, right: Tensor, labels: tuple[str, str] = ("", "")
     return torch.cat([pair[0], gap, pair[1]], dim=-1)
 
 
+def rounded_to_uint8(pixels: Tensor) -> Tensor:
+    """Floating values in [0, 1], of any shape, to the nearest of 256 levels; what lies outside is clamped."""
+    return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` (same suffix) that becomes `path` if the block ends well, and is removed if it does not.
@@ -280,7 +285,7 @@ def _as_uint8(frames: Tensor) -> Tensor:
         return frames
     if not frames.is_floating_point() or not bool(torch.isfinite(frames).all()):
         raise UserError(f"Frames must be uint8, or floating and finite in [0, 1]; got {frames.dtype}.")
-    return (frames.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return rounded_to_uint8(frames)
 
 
 def _as_float(pixels: Tensor) -> Tensor:
