@@ -52,7 +52,7 @@ def causal_wan(
         Path | None,
         typer.Option(
             help="Diffusers folder of the Wan model that the student was made from; VAE, text encoder and tokenizer "
-            "are copied from it. Without it they are taken from Wan2.1 when the student is loaded."
+            "are copied from it. Without it the folder has none and does not load by itself."
         ),
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA that is added to the weights (LongLive).")] = None,
@@ -68,8 +68,9 @@ def causal_wan(
     files = StudentFiles(checkpoint=checkpoint, weights=weights, base=base, lora=lora, lora_alpha=lora_alpha)
     with _options(dtype, overwrite=overwrite) as options:
         made = convert_causal_wan(files, output, kind=kind, options=options)
-    memory = made.recipe.defaults.arguments["memory"]
-    say(f"{output}: {made.recipe.name}, {made.weights} weights, memory {memory}, {made.recipe.pipeline}")
+    memory = made.recipe.settings["memory"]
+    alone = "" if base else "; VAE, text encoder and tokenizer are missing, give --base for a folder that loads"
+    say(f"{output}: {made.recipe.name}, {made.weights} weights, memory {memory}, {made.recipe.pipeline}{alone}")
 
 
 @contextmanager

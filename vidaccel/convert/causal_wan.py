@@ -35,38 +35,32 @@ from vidaccel.convert.wan_layouts import student_weights, with_lora
 from vidaccel.errors import UserError
 from vidaccel.registry import GenerationDefaults
 
-WAN = "wan2.1-t2v-1.3b"  # whose VAE and text encoder all students of Wan2.1 share, 14B ones too
-_WAN_SIZES = (16, 4096)  # latent channels and text width of those
 _FROM_BASE = ("attention_head_dim", "num_layers", "eps", "rope_max_seq_len")
 
 
-def _student(name: str, kind: str, memory: str, shift: float = 5.0, sigmas: tuple[float, ...] = ()) -> Recipe:
-    """One kind of student. sigmas: noise levels before the shift where they are not evenly spaced from 1."""
-    arguments: dict[str, Any] = {"memory": memory} | ({"sigmas": list(sigmas)} if sigmas else {})
+def _student(name: str, kind: str, memory: str, *, steps: int = 4, **schedule: float) -> Recipe:
+    """One kind of student: what it remembers, and its scheduler's settings for evenly spaced steps from 1."""
     return Recipe(
         name=name,
         version=kind,
         pipeline="ContextForcingWanPipeline",
         parts=MappingProxyType({"transformer": STUDENT}),
         tokenizers=MappingProxyType({}),
-        scheduler=MappingProxyType({"shift": shift, "stochastic_sampling": True}),
-        defaults=GenerationDefaults(
-            fps=16,
-            height=480,
-            width=832,
-            guidance_scale=None,
-            num_inference_steps=len(sigmas) or 4,
-            arguments=MappingProxyType(arguments),
+        scheduler=MappingProxyType({"stochastic_sampling": True, **schedule}),
+        defaults=GenerationDefaults(fps=16, height=480, width=832, guidance_scale=None, num_inference_steps=steps),
+        settings=MappingProxyType(
+            {"memory": memory, "chunk_frames": 3, "num_inference_steps": steps, "guidance_scale": 1.0}
         ),
     )
 
 
 STUDENTS = (
-    _student("Self-Forcing", "self-forcing", "window:21"),
-    # Trained at timesteps 1000, 757, 522 of a schedule with shift 8; its own code ends after 21 frames.
-    _student("CausVid", "causvid", "window:21", shift=8.0, sigmas=(1.0, 0.28, 0.12)),
-    _student("LongLive", "longlive", "sink+window:3+9"),
-    _student("Context Forcing", "context-forcing", "slow-fast:3+12+6"),
+    _student("Self-Forcing", "self-forcing", "window:21", shift=5.0),
+    # Its own code ends after 21 frames. Trained at timesteps 1000, 757 and 522, where a schedule of shift 8 has 1, 7/25
+    # and 3/25: noise levels 1, 28/37 and 12/23. Three even steps are these with this shift, stretched to end at 12/23.
+    _student("CausVid", "causvid", "window:21", steps=3, shift=400 / 421, shift_terminal=12 / 23),
+    _student("LongLive", "longlive", "sink+window:3+9", shift=5.0),
+    _student("Context Forcing", "context-forcing", "slow-fast:3+12+6", shift=5.0),
 )
 
 
@@ -98,8 +92,9 @@ def convert_causal_wan(
 ) -> Converted:
     """Write a student as a diffusers folder: its transformer, a few-step scheduler, and settings.
 
-    With `files.base` VAE, text encoder and tokenizer are copied from there; without, `vidaccel.json` says that they are
-    those of Wan2.1. kind: a `version` of `STUDENTS`; "auto" takes it from a LoRA or from the names of file and folder.
+    With `files.base` VAE, text encoder and tokenizer are copied from there; without, they are not in the folder and are
+    given to `from_pretrained`.
+    kind: a `version` of `STUDENTS`; "auto" takes it from a LoRA or from the names of file and folder.
     Raises `UserError` for files that are missing, damaged, pickled or of another model, for a base that does not fit,
     and for an output that may not be written; nothing is written then.
     """
@@ -115,7 +110,8 @@ def convert_causal_wan(
         checkpoint = with_lora(checkpoint, _open(files.lora), files.lora_alpha)
     base = None if files.base is None else read_base(files.base)
     plan = make_plan(_form(checkpoint, base), checkpoint, dtype=options.dtype)
-    _check_fits(plan, base, files)
+    if base is not None:
+        _check_fits(plan, base)
     check_room(output, plan.num_bytes + (0 if base is None else base.num_bytes))
     with whole_folder(output) as folder:
         _write(folder, recipe, plan, base, options)
@@ -189,22 +185,19 @@ def _form(checkpoint: Checkpoint, base: BaseFolder | None) -> Format:
     return replace(STUDENT, settings=MappingProxyType({name: config[name] for name in _FROM_BASE if name in config}))
 
 
-def _check_fits(plan: Plan, base: BaseFolder | None, files: StudentFiles) -> None:
-    """Refuse a base, or Wan itself, whose latents or text are of other sizes than the student's."""
-    sizes = (plan.settings["in_channels"], plan.settings["text_dim"])
-    shared = _WAN_SIZES if base is None else (base.latent_channels, base.text_dim)
-    if sizes == shared:
-        return
-    name = "Wan2.1" if base is None else str(base.path)
-    raise UserError(
-        f"{files.checkpoint} takes {sizes[0]} latent channels and text of {sizes[1]} numbers, and the VAE and text "
-        f"encoder of {name} give {shared[0]} and {shared[1]}; give --base with the folder that belongs to it."
-    )
+def _check_fits(plan: Plan, base: BaseFolder) -> None:
+    """Refuse a base whose latents or text are of other sizes than the student's."""
+    wanted = (plan.settings["in_channels"], plan.settings["text_dim"])
+    given = (base.latent_channels, base.text_dim)
+    if wanted != given:
+        raise UserError(
+            f"{plan.checkpoint.path} takes {wanted[0]} latent channels and text of {wanted[1]} numbers, and those of "
+            f"{base.path} are {given[0]} and {given[1]}; give --base with the folder it was made from."
+        )
 
 
 def _write(folder: Path, recipe: Recipe, plan: Plan, base: BaseFolder | None, options: ConvertOptions) -> None:
     classes: dict[str, Any] = {"transformer": plan.form.library_and_class}
-    recorded: dict[str, Any] = {}
     total = plan.num_bytes + (0 if base is None else base.num_bytes)
     report = options.on_progress
 
@@ -213,12 +206,10 @@ def _write(folder: Path, recipe: Recipe, plan: Plan, base: BaseFolder | None, op
             report(replace(progress, total=total))
 
     write_networks(folder, {"transformer": plan}, replace(options, on_progress=whole))
-    if base is None:
-        recorded["shares"] = WAN
-    else:
+    if base is not None:
         classes |= base.classes
         done = plan.num_bytes
         for component, size in base.copy_to(folder):
             done += size
             whole(ConvertProgress(done=done, total=total, component=component))
-    write_settings(folder, recipe, classes, recorded=recorded)
+    write_settings(folder, recipe, classes)

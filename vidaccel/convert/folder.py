@@ -11,8 +11,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -35,6 +36,7 @@ class Recipe:
 
     pipeline: name of its class. parts: its networks by component, of which `transformer` tells the version.
     tokenizers: the text encoder that each belongs to. scheduler: settings of `FlowMatchEulerDiscreteScheduler`.
+    settings: of the pipeline itself, beside its parts.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Recipe:
     tokenizers: Mapping[str, str]
     scheduler: Mapping[str, Any]
     defaults: GenerationDefaults
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,18 +248,14 @@ def write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOpti
                 options.on_progress(ConvertProgress(done=done, total=total, component=component))
 
 
-def write_settings(
-    folder: Path, recipe: Recipe, classes: Mapping[str, Sequence[str]], *, recorded: Mapping[str, Any] | None = None
-) -> None:
-    """Write the scheduler, `model_index.json` and `vidaccel.json`.
-
-    classes: library and class of each component. recorded: what else `vidaccel.json` shall say.
-    """
+def write_settings(folder: Path, recipe: Recipe, classes: Mapping[str, Sequence[str]]) -> None:
+    """Write the scheduler, `model_index.json` and `vidaccel.json`. classes: library and class of each component."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler(**recipe.scheduler)
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__}
     index |= {name: list(value) for name, value in sorted(classes.items())}
+    index |= recipe.settings
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    settings = {"defaults": recipe.defaults.to_dict(), "weights": "external", **(recorded or {})}
+    settings = {"defaults": recipe.defaults.to_dict(), "weights": "external"}
     for name, value in (("model_index.json", index), (SETTINGS_FILE, settings)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
