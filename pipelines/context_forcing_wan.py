@@ -44,7 +44,7 @@ class ContextForcingWanPipeline(WanPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = []  # noqa: RUF012
+    _optional_components: Any = ()
 
     def __init__(
         self,

@@ -143,9 +143,15 @@ class MemoryIndex:
         """The index that goes on where `state()` was taken. Raises UserError for other settings or a damaged state."""
         if not isinstance(state, Mapping) or set(state) != {"config", "parts", *_COUNTS, *_FLAGS}:
             raise UserError("This is not the saved index of a memory; take one that `MemoryIndex.state` made.")
-        wanted, saved = config.to_dict(), state["config"]
-        if not isinstance(saved, Mapping) or dict(saved) != wanted:
-            raise UserError(_difference(saved, wanted))
+        try:
+            saved = MemoryConfig.from_dict(state["config"])
+        except ValueError as error:
+            raise UserError(f"The settings of the saved index are damaged: {error}") from error
+        for name, value in config.to_dict().items():
+            if getattr(saved, name) != value:
+                raise UserError(
+                    f"The memory was saved with `{name}` {getattr(saved, name)!r}; now it is {value!r}. Take the same."
+                )
         index = cls(config)
         try:
             index._load_state(state)
@@ -204,10 +210,3 @@ class MemoryIndex:
 def _check_similarity(similarity: float | None) -> None:
     if similarity is not None and not math.isfinite(similarity):
         raise UserError(f"The similarity of two chunks must be a finite number; got {similarity}.")
-
-
-def _difference(saved: object, wanted: Mapping[str, Any]) -> str:
-    if not isinstance(saved, Mapping):
-        return f"The saved index of a memory must name its settings; got {saved!r}."
-    name = next(name for name in (*wanted, *saved) if name not in wanted or saved.get(name) != wanted[name])
-    return f"The memory was saved with `{name}` {saved.get(name)!r}; now it is {wanted.get(name)!r}. Take the same."

@@ -5,7 +5,8 @@ checkpoints and comparisons; `vidaccel.memory.clean` is what to use otherwise. W
 memory by the first pass that asks for it, so mostly from the noisiest one, and never refreshed; while the memory fills
 the copies overwrite the oldest linear frames, so that slow memory is out of order and shares frames with the fast one;
 with sizes that `chunk_frames` does not divide the last places stay empty and a position is left out; a copy of more
-than one frame is not recognised by later passes and is made again.
+than one frame is not recognised by later passes and is made again, and may push empty places among the used ones. These
+the released code attends to as zeros; here they are left out, with their positions.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class OfficialParts:
 
     def run(self, frames: range, is_keyframe: bool, source: Source) -> bool:
         """One pass over a chunk writes its slots; returns whether it copied frames to slow memory before that."""
-        is_copied = is_keyframe and not self._is_known(frames.start) and self._copy(frames.start, source)
+        is_copied = (
+            is_keyframe
+            and not self._is_known(frames.start)
+            and self._copy(frames[: self._config.keyframe_frames], source)
+        )
         self._slots[self._end - len(frames) : self._end] = [Slot(frame, source, False) for frame in frames]
         return is_copied
 
@@ -56,9 +61,9 @@ class OfficialParts:
         newest = self._slots[self._config.sink_frames + self._num_copied - 1] if self._num_copied else None
         return newest is not None and newest.frame == frame
 
-    def _copy(self, frame: int, source: Source) -> bool:
-        config, count = self._config, self._config.keyframe_frames
-        copies = [Slot(frame + number, source, True) for number in range(count)]
+    def _copy(self, frames: range, source: Source) -> bool:
+        config, count = self._config, len(frames)
+        copies = [Slot(frame, source, True) for frame in frames]
         first, end = config.sink_frames, config.sink_frames + config.slow_frames
         if self._num_copied + count <= config.slow_frames:
             self._slots[first + self._num_copied : first + self._num_copied + count] = copies
@@ -72,11 +77,11 @@ class OfficialParts:
     def entries(self, num_frames: int, current: range) -> tuple[Entry, ...]:
         """What a pass attends to, in the order of the slots."""
         del num_frames
-        num_remembered = self._end - len(current)
+        first_current = self._end - len(current)
         entries = []
         for place, slot in enumerate(self._slots[: self._end]):
-            if place >= num_remembered:
-                frame = current[place - num_remembered]
+            if place >= first_current:
+                frame = current[place - first_current]
                 source = slot.source if slot is not None and slot.frame == frame and not slot.is_copy else None
                 entries.append(Entry(frame, "current", source=source))
             elif slot is not None:
@@ -91,7 +96,13 @@ class OfficialParts:
     def positions(self, num_frames: int, current: range) -> tuple[int, ...]:
         """The position of each entry: the sink's from 0 on, the others so that the last one has the query's last."""
         num_sink = min(self._config.sink_frames, self._end)
-        return (*range(num_sink), *self._last_positions(num_frames + len(current), self._end - num_sink))
+        positions = (*range(num_sink), *self._last_positions(num_frames + len(current), self._end - num_sink))
+        first_current = self._end - len(current)
+        return tuple(
+            position
+            for place, position in enumerate(positions)
+            if place >= first_current or self._slots[place] is not None
+        )
 
     def query_positions(self, num_frames: int, current: range) -> tuple[int, ...]:
         """The positions of the chunk that is being made."""
@@ -118,7 +129,7 @@ class OfficialParts:
             raise UserError(f"it has not {most} slots")
         if type(num_copied) is not int or not 0 <= num_copied <= self._config.slow_frames:
             raise UserError(f"it says that {num_copied!r} frames are in slow memory")
-        if any(slot is None for slot in slots[: end - len(current)]):
+        if any(slots[place] is None and self._part(place) != "slow" for place in range(end - len(current))):
             raise UserError("a slot is empty")
         if any(slot is not None and not 0 <= slot.frame < num_frames + len(current) for slot in slots):
             raise UserError("it holds a frame that does not exist yet")

@@ -160,8 +160,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     work. Raises ValueError for a config with image embeddings.
     """
 
-    _no_split_modules = ["CausalWanTransformerBlock"]  # noqa: RUF012
-    _repeated_blocks = ["CausalWanTransformerBlock"]  # noqa: RUF012
+    _no_split_modules: Any = ("CausalWanTransformerBlock",)
+    _repeated_blocks: Any = ("CausalWanTransformerBlock",)
 
     @register_to_config
     def __init__(
