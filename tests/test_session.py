@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from session_contents import SETTINGS, add, everything, files, numbers, quick_replace, state_of
+from session_contents import SETTINGS, add, do_not_wait_for_the_disk, everything, files, make, numbers, state_of
 from torch import Tensor
 
 from vidaccel.errors import UserError
@@ -29,12 +29,8 @@ TESTS = Path(__file__).parent
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A session whose branch `main` has the chunks 0, 1, 2; the disk is not waited for."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(os, "replace", quick_replace)
-    with Session.create(tmp_path / "film", SETTINGS) as session:
-        for number in range(3):
-            add(session.branch(), number)
-    return tmp_path / "film"
+    do_not_wait_for_the_disk(monkeypatch)
+    return make(tmp_path / "film", 0, 1, 2)
 
 
 def num_bytes(folder: Path) -> int:
@@ -261,7 +257,7 @@ class TestSettings:
         with pytest.raises(UserError) as refusal:
             Session.open(folder, asked)
         line = str(refusal.value)
-        assert "seed is 7 there, asked for 8" in line
+        assert "seed is 0 there, asked for 8" in line
         assert "memory.sink_frames is 3 there, asked for 5" in line
         assert "memory.fast_frames is 6 there and was not asked for" in line
         assert "memory.slow_frames is not set there, asked for 1" in line
