@@ -135,6 +135,17 @@ def test_a_branch_of_another_session_is_refused(film: Path) -> None:
         Session.open(film)
 
 
+def test_a_journal_of_an_earlier_time_is_not_taken_for_the_present_one(film: Path) -> None:
+    path = file_of(film, "journal")
+    earlier = path.read_bytes()
+    with Session.open(film) as session:
+        session.rewind("main", 2)
+        add(session.branch(), 7)
+    path.write_bytes(earlier)  # whole, of as many lines, and of this session
+    with pytest.raises(UserError, match="not those that were written"):
+        everything(film)
+
+
 @pytest.mark.parametrize("tail", [b"0123", b"\0" * 300, b"x" * 70 + b"\n"])
 def test_what_an_append_left_that_did_not_end_does_not_count(film: Path, tail: bytes) -> None:
     with file_of(film, "journal").open("ab") as file:
