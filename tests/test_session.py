@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -416,6 +417,7 @@ def test_an_append_costs_the_same_after_5000_chunks(folder: Path) -> None:
         tracemalloc.start()
         while branch.num_chunks < 5000:
             branch.append({}, {})
+        gc.collect()
         kept_bytes, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         late = cost(branch)
