@@ -1,0 +1,180 @@
+"""Prompt timelines: what a file may say, where it may err, and which chunk a prompt starts with."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from vidaccel.errors import UserError
+from vidaccel.rollout.timeline import ChunkGrid, PromptSpan, PromptTimeline, pixel_frames, seconds_of
+
+GRID = ChunkGrid(chunk_frames=3, fps=16)
+
+
+def written(folder: Path, text: str, name: str = "timeline.txt") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_text_file_gives_times_cuts_and_prompts(tmp_path: Path) -> None:
+    text = (
+        "# a comment\n0:00 a red ball, #1\n\n12.5\tit rolls | left\n1:05 | hard | a street | at night\n1:00:30 dawn\n"
+    )
+    timeline = PromptTimeline.from_file(written(tmp_path, text))
+    assert timeline.spans == (
+        PromptSpan(0, "a red ball, #1"),
+        PromptSpan(12.5, "it rolls | left"),
+        PromptSpan(65, "a street | at night", "hard"),
+        PromptSpan(3630, "dawn"),
+    )
+
+
+@pytest.mark.parametrize("name", ["timeline.json", "timeline.txt"])
+def test_a_list_of_objects_gives_the_same(tmp_path: Path, name: str) -> None:
+    entries = [{"start_seconds": 0, "prompt": "a"}, {"start_seconds": "1:05", "prompt": "b", "cut": "hard"}]
+    timeline = PromptTimeline.from_file(written(tmp_path, json.dumps(entries), name))
+    assert timeline == PromptTimeline((PromptSpan(0, "a"), PromptSpan(65, "b", "hard")))
+
+
+def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.txt"
+    path.write_bytes("\ufeff0:00 a\r\n5 b\r\n".encode())
+    assert PromptTimeline.from_file(path).spans == (PromptSpan(0, "a"), PromptSpan(5, "b"))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("a red ball", "is no time"),
+        ("-3 a red ball", "is no time"),
+        ("1:75 a", "below 60"),
+        ("1:61:00 a", "below 60"),
+        ("nan a", "is no time"),
+        ("7", "needs a prompt"),
+        ("7 | hard |", "needs a prompt"),
+        ("7 | sudden | b", "one of soft, hard"),
+        ("7 | b", "stands nothing or the cut"),
+        ("0:00 again", "must start after"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_file(tmp_path: Path, line: str, complaint: str) -> None:
+    path = written(tmp_path, f"# comment\n0 a\n{line}\n")
+    with pytest.raises(UserError, match=complaint) as error:
+        PromptTimeline.from_file(path)
+    assert str(error.value).startswith(f"{path}, line 3: ")
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ('{"prompt": "b"}', "a span is an object"),
+        ('{"start_seconds": 2, "prompt": "b", "fade": 1}', "a span is an object"),
+        ('"b"', "a span is an object"),
+        ('{"start_seconds": true, "prompt": "b"}', "must be a number"),
+        ('{"start_seconds": NaN, "prompt": "b"}', "must be a number"),
+        ('{"start_seconds": null, "prompt": "b"}', "must be a number"),
+        ('{"start_seconds": 3, "prompt": 4}', "needs a prompt"),
+        ('{"start_seconds": 0, "prompt": "b"}', "must start after"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_its_file(tmp_path: Path, entry: str, complaint: str) -> None:
+    path = written(tmp_path, f'[{{"start_seconds": 0, "prompt": "a"}}, {entry}]', "timeline.json")
+    with pytest.raises(UserError, match=complaint) as error:
+        PromptTimeline.from_file(path)
+    assert str(error.value).startswith(f"{path}, entry 2: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "has no prompts"),
+        ("# only\n", "has no prompts"),
+        ("[", "line 1: this is not JSON"),
+        ("[]", "list of objects"),
+        ("2 a\n", "line 1: the first prompt must start at 0"),
+    ],
+)
+def test_a_file_without_a_timeline_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UserError, match=complaint) as error:
+        PromptTimeline.from_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        PromptTimeline.from_file(tmp_path / "none.txt")
+    (tmp_path / "bytes.txt").write_bytes(b"0 \xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        PromptTimeline.from_file(tmp_path / "bytes.txt")
+
+
+def test_a_timeline_survives_json_and_refuses_other_values() -> None:
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(1.25, "b", "hard")))
+    assert PromptTimeline.from_dict(json.loads(json.dumps(timeline.to_dict()))) == timeline
+    assert PromptTimeline.single("a").spans == (PromptSpan(0, "a"),)
+    for values in ({}, {"spans": []}, {"spans": ["a"]}, {"spans": "a"}):
+        with pytest.raises(UserError):
+            PromptTimeline.from_dict(values)
+
+
+def test_a_span_holds_from_its_start_to_the_next() -> None:
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(2, "b")))
+    assert [timeline.span_at(seconds).prompt for seconds in (0, 1.99, 2, 100)] == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize("fps", [8, 16, 24, 30000 / 1001, 30])
+@pytest.mark.parametrize(("chunk_frames", "first"), [(1, None), (3, None), (4, None), (3, 1), (3, 5)])
+def test_the_chunk_of_a_time_is_the_first_that_starts_no_earlier(
+    fps: float, chunk_frames: int, first: int | None
+) -> None:
+    grid = ChunkGrid(chunk_frames=chunk_frames, fps=fps, first_chunk_frames=first)
+    lengths = [first or chunk_frames, *[chunk_frames] * 60]
+    firsts = [pixel_frames(sum(lengths[:chunk]), 4) for chunk in range(len(lengths))]
+    assert [grid.first_pixel_frame(chunk) for chunk in range(len(lengths))] == firsts
+    for pixel in range(firsts[-1] + 1):
+        expected = next(chunk for chunk, frame in enumerate(firsts) if frame >= pixel)
+        assert grid.chunk_from(pixel / fps) == expected
+        assert grid.chunk_from((pixel - 0.5) / fps) == expected  # between two frames the later counts
+
+
+def test_the_pixel_frames_of_chunks_of_three_are_nine_then_twelve() -> None:
+    firsts = [GRID.first_pixel_frame(chunk) for chunk in range(4)]
+    assert firsts == [0, 9, 21, 33]
+    assert GRID.start_seconds(1) == 9 / 16
+    assert GRID.num_chunks(0.1) == 1
+    assert GRID.num_chunks(60) == math.ceil((60 * 16 + 3) / 12)
+    assert GRID.first_pixel_frame(GRID.num_chunks(60)) >= 60 * 16
+
+
+def test_a_prompt_changes_exactly_at_its_chunk() -> None:
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(9 / 16, "b"), PromptSpan(1.4, "c", "hard")))
+    prompts = [timeline.span_of_chunk(chunk, GRID).prompt for chunk in range(5)]
+    assert prompts == ["a", "b", "b", "c", "c"]
+    changes = timeline.changes(GRID, num_chunks=5)
+    assert [(change.chunk, change.span.prompt) for change in changes] == [(0, "a"), (1, "b"), (3, "c")]
+    assert timeline.problems(GRID, num_chunks=5) == ()
+
+
+def test_a_prompt_that_is_never_shown_is_reported_with_the_reason() -> None:
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(1, "b"), PromptSpan(1.2, "c"), PromptSpan(60, "d")))
+    assert [timeline.span_of_chunk(chunk, GRID).prompt for chunk in range(3)] == ["a", "a", "c"]
+    short, late = timeline.problems(GRID, num_chunks=10)
+    assert "'b' at 1 s" in short
+    assert "same chunk, at 1.3125 s; leave at least 0.75 s" in short
+    assert "'d' at 60 s" in late
+    assert "the video of 7.3125 s has its last chunk at 6.5625 s" in late
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"chunk_frames": 0}, {"fps": 0}, {"fps": 1000}, {"temporal_stride": 0}, {"first_chunk_frames": 0}]
+)
+def test_a_grid_of_nothing_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        ChunkGrid(**{"chunk_frames": 3, "fps": 16, **wrong})
+
+
+def test_times_are_read_as_people_write_them() -> None:
+    assert [seconds_of(text) for text in ("0", "12.5", "1:05", "90:00", "1:00:30.5")] == [0, 12.5, 65, 5400, 3630.5]

@@ -1,0 +1,54 @@
+"""Rotary positions of video tokens when frames move: temporal positions are given at read, spatial ones are fixed.
+
+Keys are remembered without rotation and rotated for the position their frame has now (Context Forcing, arXiv
+2602.06028, section 3.3, bounded positions), so that no position ever leaves the range a student was trained on.
+Shapes: tokens of a frame are ordered row by row; D is the size of a head, split between time, rows and columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """Cosines and sines by frame position and by place in a frame.
+
+    temporal: (2, positions, time part of D), spatial: (2, tokens_per_frame, rest of D); float32, each value twice in
+    a row, as diffusers' rotary tables with `repeat_interleave_real`.
+    """
+
+    temporal: Tensor
+    spatial: Tensor
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        return self.spatial.shape[1]
+
+    @property
+    def num_positions(self) -> int:
+        """How many frame positions there are."""
+        return self.temporal.shape[1]
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for frames at `positions` (..., T): two tensors (..., T * tokens_per_frame, 1, D)."""
+        temporal = self.temporal[:, positions].unsqueeze(-2)
+        shape = (*temporal.shape[:-2], self.tokens_per_frame)
+        spatial = self.spatial.reshape(2, *(1,) * positions.ndim, *self.spatial.shape[1:])
+        parts = [temporal.expand(*shape, -1), spatial.expand(*shape, -1)]
+        cosines, sines = torch.cat(parts, dim=-1).flatten(-3, -2).unsqueeze(-2)
+        return cosines, sines
+
+
+def rotate(hidden_states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate pairs of neighbouring channels (RoPE, arXiv 2104.09864, equation 34).
+
+    hidden_states: (..., L, heads, D); cosines, sines: (..., L, 1, D). Computed in float32, returned in the input's
+    format.
+    """
+    first, second = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = cosines[..., 0::2], sines[..., 1::2]
+    rotated = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return rotated.flatten(-2).type_as(hidden_states)

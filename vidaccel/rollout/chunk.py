@@ -1,0 +1,83 @@
+"""What goes into a rollout and what comes out: the student, the scenes of a prompt timeline, the finished chunks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
+from vidaccel.rollout.timeline import Cut
+
+Pass = Callable[[Tensor, Tensor, PromptCache, SlowFastMemory], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The network and how it is sampled.
+
+    scheduler: a flow-matching scheduler of diffusers whose `step` takes `generator`; with `stochastic_sampling` it
+        re-noises the estimate at every step, as few-step students are trained.
+    guidance_scale: 1 leaves guidance out, as distilled students do.
+    run: a pass over one chunk: (latents, timestep (B,), prompt, memory) to velocity; None: the transformer itself.
+    """
+
+    transformer: CausalWanTransformer3DModel
+    scheduler: Any
+    num_inference_steps: int = 4
+    guidance_scale: float = 1.0
+    run: Pass | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}.")
+
+    @property
+    def num_branches(self) -> int:
+        """Memories of a rollout: one for the prompt, and with guidance one for the negative prompt."""
+        return 2 if self.guidance_scale != 1 else 1
+
+    @property
+    def passes_per_chunk(self) -> int:
+        """Forward passes of a chunk: the steps and the one that writes the memory, for every branch."""
+        return (self.num_inference_steps + 1) * self.num_branches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A prompt from chunk `start_chunk` on.
+
+    embeddings: one for each branch, (B, text tokens, text_dim).
+    cut: how a scene after the first begins. "soft": what is remembered is written anew under the new prompt (LongLive,
+        arXiv 2509.22622, KV recache), the picture goes on. "hard": the memory is emptied, a new picture begins.
+    """
+
+    start_chunk: int
+    prompt: str
+    embeddings: tuple[Tensor, ...]
+    cut: Cut = "soft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One finished chunk.
+
+    index: 0-based; first_frame: of the whole rollout, in latent frames.
+    latents: (B, C, F, H, W) float32; frames: pixels (B, f, 3, H, W) uint8 on the CPU, None without a decoder.
+    seconds: wall time of "denoising", "commit" (the pass that writes the memory) and "decoding"; on a GPU the time
+        until the work was queued, up to the decoding, which waits for the pixels.
+    sink, slow, fast: frames remembered after it, of the first sample; similarity: of its keys with the chunk before.
+    """
+
+    index: int
+    first_frame: int
+    latents: Tensor
+    frames: Tensor | None
+    prompt: str
+    seconds: dict[str, float]
+    sink: tuple[int, ...]
+    slow: tuple[int, ...]
+    fast: tuple[int, ...]
+    is_keyframe: bool
+    similarity: float | None

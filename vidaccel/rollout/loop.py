@@ -1,0 +1,203 @@
+"""The loop of an autoregressive rollout (Context Forcing, arXiv 2602.06028; Self-Forcing, arXiv 2506.08009).
+
+A chunk is denoised in a few steps while it attends to the memory, then passed once more at timestep 0 to be remembered.
+The noise of a chunk is a function of the seed and its number: how long the rollout is, and whether it was resumed, does
+not matter. Latents are (B, C, F, H, W), normalised as the transformer takes them.
+"""
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.models.causal_wan import PromptCache
+from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.state import RolloutState
+
+
+def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, num_chunks: int) -> Iterator[Chunk]:
+    """Make chunks until `num_chunks` are done in all; yields each when it is finished.
+
+    state: before the first chunk, or after any; between two chunks it may be saved.
+    scenes: prompts in the order of `start_chunk`, the first at 0.
+    Raises ValueError for scenes out of order.
+    """
+    starts = [scene.start_chunk for scene in scenes]
+    if not scenes or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ValueError(f"`scenes` must begin at chunk 0 and follow each other, got starts {starts}.")
+    runner = _Runner(student, state)
+    while state.num_chunks < num_chunks:
+        yield runner.next_chunk(scene_at(scenes, state.num_chunks))
+
+
+@torch.no_grad()
+def start_from(student: Student, state: RolloutState, scene: Scene, latents: Tensor) -> Iterator[Chunk]:
+    """Remember given latents (B, C, F, H, W), of an image or a clip, as if they had been made; yields their chunks.
+
+    Those that the state has seen already are left out. Raises UserError for latents of another size.
+    """
+    if latents.shape[0] != len(state.seeds) or (latents.shape[1], *latents.shape[3:]) != state.size:
+        raise UserError(
+            f"The rollout is of {len(state.seeds)} videos with latents of size {state.size} (channels, height, width); "
+            f"got {tuple(latents.shape)} to begin with."
+        )
+    runner = _Runner(student, state)
+    left = latents[:, :, min(state.num_frames, latents.shape[2]) :].float()
+    for part in left.split(state.memory.config.chunk_frames, dim=2) if left.shape[2] else ():
+        yield runner.given_chunk(scene, part)
+
+
+@torch.no_grad()
+def replay(student: Student, state: RolloutState, scenes: Sequence[Scene], chunks: Iterator[Tensor]) -> None:
+    """Bring the state to where it was after `chunks`, from their latents: one pass a chunk instead of all.
+
+    The passes are those that wrote the memory, so that the state is the same bit for bit; pixels are decoded anew.
+    """
+    runner = _Runner(student, state)
+    for latents in chunks:
+        runner.given_chunk(scene_at(scenes, state.num_chunks), latents)
+
+
+def scene_at(scenes: Sequence[Scene], chunk: int) -> Scene:
+    """The scene that a chunk belongs to."""
+    return [scene for scene in scenes if scene.start_chunk <= chunk][-1]
+
+
+def chunk_generators(seeds: Sequence[int], chunk: int) -> list[torch.Generator]:
+    """The random numbers of a chunk, one source a sample; on the CPU, so that every device gets the same."""
+    digests = [hashlib.sha256(f"vidaccel rollout {seed} {chunk}".encode()).digest() for seed in seeds]
+    return [torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]
+
+
+@dataclass
+class _Runner:
+    """The running values of one call: the prompt's cached keys, and the steps of a chunk."""
+
+    student: Student
+    state: RolloutState
+    _prompts: tuple[PromptCache, ...] = ()
+    _scene: Scene | None = None
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def next_chunk(self, scene: Scene) -> Chunk:
+        self._enter(scene)
+        began = time.perf_counter()
+        for memory in self.state.memories:
+            memory.begin_chunk()
+        latents = self._denoise()
+        self._seconds = {"denoising": time.perf_counter() - began}
+        return self._finish(scene, latents)
+
+    def given_chunk(self, scene: Scene, latents: Tensor) -> Chunk:
+        if self.state.memory.config.mode == "official":
+            raise UserError("The official mode remembers noisy passes, which given latents do not have; use clean.")
+        self._enter(scene)
+        for memory in self.state.memories:
+            memory.begin_chunk(latents.shape[2])
+        self._seconds = {"denoising": 0.0}
+        return self._finish(scene, latents.to(self._device))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.student.transformer.patch_embedding.weight.device
+
+    def _enter(self, scene: Scene) -> None:
+        """Make the prompt of `scene` the one that is attended to, and cut if another was before."""
+        state = self.state
+        if self._scene is not scene:
+            embeddings = scene.embeddings[: self.student.num_branches]
+            self._prompts = tuple(self.student.transformer.cache_prompt(part) for part in embeddings)
+            self._scene = scene
+        name = (scene.start_chunk, scene.prompt)
+        if state.num_chunks and state.scene != name:
+            if scene.cut == "hard":
+                self._forget()
+            else:
+                self._recache()
+        state.scene = name
+
+    def _forget(self) -> None:
+        state = self.state
+        for memory in state.memories:
+            memory.reset()
+        if state.decoder is not None:
+            state.decoder.reset()
+        state.remembered, state.scene_start = {}, state.num_frames
+
+    def _recache(self) -> None:
+        """Write what is remembered anew under the present prompt, in the order of the positions."""
+        for memory, prompt in zip(self.state.memories, self._prompts, strict=True):
+            for frames in memory.rebuild():
+                rows = [
+                    torch.stack([self.state.remembered[frame][sample] for frame in group], dim=1)
+                    for sample, group in enumerate(frames)
+                ]
+                self._pass(torch.stack(rows).to(self._device), None, prompt, memory)
+
+    def _denoise(self) -> Tensor:
+        student, state = self.student, self.state
+        generators = chunk_generators(state.seeds, state.num_chunks)
+        channels, height, width = state.size
+        shape = (channels, state.memory.config.chunk_frames, height, width)
+        latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self._device)
+        scheduler = copy.deepcopy(student.scheduler)
+        steps = student.num_inference_steps
+        scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=self._device)
+        scheduler.set_begin_index(0)
+        for timestep in scheduler.timesteps:
+            branches = [
+                self._pass(latents, timestep, prompt, memory)
+                for prompt, memory in zip(self._prompts, state.memories, strict=True)
+            ]
+            velocity = branches[0]
+            if len(branches) > 1:
+                velocity = branches[1] + student.guidance_scale * (branches[0] - branches[1])
+            for memory in state.memories:
+                memory.observe()
+            latents = scheduler.step(velocity, timestep, latents, generator=generators, return_dict=False)[0]
+        return latents
+
+    def _pass(self, latents: Tensor, timestep: Tensor | None, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
+        """Velocity (float32) of one pass; timestep None: 0."""
+        times = latents.new_zeros(latents.shape[0]) if timestep is None else timestep.expand(latents.shape[0])
+        transformer = self.student.transformer
+        given = latents.to(transformer.patch_embedding.weight.dtype)
+        if self.student.run is not None:
+            return self.student.run(given, times, prompt, memory).float()
+        return transformer(given, times, prompt, memory=memory, return_dict=False)[0].float()
+
+    def _finish(self, scene: Scene, latents: Tensor) -> Chunk:
+        """Write the memory, decode, count."""
+        state = self.state
+        began = time.perf_counter()
+        for memory, prompt in zip(state.memories, self._prompts, strict=True):
+            self._pass(latents, None, prompt, memory)
+            memory.commit(None if memory is state.memory else state.memory.similarity)
+        committed = time.perf_counter()
+        frames = None if state.decoder is None else state.decoder.decode(latents).cpu()
+        self._seconds |= {"commit": committed - began, "decoding": time.perf_counter() - committed}
+        state.remember(latents, state.num_frames - state.scene_start)
+        index, similarity = state.memory.indexes[0], state.memory.similarity
+        chunk = Chunk(
+            index=state.num_chunks,
+            first_frame=state.num_frames,
+            latents=latents,
+            frames=frames,
+            prompt=scene.prompt,
+            seconds=dict(self._seconds),
+            sink=tuple(frame + state.scene_start for frame in index.sink),
+            slow=tuple(frame + state.scene_start for frame in index.slow),
+            fast=tuple(frame + state.scene_start for frame in index.fast),
+            is_keyframe=index.is_keyframe,
+            similarity=None if similarity is None else float(similarity[0]),
+        )
+        state.num_chunks += 1
+        state.num_frames += latents.shape[2]
+        return chunk

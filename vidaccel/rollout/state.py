@@ -1,0 +1,137 @@
+"""Everything that the next chunk of a rollout depends on, in one object that belongs to one rollout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.memory.config import MemoryConfig
+from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.rollout.chunk import Student
+
+_COUNTS = ("num_chunks", "num_frames", "scene_start")
+SavedState = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Decoder(Protocol):
+    """Latents to pixels, chunk after chunk."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, F, H, W) to (B, f, 3, H, W) uint8."""
+        ...
+
+    def reset(self) -> None:
+        """The next chunk begins a video."""
+        ...
+
+    def save_state(self) -> SavedState:
+        """Tensors and JSON values."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over what `save_state` gave."""
+        ...
+
+
+@dataclass(kw_only=True)
+class RolloutState:
+    """The running values of one rollout.
+
+    memories: one for each branch of guidance, the prompt's first.
+    seeds: one for each sample; with the number of a chunk they give its noise.
+    size: of a latent frame, (C, H, W).
+    remembered: latents of the frames in the memory, (B, C, H, W) by frame of the scene.
+    scene_start: first frame of what the memory knows, in frames of the rollout; moves at a hard cut.
+    scene: first chunk and prompt of the scene that the memory was written under, None before the first chunk.
+    """
+
+    memories: tuple[SlowFastMemory, ...]
+    seeds: tuple[int, ...]
+    size: tuple[int, int, int]
+    decoder: Decoder | None = None
+    num_chunks: int = 0
+    num_frames: int = 0
+    scene_start: int = 0
+    scene: tuple[int, str] | None = None
+    remembered: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> SlowFastMemory:
+        """The memory of the prompt's branch."""
+        return self.memories[0]
+
+    def remember(self, latents: Tensor, first_frame: int) -> None:
+        """Keep the latents of frames that are in the memory, and no others; `first_frame` counts from the scene."""
+        for offset, frame in enumerate(latents.unbind(2)):
+            self.remembered[first_frame + offset] = frame
+        indexes = self.memory.indexes
+        used = {frame for index in indexes for frame in (*index.sink, *index.slow, *index.fast)}
+        self.remembered = {frame: kept for frame, kept in self.remembered.items() if frame in used}
+
+    def save_state(self) -> SavedState:
+        """Tensors and JSON values from which the rollout goes on exactly. Not within a chunk."""
+        parts = [memory.save_state() for memory in self.memories]
+        tensors = {f"memory{n}.{name}": tensor for n, (saved, _) in enumerate(parts) for name, tensor in saved.items()}
+        tensors |= {f"latents.{frame}": latents for frame, latents in self.remembered.items()}
+        values: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
+        values["scene"] = None if self.scene is None else list(self.scene)
+        values["seeds"] = list(self.seeds)
+        values["memories"] = [saved for _, saved in parts]
+        if self.decoder is not None:
+            saved, values["decoder"] = self.decoder.save_state()
+            tensors |= {f"decoder.{name}": tensor for name, tensor in saved.items()}
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over what `save_state` gave. Raises UserError if it is of another model, size or number of videos."""
+        if len(values["memories"]) != len(self.memories) or tuple(values["seeds"]) != self.seeds:
+            raise UserError(
+                f"The saved rollout has seeds {values['seeds']} and {len(values['memories'])} memories, this one "
+                f"{list(self.seeds)} and {len(self.memories)}: resume with the same seed and guidance."
+            )
+        for number, memory in enumerate(self.memories):
+            memory.load_state(_with_prefix(f"memory{number}.", tensors), values["memories"][number])
+        if self.decoder is not None:
+            self.decoder.load_state(_with_prefix("decoder.", tensors), values.get("decoder", {}))
+        self.remembered = {int(frame): latents for frame, latents in _with_prefix("latents.", tensors).items()}
+        for name in _COUNTS:
+            setattr(self, name, values[name])
+        self.scene = None if values["scene"] is None else (values["scene"][0], values["scene"][1])
+
+
+def new_state(
+    student: Student,
+    memory: MemoryConfig,
+    *,
+    height: int,
+    width: int,
+    seeds: tuple[int, ...] = (0,),
+    decoder: Decoder | None = None,
+) -> RolloutState:
+    """The state before the first chunk, for latents of `height` x `width` and one video a seed.
+
+    Raises ValueError for sizes that the transformer or its positions do not allow.
+    """
+    transformer = student.transformer
+    shape = transformer.memory_shape(height, width, batch_size=len(seeds))
+    parameter: Tensor = transformer.patch_embedding.weight
+    memories = [
+        SlowFastMemory(
+            memory, shape, transformer.rotary_table(height, width), device=parameter.device, dtype=parameter.dtype
+        )
+        for _ in range(student.num_branches)
+    ]
+    size = (transformer.in_channels, height, width)
+    return RolloutState(memories=tuple(memories), seeds=seeds, size=size, decoder=decoder)
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def latents_device(state: RolloutState) -> torch.device:
+    """Where the rollout calculates."""
+    return state.memory.rotary[0].device

@@ -1,0 +1,291 @@
+"""Which prompt holds when: prompts per span of time, and the chunk that each of them starts with.
+
+A rollout changes its prompt between chunks. A span starts with the first chunk whose first pixel frame is at or after
+the start of the span: never early, exact where the start is a chunk's, and less than one chunk late elsewhere. The
+first latent frame is one pixel frame and every later one `temporal_stride`, as in Wan's VAE (arXiv 2503.20314).
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vidaccel.errors import UserError
+
+Cut = Literal["soft", "hard"]
+CUTS: tuple[Cut, ...] = get_args(Cut)
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")  # seconds, minutes:seconds, hours:minutes:seconds
+_SAME_PIXEL_FRAME = 1e-6  # of a pixel frame: what rounding makes of a start that is k / fps
+
+
+@dataclass(frozen=True)
+class PromptSpan:
+    """A prompt and the time it starts at.
+
+    cut: what becomes of the memory there. "soft" keeps the remembered frames, computed again under the new prompt;
+        "hard" forgets them, as a new shot does.
+
+    Raises UserError for a start that is no number of at least 0, an empty prompt and an unknown cut.
+    """
+
+    start_seconds: float
+    prompt: str
+    cut: Cut = "soft"
+
+    def __post_init__(self) -> None:
+        start = self.start_seconds
+        if isinstance(start, bool) or not isinstance(start, int | float) or not math.isfinite(start) or start < 0:
+            raise UserError(f"`start_seconds` must be a number of at least 0, got {start!r}.")
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise UserError("a span needs a prompt; say in a few words what the video shows.")
+        if self.cut not in CUTS:
+            raise UserError(f"`cut` must be one of {', '.join(CUTS)}; got {self.cut!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkGrid:
+    """Where chunks lie in time.
+
+    chunk_frames: latent frames of a chunk. fps: pixel frames a second. temporal_stride: pixel frames of a latent frame
+    after the first, which is one pixel frame. first_chunk_frames: latent frames of chunk 0 where it has a length of its
+    own, as with an image to start from.
+
+    Raises UserError for numbers below 1 and for `fps` not above 0.
+    """
+
+    chunk_frames: int
+    fps: float
+    temporal_stride: int = 4
+    first_chunk_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_frames", "temporal_stride", "first_chunk_frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"`{name}` must be at least 1, got {value}.")
+        if not 0 < self.fps < 1000:
+            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
+
+    def first_frame(self, chunk: int) -> int:
+        """Index of the chunk's first latent frame; `chunk` may be one past the last."""
+        if chunk == 0:
+            return 0
+        return (self.first_chunk_frames or self.chunk_frames) + (chunk - 1) * self.chunk_frames
+
+    def first_pixel_frame(self, chunk: int) -> int:
+        """Index of the chunk's first pixel frame, which is the number of pixel frames of all chunks before it."""
+        return pixel_frames(self.first_frame(chunk), self.temporal_stride)
+
+    def start_seconds(self, chunk: int) -> float:
+        """Time of the chunk's first pixel frame."""
+        return self.first_pixel_frame(chunk) / self.fps
+
+    def chunk_from(self, seconds: float) -> int:
+        """The first chunk whose first pixel frame is at or after `seconds`."""
+        pixel = math.ceil(seconds * self.fps - _SAME_PIXEL_FRAME)
+        if pixel <= 0:
+            return 0
+        frame = 1 + math.ceil((pixel - 1) / self.temporal_stride)
+        first = self.first_chunk_frames or self.chunk_frames
+        return 1 + max(0, math.ceil((frame - first) / self.chunk_frames))
+
+    def num_chunks(self, seconds: float) -> int:
+        """How many chunks a video of at least `seconds` takes; at least one."""
+        return max(1, self.chunk_from(seconds))
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """A span and the chunk it starts with in a rollout."""
+
+    chunk: int
+    span: PromptSpan
+
+
+@dataclass(frozen=True)
+class PromptTimeline:
+    """The prompts of a video, in order of time; the first starts at 0.
+
+    Raises UserError for no spans, a first one that starts later, and starts that do not increase.
+    """
+
+    spans: tuple[PromptSpan, ...]
+
+    def __post_init__(self) -> None:
+        if not self.spans:
+            raise UserError("A timeline needs at least one prompt.")
+        before = None
+        for span in self.spans:
+            _check_order(span, before)
+            before = span
+
+    @classmethod
+    def single(cls, prompt: str) -> "PromptTimeline":
+        """One prompt for the whole video."""
+        return cls((PromptSpan(0, prompt),))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "PromptTimeline":
+        """A timeline from a text file, or from a JSON list of objects with the fields of `PromptSpan`.
+
+        A line of text is a time, optionally the cut between bars, and the prompt; `#` starts a comment line:
+
+            0:00 a red ball on a table
+            12.5 the ball rolls to the left
+            1:05 | hard | a street at night
+
+        Raises UserError with the file and the line (of JSON: the entry) for what is not of this form.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark first
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The timeline {path} cannot be read ({error}).") from error
+        is_json = path.suffix.lower() == ".json" or text.lstrip().startswith("[")
+        return cls(tuple(_spans_of_json(path, text) if is_json else _spans_of_text(path, text)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PromptTimeline":
+        """What `to_dict` gave. Raises UserError for anything else."""
+        entries = values.get("spans")
+        if not isinstance(entries, list):
+            raise UserError(f"A timeline is an object with a list `spans`, got {str(values)[:80]}.")
+        return cls(tuple(_span_of_entry(entry) for entry in entries))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spans as plain values for JSON."""
+        return {
+            "spans": [
+                {"start_seconds": span.start_seconds, "prompt": span.prompt, "cut": span.cut} for span in self.spans
+            ]
+        }
+
+    def span_at(self, seconds: float) -> PromptSpan:
+        """The span that holds at a time; a span's start is its own."""
+        return next((span for span in reversed(self.spans) if span.start_seconds <= seconds), self.spans[0])
+
+    def span_of_chunk(self, chunk: int, grid: ChunkGrid) -> PromptSpan:
+        """The span whose prompt a chunk is made with; of several that would start with it, the last."""
+        return next(span for span in reversed(self.spans) if grid.chunk_from(span.start_seconds) <= chunk)
+
+    def changes(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[PromptChange, ...]:
+        """The spans that a rollout of `num_chunks` chunks shows, each with its first chunk; the first with chunk 0."""
+        first_chunks = {grid.chunk_from(span.start_seconds): span for span in self.spans}  # the last of equals stays
+        return tuple(PromptChange(chunk, span) for chunk, span in first_chunks.items() if chunk < num_chunks)
+
+    def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
+        """One line for every span that a rollout of `num_chunks` chunks does not show, with what to do about it."""
+        shown = {change.span for change in self.changes(grid, num_chunks=num_chunks)}
+        end = grid.start_seconds(num_chunks)
+        found = []
+        for span in self.spans:
+            if span in shown:
+                continue
+            chunk = grid.chunk_from(span.start_seconds)
+            name = f"The prompt {_short(span.prompt)!r} at {span.start_seconds:g} s"
+            if chunk >= num_chunks:
+                last = grid.start_seconds(num_chunks - 1)
+                found.append(
+                    f"{name} is not shown: the video of {end:g} s has its last chunk at {last:g} s; "
+                    "make the video longer or start the prompt earlier."
+                )
+            else:
+                found.append(
+                    f"{name} is not shown: the next prompt starts with the same chunk, at "
+                    f"{grid.start_seconds(chunk):g} s; leave at least {_chunk_seconds(grid):g} s between two prompts."
+                )
+        return tuple(found)
+
+
+def pixel_frames(num_latent_frames: int, temporal_stride: int) -> int:
+    """Pixel frames of the first `num_latent_frames` latent frames: 1 of the first, `temporal_stride` of the others."""
+    return 0 if num_latent_frames == 0 else 1 + (num_latent_frames - 1) * temporal_stride
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as `12.5`, `1:05` or `1:00:30`. Raises UserError for anything else."""
+    found = _TIME.fullmatch(text.strip())
+    if found is None:
+        raise UserError(f"{text!r} is no time; write seconds (12.5), minutes (1:05) or hours (1:00:30).")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    if (found[2] and seconds >= 60) or (found[1] and minutes >= 60):
+        raise UserError(f"{text!r} is no time: after a colon minutes and seconds are below 60.")
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _spans_of_text(path: Path, text: str) -> list[PromptSpan]:
+    spans: list[PromptSpan] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            spans.append(_checked(_span_of_line(line), spans))
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+    if not spans:
+        raise UserError(f"The timeline {path} has no prompts; write lines such as `0:00 a red ball on a table`.")
+    return spans
+
+
+def _span_of_line(line: str) -> PromptSpan:
+    fields = [field.strip() for field in line.split("|", 2)]
+    if len(fields) == 3 and " " not in fields[0] and "\t" not in fields[0]:
+        time, cut, prompt = fields
+    else:
+        time, _, prompt = line.strip().replace("\t", " ").partition(" ")
+        cut = "soft"
+        if prompt.lstrip().startswith("|"):
+            raise UserError("between a time and its prompt stands nothing or the cut: `1:05 | hard | a street`.")
+    span: Any = PromptSpan  # the cut is checked by the class
+    return span(seconds_of(time), prompt.strip(), cut)
+
+
+def _spans_of_json(path: Path, text: str) -> list[PromptSpan]:
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: this is not JSON ({error}).") from error
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} must hold a list of objects with `start_seconds` and `prompt`, got {text[:40]!r}.")
+    spans: list[PromptSpan] = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            spans.append(_checked(_span_of_entry(entry), spans))
+        except UserError as error:
+            raise UserError(f"{path}, entry {number}: {error}") from error
+    return spans
+
+
+def _span_of_entry(entry: Any) -> PromptSpan:
+    fields = ("start_seconds", "prompt", "cut")
+    if not isinstance(entry, dict) or not {"start_seconds", "prompt"} <= set(entry) <= set(fields):
+        raise UserError(f"a span is an object with `start_seconds`, `prompt` and perhaps `cut`, got {str(entry)[:80]}.")
+    start = entry["start_seconds"]
+    return PromptSpan(**{**entry, "start_seconds": seconds_of(start) if isinstance(start, str) else start})
+
+
+def _checked(span: PromptSpan, before: Sequence[PromptSpan]) -> PromptSpan:
+    _check_order(span, before[-1] if before else None)
+    return span
+
+
+def _check_order(span: PromptSpan, before: PromptSpan | None) -> None:
+    if before is None and span.start_seconds != 0:
+        raise UserError(f"the first prompt must start at 0, got {span.start_seconds:g} s.")
+    if before is not None and span.start_seconds <= before.start_seconds:
+        raise UserError(
+            f"a prompt must start after the one before it, got {span.start_seconds:g} s after "
+            f"{before.start_seconds:g} s."
+        )
+
+
+def _chunk_seconds(grid: ChunkGrid) -> float:
+    return grid.chunk_frames * grid.temporal_stride / grid.fps
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
