@@ -42,6 +42,14 @@ class RotaryTable:
         return cosines, sines
 
 
+def rotate_frames(raw: Tensor, keys: Tensor, frames: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    """Write `raw` keys of some frames into `keys`, rotated.
+
+    raw, keys: (frames, tokens_per_frame, heads, D); frames: (n,) long; cosines, sines: (n, tokens_per_frame, 1, D).
+    """
+    keys[frames] = rotate(raw[frames], cosines, sines)
+
+
 def rotate(hidden_states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotate pairs of neighbouring channels (RoPE, arXiv 2104.09864, equation 34).
 
