@@ -72,6 +72,8 @@ class RolloutBenchConfig:
             )
         if min(*self.num_chunks, self.num_filled_chunks, self.num_inference_steps) < 1:
             raise UserError("`num_chunks`, `num_filled_chunks` and `num_inference_steps` must be at least 1.")
+        if self.budget_seconds is not None and self.budget_seconds <= 0:
+            raise UserError(f"`budget_seconds` must be positive; got {self.budget_seconds:g}.")
         for text in self.memories:
             memory_config(text)
         step = SHAPES[self.shape].pixel_step
@@ -137,7 +139,13 @@ def run_rollout_bench(
             def on_chunk(count: int, number: int = number, cell: Cell = cell) -> None:
                 tell(BenchProgress(done=number, total=total, label=f"{cell.label}: {count}/{cell.num_chunks}"))
 
-            record = measure_cell(cell, model, deadline=deadline, on_chunk=on_chunk)
+            try:
+                record = measure_cell(cell, model, deadline=deadline, on_chunk=on_chunk)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"Too little memory on {device} for {config.shape} at {config.size[1]} x {config.size[0]} "
+                    f"({cell.label}); use a smaller size or memory. Finished cells are kept."
+                ) from error
             if record is not None:
                 results.add(record | {"elapsed_seconds": time.monotonic() - began})
     return _write(config, results, skipped=[mode for mode in config.modes if mode not in modes])
