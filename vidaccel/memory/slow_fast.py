@@ -7,7 +7,7 @@ changed are rotated anew. Inside the layers nothing is decided and nothing waits
 Shapes: buffers (layers, B, frames * tokens_per_frame, heads, D).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class SlowFastMemory:
         self._table = RotaryTable(temporal=table.temporal.to(device), spatial=table.spatial.to(device))
         head = (shape.batch_size, config.chunk_frames * shape.tokens_per_frame, 1, shape.head_dim)
         self._rotary = torch.zeros(2, *head, device=device)
-        self._rotate_frames = rotate_frames
+        self._rotate_frames: Callable[..., None] = rotate_frames
         self.reset()
 
     def compile(self) -> None:
