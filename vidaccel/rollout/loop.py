@@ -65,7 +65,7 @@ def replay(student: Student, state: RolloutState, scenes: Sequence[Scene], chunk
 
 
 def _on_host(frames: Tensor) -> Tensor:
-    """Pixels on the host; from CUDA in page-locked memory, which is many times faster and used again when it is free."""
+    """Pixels on the host; from CUDA in page-locked memory, which is faster and used again when it is free."""
     if frames.device.type != "cuda":
         return frames.cpu()
     return torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True).copy_(frames)
