@@ -71,8 +71,15 @@ class SlowFastMemory:
         self.reset()
 
     def compile(self) -> None:
-        """Compile the rotation of remembered keys, a tenth of the traffic; takes seconds in the next chunks."""
-        self._rotate_frames = torch.compile(rotate_frames)
+        """Compile the rotation of remembered keys, a tenth of the traffic; takes seconds in the second chunk."""
+        rotate = torch.compile(rotate_frames)
+
+        def rotate_any_number(*sides_and_frames: Tensor) -> None:
+            for tensor in sides_and_frames[2:]:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            rotate(*sides_and_frames)
+
+        self._rotate_frames = rotate_any_number
 
     def reset(self) -> None:
         """Forget everything: the next chunk is the first of a video."""
