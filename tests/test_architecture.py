@@ -24,6 +24,7 @@ LAYERS = {
     "vidaccel.metrics": 0,
     "vidaccel.vmaf": 0,
     "vidaccel.video": 0,
+    "vidaccel.video_stream": 0,
     "vidaccel.world": 0,
     "vidaccel.attention_backends": 1,
     "vidaccel.components": 1,

@@ -24,6 +24,7 @@ from vidaccel.bench.rollout_tables import rollout_markdown, save_rollout_plot, s
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.errors import UserError
 from vidaccel.loading import resolve_device
+from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.rollout.passes import PassMode
 
 
@@ -35,11 +36,11 @@ class RolloutBenchConfig:
     shape: a text-to-video Wan of `vidaccel.bench.speed_shapes.SHAPES`, whose size serves where none is given here.
     memories: as the command line writes them; keyframes are uniform, so that slow memory fills without trained weights.
     modes: the first is the main one.
-    decoders: "none", "full"; the first is the main one.
+    decoders: "none", "tiny", "full"; the first is the main one.
     num_chunks: of a video made from its start, for each memory; with the main mode and decoder.
     num_filled_chunks: of every other cell, after its memory was filled.
     attention: a backend of diffusers, kernel/parts (see `vidaccel.models.split_attention`), or "auto": the fastest.
-    fuse_qkv: one projection for queries, keys and values.
+    fuse: join layers, see `vidaccel.models.fused_layers`.
     budget_seconds: no chunk begins after it.
     """
 
@@ -50,11 +51,11 @@ class RolloutBenchConfig:
     num_inference_steps: int = 4
     memories: tuple[str, ...] = ("slow-fast:3+12+6", "slow-fast:3+3+6")
     modes: tuple[PassMode, ...] = ("captured", "compiled", "eager")
-    decoders: tuple[DecoderKind, ...] = ("full", "none")
+    decoders: tuple[DecoderKind, ...] = ("tiny", "full")
     num_chunks: tuple[int, ...] = (310, 100)
     num_filled_chunks: int = 25
     attention: str = AUTO
-    fuse_qkv: bool = True
+    fuse: bool = True
     budget_seconds: float | None = None
     device: str = "auto"
 
@@ -71,6 +72,8 @@ class RolloutBenchConfig:
             )
         if min(*self.num_chunks, self.num_filled_chunks, self.num_inference_steps) < 1:
             raise UserError("`num_chunks`, `num_filled_chunks` and `num_inference_steps` must be at least 1.")
+        if self.budget_seconds is not None and self.budget_seconds <= 0:
+            raise UserError(f"`budget_seconds` must be positive; got {self.budget_seconds:g}.")
         for text in self.memories:
             memory_config(text)
         step = SHAPES[self.shape].pixel_step
@@ -128,15 +131,21 @@ def run_rollout_bench(
             device=device,
             dtype=dtype,
         )
-        if config.fuse_qkv:
-            model.student.transformer.fuse_qkv_projections()
+        if config.fuse:
+            fuse_layers(model.student.transformer)
         use_attention(model.student.transformer, _chosen_attention(config, model, results))
         for number, cell in enumerate(missing, total - len(missing)):
 
             def on_chunk(count: int, number: int = number, cell: Cell = cell) -> None:
                 tell(BenchProgress(done=number, total=total, label=f"{cell.label}: {count}/{cell.num_chunks}"))
 
-            record = measure_cell(cell, model, deadline=deadline, on_chunk=on_chunk)
+            try:
+                record = measure_cell(cell, model, deadline=deadline, on_chunk=on_chunk)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"Too little memory on {device} for {config.shape} at {config.size[1]} x {config.size[0]} "
+                    f"({cell.label}); use a smaller size or memory. Finished cells are kept."
+                ) from error
             if record is not None:
                 results.add(record | {"elapsed_seconds": time.monotonic() - began})
     return _write(config, results, skipped=[mode for mode in config.modes if mode not in modes])
@@ -192,5 +201,5 @@ def _protocol(config: RolloutBenchConfig) -> dict[str, Any]:
         "num_chunks": list(config.num_chunks),
         "num_filled_chunks": config.num_filled_chunks,
         "attention": config.attention,
-        "fuse_qkv": config.fuse_qkv,
+        "fuse": config.fuse,
     }

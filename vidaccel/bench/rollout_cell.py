@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -22,20 +21,26 @@ from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
+from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout.chunk import Chunk, Pass, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.loop import rollout, start_from
 from vidaccel.rollout.passes import PassMode, make_pass
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 
-DecoderKind = Literal["none", "full"]
+DecoderKind = Literal["none", "tiny", "full"]
 WARM_CHUNKS = 3  # of a filled memory: the first passes are compiled, the second captured
 _SHIFT = 5.0  # Self-Forcing's timesteps 1000, 750, 500, 250 are warped by it (arXiv 2506.08009, released config)
 _SPATIAL_STEP, _TEMPORAL_STEP = 8, 4  # of Wan's VAE
 _MOST_CHUNKS_TO_FILL = 1000
-_TOY_VAE: Mapping[str, Any] = MappingProxyType(
-    {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+# Sizes of the published decoders, and of the toy's.
+_FULL = Component(kind="diffusers:AutoencoderKLWan")
+_TINY = Component(kind="vidaccel.models.taehv:TinyWanDecoder")
+_TOY_FULL = replace(
+    _FULL,
+    config={"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]},
 )
+_TOY_TINY = replace(_TINY, config={"channels": (8, 8, 4, 4)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +96,19 @@ class RandomStudent:
         return device
 
     def decoder(self, kind: DecoderKind) -> Decoder | None:
-        """A new decoder, of a new video."""
+        """A new decoder, of a new video; the small one is compiled, the full one runs as it is."""
         if kind == "none":
             return None
         if kind not in self.decoders:
             parameter: Tensor = self.student.transformer.patch_embedding.weight
-            component = Component(kind="diffusers:AutoencoderKLWan", config=_TOY_VAE if "toy" in self.shape else {})
-            self.decoders[kind] = random_transformer(component, device=parameter.device, dtype=parameter.dtype)
-        return StreamingDecoder(self.decoders[kind])
+            full, tiny = (_TOY_FULL, _TOY_TINY) if self.shape == "toy" else (_FULL, _TINY)
+            component = full if kind == "full" else tiny
+            made = random_transformer(component, device=parameter.device, dtype=parameter.dtype)
+            if kind == "tiny":
+                made.to(memory_format=torch.channels_last)
+                made.compile(fullgraph=True)
+            self.decoders[kind] = made
+        return StreamingDecoder(self.decoders[kind]) if kind == "full" else StreamingTinyDecoder(self.decoders[kind])
 
 
 def random_student(
@@ -195,6 +205,7 @@ def measure_cell(
     run = make_pass(model.student.transformer, cell.mode)
     student = replace(model.student, run=times.timed_pass(run))
     state = new_state(student, memory_config(cell.memory), height=model.height, width=model.width)
+    state.memory.compile()
     with torch.no_grad(), _uncompiled(cell.mode):
         filled = 0 if cell.from_start else _fill(student, state, model.scene)
         state.decoder = model.decoder(cell.decoder)

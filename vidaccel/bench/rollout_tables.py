@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.environment import hardware_line
 from vidaccel.bench.statistics import percentile
 from vidaccel.bench.tables import captions, markdown_table
 from vidaccel.video import whole_file
@@ -228,7 +229,7 @@ def save_rollout_plot(path: Path, content: Mapping[str, Any]) -> Path:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7)
-    figure.suptitle(captions(content).replace("`", ""), fontsize=7)
+    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path

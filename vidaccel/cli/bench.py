@@ -269,7 +269,7 @@ def rollout(
     ] = _ROLLOUT.num_inference_steps,
     memories: Annotated[str, typer.Option(help="What is remembered.")] = _listed(_ROLLOUT.memories),
     modes: Annotated[str, typer.Option(help="How passes are run; the main one first.")] = _listed(_ROLLOUT.modes),
-    decoders: Annotated[str, typer.Option(help="none, full; the main one first.")] = _listed(_ROLLOUT.decoders),
+    decoders: Annotated[str, typer.Option(help="none, tiny, full; the main one first.")] = _listed(_ROLLOUT.decoders),
     num_chunks: Annotated[str, typer.Option(help="Chunks of the long run of each memory.")] = _listed(
         _ROLLOUT.num_chunks
     ),
@@ -277,7 +277,7 @@ def rollout(
     attention: Annotated[
         str, typer.Option(help="auto (the fastest here), a backend of diffusers, or kernel/parts such as cudnn/2.")
     ] = _ROLLOUT.attention,
-    fuse_qkv: Annotated[bool, typer.Option(help="One projection for queries, keys and values.")] = _ROLLOUT.fuse_qkv,
+    fuse: Annotated[bool, typer.Option(help="Join layers, for inference.")] = _ROLLOUT.fuse,
     budget_seconds: Annotated[float | None, typer.Option(help="No chunk begins after it.")] = None,
     device: Device = "auto",
 ) -> None:
@@ -294,7 +294,7 @@ def rollout(
         num_chunks=_values("num_chunks", num_chunks, int),
         num_filled_chunks=num_filled_chunks,
         attention=attention,
-        fuse_qkv=fuse_qkv,
+        fuse=fuse,
         budget_seconds=budget_seconds,
         device=device,
     )

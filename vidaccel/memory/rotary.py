@@ -42,13 +42,21 @@ class RotaryTable:
         return cosines, sines
 
 
+def rotate_frames(raw: Tensor, keys: Tensor, frames: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    """Write `raw` keys of some frames into `keys`, rotated.
+
+    raw, keys: (frames, tokens_per_frame, heads, D); frames: (n,) long; cosines, sines: (n, tokens_per_frame, 1, D).
+    """
+    keys[frames] = rotate(raw[frames], cosines, sines)
+
+
 def rotate(hidden_states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotate pairs of neighbouring channels (RoPE, arXiv 2104.09864, equation 34).
 
     hidden_states: (..., L, heads, D); cosines, sines: (..., L, 1, D). Computed in float32, returned in the input's
     format.
     """
-    first, second = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = cosines[..., 0::2], sines[..., 1::2]
-    rotated = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
-    return rotated.flatten(-2).type_as(hidden_states)
+    # Neighbours change places by index and nothing is put together, so that compiled code is one kernel.
+    swapped = hidden_states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    is_first = torch.arange(hidden_states.shape[-1], device=hidden_states.device) % 2 == 0
+    return (hidden_states * cosines + swapped * torch.where(is_first, -sines, sines)).type_as(hidden_states)

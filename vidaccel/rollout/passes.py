@@ -43,14 +43,14 @@ def eager(transformer: CausalWanTransformer3DModel) -> Pass:
     return run
 
 
-def compiled(transformer: CausalWanTransformer3DModel) -> Pass:
-    """The transformer with its blocks compiled, in place.
+def compiled(transformer: CausalWanTransformer3DModel, *, backend: Any = "inductor") -> Pass:
+    """The transformer with its blocks compiled, in place; `backend` is `torch.compile`'s.
 
     One block is compiled for all of them, once for the first chunk and once more, for any number of remembered
     frames, when that number changes. Compiling takes up to minutes and happens within the first passes.
     """
     if not any(getattr(block, "_compiled_call_impl", None) for block in transformer.blocks):
-        transformer.compile_repeated_blocks(fullgraph=True)
+        transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
     return eager(transformer)
 
 
