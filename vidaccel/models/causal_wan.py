@@ -232,7 +232,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
     def rotary_table(self, height: int, width: int) -> RotaryTable:
         """Cosines and sines for latents of `height` x `width`."""
-        _, rows, columns = (size // patch for size, patch in zip((1, height, width), self.config.patch_size, strict=True))
+        _, rows, columns = (
+            size // patch for size, patch in zip((1, height, width), self.config.patch_size, strict=True)
+        )
         tables = torch.stack([self.rope.freqs_cos, self.rope.freqs_sin]).float()
         time, row, column = tables.split([self.rope.t_dim, self.rope.h_dim, self.rope.w_dim], dim=-1)
         row = row[:, :rows, None].expand(-1, -1, columns, -1)
@@ -297,7 +299,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
     def _check_cached(self, *others: object) -> None:
         if any(other is not None for other in others):
-            raise ValueError("`memory` decides what is seen: leave out `chunk_frames`, `frame_positions`, `visibility`.")
+            raise ValueError(
+                "`memory` decides what is seen: leave out `chunk_frames`, `frame_positions`, `visibility`."
+            )
         if torch.is_grad_enabled():
             raise ValueError("A pass with `memory` writes in place and has no gradients; call it in `torch.no_grad()`.")
         if getattr(self, "_parallel_config", None) is not None:
