@@ -38,6 +38,7 @@ LAYERS = {
     "vidaccel.registry": 2,
     "vidaccel.swap_in": 2,
     "vidaccel.rollout": 2,
+    "vidaccel.shares": 2,
     "vidaccel.bench": 3,
     "vidaccel.calls": 3,
     "vidaccel.convert": 3,

@@ -8,6 +8,7 @@ import torch
 
 # Classes of this package that `model_index.json` may name and diffusers does not know: the module each is in.
 OWN_PIPELINES = {
+    "ContextForcingWanPipeline": "vidaccel.pipelines.context_forcing_wan",
     "EasyCacheHunyuanVideoImageToVideoPipeline": "vidaccel.pipelines.easycache_hunyuan_video_i2v",
     "EasyCacheHunyuanVideoPipeline": "vidaccel.pipelines.easycache_hunyuan_video",
     "EasyCacheOpenSoraPipeline": "vidaccel.pipelines.easycache_open_sora",

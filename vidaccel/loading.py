@@ -120,7 +120,7 @@ def component_dtypes(
         return {"default": _DTYPES[dtype]}
     if device.type == "cuda":
         return {"default": torch.bfloat16}
-    is_wan = (pipeline or "").removeprefix("EasyCache").startswith("Wan")
+    is_wan = (pipeline or "").removeprefix("EasyCache").removeprefix("ContextForcing").startswith("Wan")
     if device.type == "cpu" and is_wan and cpu_has_bfloat16():
         return {"default": torch.float32, "vae": torch.bfloat16}
     return {"default": torch.float32}

@@ -11,9 +11,8 @@ import re
 import subprocess
 import wave
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -26,11 +25,16 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _LABEL_ROWS = 24
 _GAP_COLUMNS = 4
-# Visually lossless, and BT.709 said as well as done: players guess the matrix of small videos otherwise.
-_ENCODER_OPTIONS = [
-    *("-crf", "12", "-preset", "medium", "-vf", "scale=out_color_matrix=bt709:out_range=tv"),
-    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-movflags", "+faststart"),
-]
+# Visually lossless H.264, and BT.709 said as well as done: players guess the matrix of small videos otherwise. The
+# flags keep the conversion the same on every processor.
+_COLOURS = (
+    "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+bitexact,"
+    "setparams=color_primaries=bt709:color_trc=bt709"
+)
+H264_OPTIONS = (
+    *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "12", "-vf", _COLOURS),
+    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
+)
 
 
 def write_video(path: str | Path, frames: Tensor, *, fps: float, sound: tuple[Tensor, int] | None = None) -> Path:
@@ -42,18 +46,22 @@ def write_video(path: str | Path, frames: Tensor, *, fps: float, sound: tuple[Te
     Raises UserError for a suffix other than .mp4, .mov, .mkv, for frames or sound of another shape and for a rate not
     above 0.
     """
+    path = video_path(path)
+    source, pixels = raw_source(frames, fps=fps)
+    coding = [*H264_OPTIONS, "-preset", "medium", "-movflags", "+faststart"]
+    with whole_file(path) as unfinished, ExitStack() as stack:
+        if sound is not None:
+            wave_path = stack.enter_context(_wave_file(unfinished, *sound))
+            source += ["-i", file_url(wave_path), "-c:a", "aac"]
+        run_ffmpeg([*source, *coding, file_url(unfinished)], data=pixels)
+    return path
+
+
+def video_path(path: str | Path) -> Path:
+    """`path`, if its suffix is one of a video file that can be written; else raises UserError."""
     path = Path(path)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise UserError(f"A video file must end in {', '.join(VIDEO_SUFFIXES)}; got {path.name!r}.")
-    if not 0 < fps < 1000:
-        raise UserError(f"`fps` must be above 0 and below 1000, got {fps}.")
-    pixels = _even_sides(_as_uint8(frames)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    with whole_file(path) as unfinished:
-        if sound is None:
-            _encode(unfinished, pixels, fps=fps)
-        else:
-            with _wave_file(unfinished, *sound) as wave_path:
-                _encode(unfinished, pixels, fps=fps, wave_path=wave_path)
     return path
 
 
@@ -65,7 +73,7 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
     import imageio_ffmpeg
 
     path = _existing(path)
-    reader = imageio_ffmpeg.read_frames(_file_url(path), output_params=["-fps_mode", "passthrough"])
+    reader = imageio_ffmpeg.read_frames(file_url(path), output_params=["-fps_mode", "passthrough"])
     try:
         meta = next(reader)
         width, height = meta["size"]
@@ -150,24 +158,34 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises UserError where the folder cannot be made or written.
     """
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    with unfinished_file(path, path.suffix) as unfinished:
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+@contextmanager
+def unfinished_file(path: Path, suffix: str) -> Iterator[Path]:
+    """A name beside `path` for the time of the block; its file is removed at the end, and those of killed processes.
+
+    Raises UserError, that `path` cannot be written, for an OSError in the block too.
+    """
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.part{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        _remove_leftovers(path, suffix)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     try:
         yield unfinished
-        os.replace(unfinished, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or _first_line(error)}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _remove_leftovers(path: Path) -> None:
+def _remove_leftovers(path: Path, suffix: str) -> None:
     """Remove what processes that were killed while they wrote `path` could not remove themselves."""
-    pattern = re.compile(rf"\.{re.escape(path.stem)}\.(\d+)\.part{re.escape(path.suffix)}")
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.(\d+)\.part{re.escape(suffix)}")
     for file in path.parent.iterdir():
         found = pattern.fullmatch(file.name)
         if found and not psutil.pid_exists(int(found[1])):
@@ -192,23 +210,37 @@ def _wave_file(beside: Path, waveform: Tensor, rate: int) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _encode(path: Path, pixels: np.ndarray[Any, Any], *, fps: float, wave_path: Path | None = None) -> None:
-    """Let ffmpeg write (F, H, W, 3) bytes; a file it could not finish, on a full disk for one, is an error."""
+def raw_source(frames: Tensor, *, fps: float) -> tuple[list[str], memoryview]:
+    """How ffmpeg is told of frames (F, 3, H, W) that it gets on its standard input, and their bytes there.
+
+    Sides are made even by repeating the last row or column. Raises UserError for another shape and a rate not above 0.
+    """
+    check_rate(fps)
+    pixels = _even_sides(_as_uint8(frames)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+    options = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:.6f}", "-i", "-"]
+    return options, pixels.reshape(-1).data
+
+
+def check_rate(fps: float) -> None:
+    """Raises UserError for a number of frames per second that no video has."""
+    if not 0.001 <= fps < 1000:
+        raise UserError(f"`fps` must be at least 0.001 and below 1000, got {fps}.")
+
+
+def run_ffmpeg(arguments: list[str], *, data: bytes | memoryview = b"") -> bytes:
+    """What ffmpeg writes to its standard output; a file it could not finish, on a full disk for one, is an OSError."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:.6f}", "-i", "-"]
-    if wave_path is not None:
-        source += ["-i", _file_url(wave_path), "-c:a", "aac"]
-    coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", *_ENCODER_OPTIONS]
-    command = [get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *source, *coding, _file_url(path)]
-    done = subprocess.run(command, input=pixels.reshape(-1).data, capture_output=True, check=False)
+    command = [get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *arguments]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise OSError(f"the encoder stopped ({lines[-1].split('] ')[-1]})")
+    return done.stdout
 
 
-def _file_url(path: Path) -> str:
+def file_url(path: Path) -> str:
     """The path as ffmpeg takes it whatever its characters: `a:b.mp4` and `-x.mp4` are file names too."""
     return f"file:{path}"
 

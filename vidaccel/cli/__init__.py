@@ -1,4 +1,4 @@
-"""Command line: `vidaccel generate | compare | convert | models | bench | train`.
+"""Command line: `vidaccel generate | compare | convert | models | bench | session | train`.
 
 `main` is the one place where an error of the user becomes one line on stderr and exit code 2.
 """

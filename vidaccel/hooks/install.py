@@ -220,7 +220,7 @@ def _refuse_unsuitable(kind: str, transformer: nn.Module) -> None:
         raise ValueError(
             f"{kind} takes no `{missing[0]}`; EasyCache needs a diffusers video transformer whose forward does."
         )
-    if kept := [parameter for parameter in parameters if "cache" in parameter or "past_key" in parameter]:
+    if kept := [name for name in parameters if "cache" in name or "past_key" in name or name == "memory"]:
         raise ValueError(f"{kind} takes `{kept[0]}`: a reused step would not write its keys and values. Not supported.")
 
 

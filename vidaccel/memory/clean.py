@@ -6,28 +6,11 @@ memory when it leaves the fast one, so no frame is in two parts and all that is 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from vidaccel.errors import UserError
 from vidaccel.memory.config import MemoryConfig
-
-Part = Literal["sink", "slow", "fast", "current"]
-Source = int | Literal["clean"] | None
-
-
-class Entry(NamedTuple):
-    """One latent frame that a chunk attends to.
-
-    frame: index of the frame in the video.
-    part: where it is remembered; "current" is the chunk that is being made.
-    is_copy: whether it was copied to slow memory before its chunk was finished ("official" mode only).
-    source: which pass over its chunk its keys and values are from: 0, 1, ... a denoising pass, "clean" the pass over
-        the finished chunk, None the pass that is to come.
-    """
-
-    frame: int
-    part: Part
-    is_copy: bool = False
-    source: Source = "clean"
+from vidaccel.memory.entry import Entry, Source
 
 
 class Mark(NamedTuple):
@@ -42,32 +25,79 @@ class CleanParts:
 
     def __init__(self, config: MemoryConfig) -> None:
         self._config = config
-        self.slow: list[Mark] = []
-        self.fast: list[Mark] = []
+        self._slow: list[Mark] = []
+        self._fast: list[Mark] = []
 
-    def begin(self, num_frames: int) -> None:
+    def begin(self, frames: range) -> None:
         """Makes room for a chunk: what leaves fast memory goes to slow memory if it is a keyframe, else it is lost."""
         config = self._config
-        while self.fast and len(self.fast) + num_frames > config.fast_frames:
-            oldest = self.fast.pop(0)
+        while self._fast and len(self._fast) + len(frames) > config.fast_frames:
+            oldest = self._fast.pop(0)
             if oldest.is_keyframe or config.prefill == "linear":
-                self.slow.append(oldest)
-        while len(self.slow) > config.slow_frames:
-            surplus = next((mark for mark in self.slow if not mark.is_keyframe), self.slow[0])
-            self.slow.remove(surplus)
+                self._slow.append(oldest)
+        while len(self._slow) > config.slow_frames:
+            surplus = next((mark for mark in self._slow if not mark.is_keyframe), self._slow[0])
+            self._slow.remove(surplus)
 
-    def commit(self, frames: range, is_keyframe: bool) -> None:
-        """Remembers a finished chunk: the first frames of the video in the sink, all others in fast memory."""
+    def run(self, frames: range, is_keyframe: bool, source: Source) -> bool:
+        """One pass over a chunk; only the clean one is remembered. Returns whether it made the chunk a keyframe.
+
+        The first frames of the video go to the sink and stay there, all others to fast memory.
+        """
+        if source != "clean":
+            return False
         for number, frame in enumerate(frames):
             if frame >= self._config.sink_frames:
-                self.fast.append(Mark(frame, is_keyframe and number < self._config.keyframe_frames))
+                self._fast.append(Mark(frame, is_keyframe and number < self._config.keyframe_frames))
+        return is_keyframe
 
     def entries(self, num_frames: int, current: range) -> tuple[Entry, ...]:
         """What a pass attends to, in the order of the positions, when `num_frames` frames are finished."""
         sink = range(min(num_frames, self._config.sink_frames))
         return (
             *(Entry(frame, "sink") for frame in sink),
-            *(Entry(mark.frame, "slow") for mark in self.slow),
-            *(Entry(mark.frame, "fast") for mark in self.fast),
+            *(Entry(mark.frame, "slow") for mark in self._slow),
+            *(Entry(mark.frame, "fast") for mark in self._fast),
             *(Entry(frame, "current", source=None) for frame in current),
         )
+
+    def positions(self, num_frames: int, current: range) -> tuple[int, ...]:
+        """The position of each entry: its place among them."""
+        return tuple(range(len(self.entries(num_frames, current))))
+
+    def query_positions(self, num_frames: int, current: range) -> tuple[int, ...]:
+        """The positions of the chunk that is being made: the last ones."""
+        positions = self.positions(num_frames, current)
+        return positions[len(positions) - len(current) :]
+
+    def state(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {"slow": [list(mark) for mark in self._slow], "fast": [list(mark) for mark in self._fast]}
+
+    def load_state(self, values: dict[str, Any], num_frames: int, current: range) -> None:
+        """Takes over `state()`; raises UserError if no rollout can have left it."""
+        config = self._config
+        if set(values) != {"slow", "fast"}:
+            raise UserError("slow and fast memory are missing")
+        slow, fast = (_marks(values[part]) for part in ("slow", "fast"))
+        remembered = [mark.frame for mark in (*slow, *fast)]
+        if remembered != sorted(set(remembered)) or any(frame < config.sink_frames for frame in remembered):
+            raise UserError("its frames are not in order")
+        if [mark.frame for mark in fast] != list(range(num_frames - len(fast), num_frames)):
+            raise UserError("fast memory does not hold the last frames")
+        if len(slow) > config.slow_frames or len(fast) + len(current) > config.fast_frames:
+            raise UserError("it holds more frames than there is place for")
+        if config.prefill == "none" and not all(mark.is_keyframe for mark in slow):
+            raise UserError("slow memory holds a frame that is no keyframe")
+        self._slow, self._fast = slow, fast
+
+
+def _marks(values: object) -> list[Mark]:
+    marks = []
+    for value in values if isinstance(values, list) else [None]:
+        match value:
+            case [int(frame), bool(is_keyframe)] if not isinstance(frame, bool):
+                marks.append(Mark(frame, is_keyframe))
+            case _:
+                raise UserError(f"a remembered frame is {value!r}")
+    return marks

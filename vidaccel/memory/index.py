@@ -7,29 +7,37 @@ keys and values of the frames it names are somebody else's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vidaccel.errors import UserError
-from vidaccel.memory.clean import CleanParts, Entry, Part
+from vidaccel.memory.clean import CleanParts
 from vidaccel.memory.config import MemoryConfig
+from vidaccel.memory.entry import Entry, Part, Source
+from vidaccel.memory.official import OfficialParts
 
-Similarity = float | Sequence[float | None] | None
+_COUNTS = ("num_frames", "num_chunks", "num_current", "num_passes")
+_FLAGS = ("is_keyframe", "is_marked")
 
 
 class MemoryIndex:
     """The frames in sink, slow and fast memory of one rollout, and their positions.
 
-    Per chunk: `begin_chunk`, any number of denoising passes, `commit` after the clean pass. Between the first and the
-    last the frames of `current` are being made and see themselves and all others in `entries`.
+    Per chunk: `begin_chunk`, `observe` for each denoising pass, `commit` for the clean pass. In between the frames of
+    `current` are being made, and a pass over them attends to `entries`. In "clean" mode the passes change nothing, and
+    `observe` may be left out. In "official" mode each pass may promote the chunk before it attends: after `observe` (or
+    `commit`) of a pass `entries` and `positions` are what that very pass attends to.
     """
 
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
-        self._parts = CleanParts(config)
+        self._parts = CleanParts(config) if config.mode == "clean" else OfficialParts(config)
         self._num_frames = 0
         self._num_chunks = 0
+        self._num_passes = 0
         self._current = range(0)
         self._is_keyframe = False
+        self._is_marked = False  # whether a pass over the current chunk made it a keyframe
 
     @property
     def num_frames(self) -> int:
@@ -38,7 +46,7 @@ class MemoryIndex:
 
     @property
     def is_keyframe(self) -> bool:
-        """Whether the last finished chunk is a keyframe."""
+        """Whether the last finished chunk is a keyframe ("official": whether it was copied to slow memory)."""
         return self._is_keyframe
 
     @property
@@ -53,8 +61,13 @@ class MemoryIndex:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The temporal RoPE position of each of `entries`; the queries have those of the chunk that is being made."""
-        return tuple(range(len(self.entries)))
+        """The temporal RoPE position of each of `entries`, from 0 to `total_frames` - 1."""
+        return self._parts.positions(self._num_frames, self._current)
+
+    @property
+    def query_positions(self) -> tuple[int, ...]:
+        """The temporal RoPE position of each frame of `current` as a query: as a key, but for odd "official" sizes."""
+        return self._parts.query_positions(self._num_frames, self._current)
 
     @property
     def sink(self) -> tuple[int, ...]:
@@ -77,52 +90,123 @@ class MemoryIndex:
     def begin_chunk(self, num_frames: int | None = None) -> None:
         """Starts a chunk of `num_frames` frames (1 to `chunk_frames`; None for all) and makes room for it.
 
-        A chunk that was begun and not committed starts again, with as many frames as before. Raises UserError for
-        another number of frames and for a chunk that goes beyond `max_frames`.
+        A chunk that was begun and not committed starts again, with as many frames as before; what "official" passes
+        promoted stays. Raises UserError for another number of frames and for a chunk that goes beyond `max_frames`.
         """
         count = self._checked_size(self.config.chunk_frames if num_frames is None else num_frames)
-        self._current = range(self._num_frames, self._num_frames + count)
-        self._parts.begin(count)
+        self._num_passes = 0
+        if not self._current:
+            self._current = range(self._num_frames, self._num_frames + count)
+            self._is_marked = False
+            self._parts.begin(self._current)
 
-    def commit(self, similarity: Similarity = None) -> None:
-        """Ends a chunk after its clean pass: it is remembered and, if the rule says so, marked as a keyframe.
+    def observe(self, similarity: float | None = None) -> None:
+        """Counts a denoising pass over the chunk. Arguments and errors are those of `commit`."""
+        self._run(similarity, self._num_passes)
+        self._num_passes += 1
 
-        similarity: cosine similarity of its keys to the previous chunk's, for the rule "similarity"; without it the
-            chunk is no keyframe. The values of all passes in their order may be given, the clean pass's last.
+    def commit(self, similarity: float | Sequence[float | None] | None = None) -> None:
+        """Ends a chunk with its clean pass: it is remembered and, if the rule says so, a keyframe.
+
+        similarity: cosine similarity of the keys of this pass to those before, for the rule "similarity": in "clean"
+            mode to the previous chunk's clean pass, in "official" mode to the previous pass. None is no keyframe. A
+            sequence stands for `observe` with each of its values and `commit` with the last.
         Raises UserError for a similarity that is no finite number and RuntimeError without a chunk.
         """
-        if not self._current:
-            raise RuntimeError("There is no chunk to commit; call `begin_chunk` first.")
-        values = similarity if isinstance(similarity, Sequence) else [similarity]
-        self._is_keyframe = self._decides(values[-1])
-        self._parts.commit(self._current, self._is_keyframe)
+        values = similarity if isinstance(similarity, Sequence) else (similarity,)
+        for value in values:
+            _check_similarity(value)
+        for value in values[:-1]:
+            self.observe(value)
+        self._run(values[-1] if values else None, "clean")
+        self._is_keyframe = self._is_marked
         self._num_frames = self._current.stop
         self._num_chunks += 1
+        self._num_passes = 0
         self._current = range(0)
 
+    def state(self) -> dict[str, Any]:
+        """Everything as plain values for JSON; what it takes does not grow with the video."""
+        return {
+            "config": self.config.to_dict(),
+            "num_frames": self._num_frames,
+            "num_chunks": self._num_chunks,
+            "num_current": len(self._current),
+            "num_passes": self._num_passes,
+            "is_keyframe": self._is_keyframe,
+            "is_marked": self._is_marked,
+            "parts": self._parts.state(),
+        }
+
+    @classmethod
+    def from_state(cls, config: MemoryConfig, state: Mapping[str, Any]) -> MemoryIndex:
+        """The index that goes on where `state()` was taken. Raises UserError for other settings or a damaged state."""
+        if not isinstance(state, Mapping) or set(state) != {"config", "parts", *_COUNTS, *_FLAGS}:
+            raise UserError("This is not the saved index of a memory; take one that `MemoryIndex.state` made.")
+        try:
+            saved = MemoryConfig.from_dict(state["config"])
+        except ValueError as error:
+            raise UserError(f"The settings of the saved index are damaged: {error}") from error
+        for name, value in config.to_dict().items():
+            if getattr(saved, name) != value:
+                raise UserError(
+                    f"The memory was saved with `{name}` {getattr(saved, name)!r}; now it is {value!r}. Take the same."
+                )
+        index = cls(config)
+        try:
+            index._load_state(state)
+        except UserError as error:
+            raise UserError(f"The saved index of the memory is damaged: {error}. Take an older one.") from error
+        return index
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        num_frames, num_chunks, num_current, num_passes = (state[name] for name in _COUNTS)
+        for name in (*_COUNTS, *_FLAGS):
+            if type(state[name]) is not (int if name in _COUNTS else bool) or state[name] < 0:
+                raise UserError(f"{name} is {state[name]!r}")
+        most = self.config.chunk_frames
+        if not num_chunks <= num_frames <= num_chunks * most or num_current > most or (num_passes and not num_current):
+            raise UserError(f"{num_chunks} chunks of at most {most} frames are not {num_frames} frames")
+        if not isinstance(state["parts"], dict):
+            raise UserError("its parts are missing")
+        self._num_frames, self._num_chunks, self._num_passes = num_frames, num_chunks, num_passes
+        self._current = range(num_frames, num_frames + num_current)
+        self._is_keyframe, self._is_marked = (state[name] for name in _FLAGS)
+        self._parts.load_state(state["parts"], num_frames, self._current)
+
+    def _run(self, similarity: float | None, source: Source) -> None:
+        if not self._current:
+            raise RuntimeError("No chunk was begun; call `begin_chunk` before its passes.")
+        if self._parts.run(self._current, self._decides(similarity), source):
+            self._is_marked = True
+
     def _decides(self, similarity: float | None) -> bool:
-        if similarity is not None and not math.isfinite(similarity):
-            raise UserError(f"The similarity of two chunks must be a finite number; got {similarity}.")
+        _check_similarity(similarity)
         config = self.config
         if self._current.start < config.fast_frames or not config.slow_frames:
             return False
         if config.keyframe_rule == "uniform":
             return self._num_chunks * config.chunk_frames % config.keyframe_interval == 0
-        return (
-            config.keyframe_rule == "similarity" and similarity is not None and similarity < config.similarity_threshold
-        )
+        if similarity is None or config.keyframe_rule == "none":
+            return False
+        return similarity < config.similarity_threshold
 
     def _checked_size(self, count: int) -> int:
         most, longest = self.config.chunk_frames, self.config.max_frames
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
             raise UserError(f"A chunk must have 1 to {most} frames (`chunk_frames`); got {count!r}.")
-        if self._current and count != len(self._current):
+        begun = len(self._current)
+        if begun and count != begun:
+            raise UserError(f"The chunk at frame {self._num_frames} was begun with {begun} frames; got {count}.")
+        end = self._num_frames + count
+        if longest is not None and end > longest:
             raise UserError(
-                f"The chunk at frame {self._num_frames} was begun with {len(self._current)} frames; got {count}."
-            )
-        if longest is not None and self._num_frames + count > longest:
-            raise UserError(
-                f"This memory is for at most {longest} frames; the next chunk would end at frame "
-                f"{self._num_frames + count}. Take a larger or a sliding one."
+                f"This memory is for {longest} frames at most, and a chunk would end at frame {end}. "
+                f"Take one for more frames or a sliding window."
             )
         return count
+
+
+def _check_similarity(similarity: float | None) -> None:
+    if similarity is not None and not math.isfinite(similarity):
+        raise UserError(f"The similarity of two chunks must be a finite number; got {similarity}.")

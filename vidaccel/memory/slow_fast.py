@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.clean import Entry
+from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.rotary import RotaryTable, rotate
 

@@ -7,14 +7,14 @@ Shapes: latents (B, C, T, H, W) with T latent frames; tokens (B, L, heads * D), 
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # what diffusers looks for in a component's module
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel, WanTransformerBlock
 from torch import Tensor, nn
 
 from vidaccel.memory.rotary import RotaryTable, rotate
@@ -118,10 +118,10 @@ class CausalWanTransformerBlock(WanTransformerBlock):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.attn1.set_processor(ChunkSelfAttention())
-        self.attn2.set_processor(PromptAttention())
+        self.attn1.set_processor(cast(Any, ChunkSelfAttention()))
+        self.attn2.set_processor(cast(Any, PromptAttention()))
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         encoder_hidden_states: KeysValues,
@@ -160,8 +160,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     work. Raises ValueError for a config with image embeddings.
     """
 
-    _no_split_modules = ["CausalWanTransformerBlock"]  # noqa: RUF012
-    _repeated_blocks = ["CausalWanTransformerBlock"]  # noqa: RUF012
+    _no_split_modules: Any = ("CausalWanTransformerBlock",)
+    _repeated_blocks: Any = ("CausalWanTransformerBlock",)
 
     @register_to_config
     def __init__(
@@ -213,30 +213,35 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
 
     @property
-    def num_positions(self) -> int:
-        """Frame positions that the rotary table has."""
-        return int(self.config.rope_max_seq_len)
+    def _config(self) -> Any:
+        return self.config
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self._config.in_channels)
 
     def memory_shape(self, height: int, width: int, *, batch_size: int = 1) -> MemoryShape:
         """Sizes of a memory for latents of `height` x `width`. Raises ValueError where they do not fit the patches."""
-        _, rows, columns = self.config.patch_size
+        _, rows, columns = self._config.patch_size
         if height % rows or width % columns:
             raise ValueError(f"The latent size {height} x {width} must be a multiple of the patch {rows} x {columns}.")
         return MemoryShape(
-            num_layers=self.config.num_layers,
+            num_layers=self._config.num_layers,
             batch_size=batch_size,
             tokens_per_frame=(height // rows) * (width // columns),
-            num_heads=self.config.num_attention_heads,
-            head_dim=self.config.attention_head_dim,
+            num_heads=self._config.num_attention_heads,
+            head_dim=self._config.attention_head_dim,
         )
 
     def rotary_table(self, height: int, width: int) -> RotaryTable:
         """Cosines and sines for latents of `height` x `width`."""
         _, rows, columns = (
-            size // patch for size, patch in zip((1, height, width), self.config.patch_size, strict=True)
+            size // patch for size, patch in zip((1, height, width), self._config.patch_size, strict=True)
         )
-        tables = torch.stack([self.rope.freqs_cos, self.rope.freqs_sin]).float()
-        time, row, column = tables.split([self.rope.t_dim, self.rope.h_dim, self.rope.w_dim], dim=-1)
+        rope: Any = self.rope
+        tables = torch.stack([rope.freqs_cos, rope.freqs_sin]).float()
+        time, row, column = tables.split([rope.t_dim, rope.h_dim, rope.w_dim], dim=-1)
         row = row[:, :rows, None].expand(-1, -1, columns, -1)
         column = column[:, None, :columns].expand(-1, rows, -1, -1)
         return RotaryTable(temporal=time, spatial=torch.cat([row, column], dim=-1).flatten(1, 2))
@@ -291,7 +296,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             if memory is not None:
                 tokens = block(*inputs, memory.view(index))
             elif torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, *inputs)
+                tokens = cast(Any, self._gradient_checkpointing_func)(block, *inputs)
             else:
                 tokens = block(*inputs)
         sample = self._to_latents(tokens, temb, (num_frames, height, width))
@@ -328,8 +333,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         shift, scale = (table + temb.unsqueeze(2)).unsqueeze(3).unbind(2)  # each (B, frames or 1, 1, dim)
         normed = self.norm_out(tokens.float()).unflatten(1, (temb.shape[1], -1))
         tokens = self.proj_out((normed * (1 + scale) + shift).flatten(1, 2).type_as(tokens))
-        grid = [side // patch for side, patch in zip(size, self.config.patch_size, strict=True)]
-        patches = tokens.unflatten(1, grid).unflatten(-1, (*self.config.patch_size, -1))  # (B, T, h, w, pt, ph, pw, C)
+        grid = [side // patch for side, patch in zip(size, self._config.patch_size, strict=True)]
+        patches = tokens.unflatten(1, grid).unflatten(-1, (*self._config.patch_size, -1))  # (B, T, h, w, pt, ph, pw, C)
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 

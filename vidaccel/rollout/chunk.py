@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
+from vidaccel.rollout.timeline import Cut
 
-Cut = Literal["soft", "hard"]
 Pass = Callable[[Tensor, Tensor, PromptCache, SlowFastMemory], Tensor]
 
 

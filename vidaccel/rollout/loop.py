@@ -40,15 +40,16 @@ def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, n
 def start_from(student: Student, state: RolloutState, scene: Scene, latents: Tensor) -> Iterator[Chunk]:
     """Remember given latents (B, C, F, H, W), of an image or a clip, as if they had been made; yields their chunks.
 
-    Raises UserError if the rollout has begun or the latents are of another size.
+    Those that the state has seen already are left out. Raises UserError for latents of another size.
     """
-    if state.num_chunks or latents.shape[0] != len(state.seeds) or (latents.shape[1], *latents.shape[3:]) != state.size:
+    if latents.shape[0] != len(state.seeds) or (latents.shape[1], *latents.shape[3:]) != state.size:
         raise UserError(
-            f"A rollout starts from latents of {len(state.seeds)} videos of size {state.size} before its first chunk; "
-            f"got {tuple(latents.shape)} after {state.num_chunks} chunks."
+            f"The rollout is of {len(state.seeds)} videos with latents of size {state.size} (channels, height, width); "
+            f"got {tuple(latents.shape)} to begin with."
         )
     runner = _Runner(student, state)
-    for part in latents.float().split(state.memory.config.chunk_frames, dim=2):
+    left = latents[:, :, min(state.num_frames, latents.shape[2]) :].float()
+    for part in left.split(state.memory.config.chunk_frames, dim=2) if left.shape[2] else ():
         yield runner.given_chunk(scene, part)
 
 

@@ -124,7 +124,7 @@ def new_state(
         )
         for _ in range(student.num_branches)
     ]
-    size = (int(transformer.config.in_channels), height, width)
+    size = (transformer.in_channels, height, width)
     return RolloutState(memories=tuple(memories), seeds=seeds, size=size, decoder=decoder)
 
 

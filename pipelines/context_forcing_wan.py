@@ -1,0 +1,340 @@
+"""Minutes of video from a causal Wan student with a bounded memory (Context Forcing, arXiv 2602.06028).
+
+from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
+pipe = ContextForcingWanPipeline.from_pretrained(folder)   # of `vidaccel convert causal-wan`, or the embedded student
+for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80):
+    show(chunk.frames)                                      # while the next chunk is made
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from vidaccel.errors import UserError
+from vidaccel.memory import MemoryConfig
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.decode import StreamingDecoder, encode_start
+from vidaccel.rollout.loop import rollout, start_from
+from vidaccel.rollout.state import Decoder, RolloutState, new_state
+from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
+from vidaccel.shares import shared_components
+
+_ENDLESS = 2**62
+
+
+class ContextForcingWanPipeline(WanPipeline):
+    """Text, and an image or a clip to begin with, to video of any length; called like `WanPipeline`.
+
+    `stream` gives chunks as they are finished. The memory, steps and guidance that a student was made for are part of
+    the pipeline's config and need not be said.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: Any = ()
+
+    def __init__(
+        self,
+        tokenizer: AutoTokenizer,
+        text_encoder: UMT5EncoderModel,
+        vae: AutoencoderKLWan,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        transformer: CausalWanTransformer3DModel,
+        memory: str = "slow-fast:3+12+6",
+        chunk_frames: int = 3,
+        num_inference_steps: int = 4,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        """Put the parts together.
+
+        memory: as `MemoryConfig.parse` takes it. chunk_frames: latent frames made together.
+        Raises UserError for a transformer that is not causal.
+        """
+        DiffusionPipeline.__init__(self)
+        if transformer is not None and not isinstance(transformer, CausalWanTransformer3DModel):
+            raise UserError(
+                f"`transformer` must be a CausalWanTransformer3DModel, got {type(transformer).__name__}; load one with "
+                "`CausalWanTransformer3DModel.from_pretrained`, or use `vidaccel convert causal-wan`."
+            )
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
+        )
+        self.register_to_config(
+            memory=memory,
+            chunk_frames=chunk_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+        autoencoder: Any = vae.config
+        self.vae_scale_factor_temporal = autoencoder.scale_factor_temporal
+        self.vae_scale_factor_spatial = autoencoder.scale_factor_spatial
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As diffusers'; parts that a folder shares with an embedded model are loaded from there."""
+        missing = shared_components(pretrained_model_name_or_path, given=kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **missing, **kwargs)
+
+    @property
+    def _settings(self) -> Any:
+        return self.config
+
+    # The parts of a rollout
+
+    def memory_config(self, memory: MemoryConfig | str | None = None) -> MemoryConfig:
+        """The memory that is meant; None: the one the student was made for. Raises ValueError."""
+        if isinstance(memory, MemoryConfig):
+            return memory
+        return MemoryConfig.parse(memory or self._settings.memory, self._settings.chunk_frames)
+
+    def student(self, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> Student:
+        """The transformer and how it is sampled; None: as the student was made for."""
+        return Student(
+            transformer=self.transformer,
+            scheduler=self.scheduler,
+            num_inference_steps=num_inference_steps or self._settings.num_inference_steps,
+            guidance_scale=self._settings.guidance_scale if guidance_scale is None else guidance_scale,
+        )
+
+    def new_state(
+        self,
+        student: Student,
+        *,
+        height: int = 480,
+        width: int = 832,
+        seeds: Sequence[int] = (0,),
+        memory: MemoryConfig | str | None = None,
+        decoder: Decoder | None = None,
+    ) -> RolloutState:
+        """The state before the first chunk, for videos of `height` x `width` pixels, one a seed.
+
+        Raises UserError for sizes that the networks do not take.
+        """
+        side = self.vae_scale_factor_spatial
+        patch = [side * size for size in self.transformer.config.patch_size[1:]]
+        if height < 1 or width < 1 or height % patch[0] or width % patch[1]:
+            raise UserError(
+                f"`height` and `width` must be multiples of {patch[0]} and {patch[1]}, got {height} and {width}."
+            )
+        return new_state(
+            student,
+            self.memory_config(memory),
+            height=height // side,
+            width=width // side,
+            seeds=tuple(seeds),
+            decoder=decoder,
+        )
+
+    def grid(self, *, fps: float = 16, first_chunk_frames: int | None = None) -> ChunkGrid:
+        """Where chunks lie in time."""
+        return ChunkGrid(
+            chunk_frames=self._settings.chunk_frames,
+            fps=fps,
+            temporal_stride=self.vae_scale_factor_temporal,
+            first_chunk_frames=first_chunk_frames,
+        )
+
+    def scenes(
+        self,
+        prompt: str | Sequence[str] | PromptTimeline,
+        *,
+        negative_prompt: str | None = None,
+        guided: bool = False,
+        num_videos: int = 1,
+        num_chunks: int | None = None,
+        max_sequence_length: int = 512,
+        grid: ChunkGrid | None = None,
+    ) -> list[Scene]:
+        """Encode the prompts of a timeline, or one for every video, into scenes."""
+        if not isinstance(prompt, PromptTimeline):
+            texts = [prompt] * num_videos if isinstance(prompt, str) else list(prompt)
+            name = prompt if isinstance(prompt, str) else " | ".join(texts)
+            embeddings = self._embeddings(texts, negative_prompt, guided, max_sequence_length)
+            return [Scene(start_chunk=0, prompt=name, embeddings=embeddings)]
+        changes = prompt.changes(grid or self.grid(), num_chunks=_ENDLESS if num_chunks is None else num_chunks)
+        return [
+            Scene(
+                start_chunk=change.chunk,
+                prompt=change.span.prompt,
+                cut=change.span.cut,
+                embeddings=self._embeddings(
+                    [change.span.prompt] * num_videos, negative_prompt, guided, max_sequence_length
+                ),
+            )
+            for change in changes
+        ]
+
+    def _embeddings(self, texts: list[str], negative: str | None, guided: bool, length: int) -> tuple[Tensor, ...]:
+        dtype = self.transformer.dtype
+        with torch.no_grad():
+            found = self.encode_prompt(
+                prompt=texts,
+                negative_prompt=[negative or ""] * len(texts),
+                do_classifier_free_guidance=guided,
+                max_sequence_length=length,
+                device=self._execution_device,
+            )
+        return tuple(part.to(dtype) for part in found if part is not None)
+
+    # Making video
+
+    def stream(
+        self,
+        prompt: str | Sequence[str] | PromptTimeline,
+        *,
+        num_chunks: int | None = None,
+        negative_prompt: str | None = None,
+        image: Tensor | None = None,
+        video: Tensor | None = None,
+        height: int = 480,
+        width: int = 832,
+        seeds: Sequence[int] = (0,),
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        memory: MemoryConfig | str | None = None,
+        fps: float = 16,
+        max_sequence_length: int = 512,
+        decode: bool = True,
+        state: RolloutState | None = None,
+    ) -> Iterator[Chunk]:
+        """Finished chunks, one after the other: latents and, unless `decode` is False, pixel frames.
+
+        prompt: one for all videos, one for each seed, or a timeline.
+        num_chunks: of the whole rollout; None goes on until the caller stops.
+        image, video: (3, H, W) or (f, 3, H, W) in [0, 1] to begin with; its own chunks come first and count.
+        fps: what a timeline's seconds are counted in.
+        state: to go on from, as `new_state` or a session gave it; it is advanced in place.
+        Raises UserError for sizes, prompts and starts that do not go together.
+        """
+        student = self.student(num_inference_steps, guidance_scale)
+        if state is None:
+            decoder = StreamingDecoder(self.vae) if decode else None
+            state = self.new_state(student, height=height, width=width, seeds=seeds, memory=memory, decoder=decoder)
+        start = None
+        if image is not None or video is not None:
+            start = self._start(image, video, state)
+        first = None if start is None else min(start.shape[2], self._settings.chunk_frames)
+        scenes = self.scenes(
+            prompt,
+            negative_prompt=negative_prompt,
+            guided=student.num_branches > 1,
+            num_videos=len(state.seeds),
+            num_chunks=num_chunks,
+            max_sequence_length=max_sequence_length,
+            grid=self.grid(fps=fps, first_chunk_frames=first),
+        )
+        begin: Iterator[Chunk] = iter(())
+        if start is not None:
+            begin = start_from(student, state, scenes[0], start)
+        going_on = rollout(student, state, scenes, num_chunks=_ENDLESS if num_chunks is None else num_chunks)
+        return itertools.chain(begin, going_on)
+
+    def _start(self, image: Tensor | None, video: Tensor | None, state: RolloutState) -> Tensor:
+        if image is not None and video is not None:
+            raise UserError("A rollout begins with an image or a video, not both.")
+        frames = video if image is None else image[None]
+        assert frames is not None
+        side = self.vae_scale_factor_spatial
+        size = (state.size[1] * side, state.size[2] * side)
+        if tuple(frames.shape[-2:]) != size:
+            raise UserError(
+                f"The frames to begin with are {tuple(frames.shape[-2:])} and the video is {size} (height, width); "
+                "scale and cut them first."
+            )
+        latents = encode_start(self.vae, frames)
+        return latents.expand(len(state.seeds), -1, -1, -1, -1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | PromptTimeline,
+        negative_prompt: str | None = None,
+        height: int = 480,
+        width: int = 832,
+        num_frames: int = 81,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        memory: MemoryConfig | str | None = None,
+        image: Tensor | None = None,
+        video: Tensor | None = None,
+        max_sequence_length: int = 512,
+    ) -> Any:
+        """Make whole videos of `num_frames` pixel frames, as `WanPipeline` does; see `stream` for the other arguments.
+
+        generator: draws the seed of each video, or one for each.
+        output_type: "np", "pt", "pil" or "latent".
+        Returns a `WanPipelineOutput`, or a tuple without `return_dict`. Raises UserError.
+        """
+        if num_frames < 1:
+            raise UserError(f"`num_frames` must be at least 1, got {num_frames}.")
+        prompts = (
+            prompt
+            if isinstance(prompt, str | PromptTimeline)
+            else [p for p in prompt for _ in range(num_videos_per_prompt)]
+        )
+        count = len(prompts) if isinstance(prompts, list) else num_videos_per_prompt
+        stride = self.vae_scale_factor_temporal
+        num_latent_frames = (num_frames - 1 + stride - 1) // stride + 1
+        chunks = self.stream(
+            prompts,
+            negative_prompt=negative_prompt,
+            image=image,
+            video=video,
+            height=height,
+            width=width,
+            seeds=_seeds(generator, count),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            memory=memory,
+            max_sequence_length=max_sequence_length,
+            decode=output_type != "latent",
+        )
+        frames, latents = [], []
+        with self.progress_bar(total=num_latent_frames) as bar:
+            for chunk in chunks:
+                latents.append(chunk.latents)
+                frames.append(chunk.frames)
+                bar.update(chunk.latents.shape[2])
+                if sum(part.shape[2] for part in latents) >= num_latent_frames:
+                    break
+        self.maybe_free_model_hooks()
+        if output_type == "latent":
+            result: Any = torch.cat(latents, dim=2)[:, :, :num_latent_frames]
+        else:
+            pixels = torch.cat([part for part in frames if part is not None], dim=1)[:, :num_frames]
+            result = self.video_processor.postprocess_video(
+                pixels.transpose(1, 2).float() / 127.5 - 1, output_type=output_type
+            )
+        return WanPipelineOutput(frames=result) if return_dict else (result,)
+
+
+def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> tuple[int, ...]:
+    """A seed for every video, drawn from the generators."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise UserError(f"There must be a generator for each of the {count} videos, got {len(generator)}.")
+        sources: list[torch.Generator | None] = list(generator)
+    else:
+        sources = [generator] * count
+    return tuple(
+        int(torch.randint(2**62, (1,), generator=source, device="cpu" if source is None else source.device))
+        for source in sources
+    )

@@ -1,0 +1,145 @@
+"""The bookkeeping of slow and fast memory as in the released code of Context Forcing, with all that is odd about it.
+
+Followed: one self-attention layer of wan/modules/causal_model.py in TIGER-AI-Lab/Context-Forcing (commit 1b94149), for
+checkpoints and comparisons; `vidaccel.memory.clean` is what to use otherwise. What is odd: a chunk is copied to slow
+memory by the first pass that asks for it, so mostly from the noisiest one, and never refreshed; while the memory fills
+the copies overwrite the oldest linear frames, so that slow memory is out of order and shares frames with the fast one;
+with sizes that `chunk_frames` does not divide the last places stay empty and a position is left out; a copy of more
+than one frame is not recognised by later passes and is made again, and may push empty places among the used ones. These
+the released code attends to as zeros; here they are left out, with their positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vidaccel.errors import UserError
+from vidaccel.memory.config import MemoryConfig
+from vidaccel.memory.entry import Entry, Part, Source
+
+
+class Slot(NamedTuple):
+    """What a slot holds: a frame, the pass that wrote it, and whether it was copied here for slow memory."""
+
+    frame: int
+    source: Source
+    is_copy: bool
+
+
+class OfficialParts:
+    """A row of slots, sink first, then slow, then fast memory; the first `_end` of them are attended to."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        self._config = config
+        self._slots: list[Slot | None] = [None] * config.total_frames
+        self._num_copied = 0
+        self._end = 0
+
+    def begin(self, frames: range) -> None:
+        """Finds the slots of a new chunk; if they are used up, fast memory moves on by a chunk.
+
+        The released code copies to slow memory first, which touches other slots.
+        """
+        count = len(frames)
+        if self._end + count <= len(self._slots):
+            self._end += count
+            return
+        first = len(self._slots) - self._config.fast_frames
+        self._slots[first : len(self._slots) - count] = self._slots[first + count :]
+
+    def run(self, frames: range, is_keyframe: bool, source: Source) -> bool:
+        """One pass over a chunk writes its slots; returns whether it copied frames to slow memory before that."""
+        is_copied = (
+            is_keyframe
+            and not self._is_known(frames.start)
+            and self._copy(frames[: self._config.keyframe_frames], source)
+        )
+        self._slots[self._end - len(frames) : self._end] = [Slot(frame, source, False) for frame in frames]
+        return is_copied
+
+    def _is_known(self, frame: int) -> bool:
+        newest = self._slots[self._config.sink_frames + self._num_copied - 1] if self._num_copied else None
+        return newest is not None and newest.frame == frame
+
+    def _copy(self, frames: range, source: Source) -> bool:
+        config, count = self._config, len(frames)
+        copies = [Slot(frame, source, True) for frame in frames]
+        first, end = config.sink_frames, config.sink_frames + config.slow_frames
+        if self._num_copied + count <= config.slow_frames:
+            self._slots[first + self._num_copied : first + self._num_copied + count] = copies
+            self._num_copied += count
+            return True
+        if count >= config.slow_frames:
+            return False
+        self._slots[first:end] = [*self._slots[first + count : end], *copies]
+        return True
+
+    def entries(self, num_frames: int, current: range) -> tuple[Entry, ...]:
+        """What a pass attends to, in the order of the slots."""
+        del num_frames
+        first_current = self._end - len(current)
+        entries = []
+        for place, slot in enumerate(self._slots[: self._end]):
+            if place >= first_current:
+                frame = current[place - first_current]
+                source = slot.source if slot is not None and slot.frame == frame and not slot.is_copy else None
+                entries.append(Entry(frame, "current", source=source))
+            elif slot is not None:
+                entries.append(Entry(slot.frame, self._part(place), slot.is_copy, slot.source))
+        return tuple(entries)
+
+    def _part(self, place: int) -> Part:
+        if place < self._config.sink_frames:
+            return "sink"
+        return "slow" if place < self._config.sink_frames + self._config.slow_frames else "fast"
+
+    def positions(self, num_frames: int, current: range) -> tuple[int, ...]:
+        """The position of each entry: the sink's from 0 on, the others so that the last one has the query's last."""
+        num_sink = min(self._config.sink_frames, self._end)
+        positions = (*range(num_sink), *self._last_positions(num_frames + len(current), self._end - num_sink))
+        first_current = self._end - len(current)
+        return tuple(
+            position
+            for place, position in enumerate(positions)
+            if place >= first_current or self._slots[place] is not None
+        )
+
+    def query_positions(self, num_frames: int, current: range) -> tuple[int, ...]:
+        """The positions of the chunk that is being made."""
+        return self._last_positions(num_frames + len(current), len(current))
+
+    def _last_positions(self, end_frame: int, count: int) -> tuple[int, ...]:
+        last = min(end_frame, len(self._slots)) - 1
+        first = max(0, last - count + 1)
+        return tuple(range(first, first + count))
+
+    def state(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        slots = [None if slot is None else list(slot) for slot in self._slots]
+        return {"slots": slots, "num_copied": self._num_copied, "end": self._end}
+
+    def load_state(self, values: dict[str, Any], num_frames: int, current: range) -> None:
+        """Takes over `state()`; raises UserError if no rollout can have left it."""
+        if set(values) != {"slots", "num_copied", "end"}:
+            raise UserError("its slots are missing")
+        slots = [_slot(value) for value in values["slots"]] if isinstance(values["slots"], list) else []
+        num_copied, end = values["num_copied"], values["end"]
+        most = len(self._slots)
+        if len(slots) != most or type(end) is not int or not min(len(current), most) <= end <= most:
+            raise UserError(f"it has not {most} slots")
+        if type(num_copied) is not int or not 0 <= num_copied <= self._config.slow_frames:
+            raise UserError(f"it says that {num_copied!r} frames are in slow memory")
+        if any(slots[place] is None and self._part(place) != "slow" for place in range(end - len(current))):
+            raise UserError("a slot is empty")
+        if any(slot is not None and not 0 <= slot.frame < num_frames + len(current) for slot in slots):
+            raise UserError("it holds a frame that does not exist yet")
+        self._slots, self._num_copied, self._end = slots, num_copied, end
+
+
+def _slot(value: object) -> Slot | None:
+    match value:
+        case None:
+            return None
+        case [int(frame), "clean" | int() as source, bool(is_copy)] if not isinstance(source, bool):
+            return Slot(frame, source, is_copy)
+    raise UserError(f"a slot holds {value!r}")
