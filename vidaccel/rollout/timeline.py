@@ -2,7 +2,8 @@
 
 A rollout changes its prompt between chunks. A span starts with the first chunk whose first pixel frame is at or after
 the start of the span: never early, exact where the start is a chunk's, and less than one chunk late elsewhere. The
-first latent frame is one pixel frame and every later one `temporal_stride`, as in Wan's VAE (arXiv 2503.20314).
+first latent frame is one pixel frame and every later one `temporal_stride`, as in Wan's VAE (arXiv 2503.20314); a hard
+cut begins a video, so that its first latent frame is one pixel frame again.
 """
 
 import json
@@ -169,35 +170,54 @@ class PromptTimeline:
 
     def span_of_chunk(self, chunk: int, grid: ChunkGrid) -> PromptSpan:
         """The span whose prompt a chunk is made with; of several that would start with it, the last."""
-        return next(span for span in reversed(self.spans) if grid.chunk_from(span.start_seconds) <= chunk)
+        return next(change.span for change in reversed(self._changes(grid)) if change.chunk <= chunk)
 
     def changes(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[PromptChange, ...]:
         """The spans that a rollout of `num_chunks` chunks shows, each with its first chunk; the first with chunk 0."""
-        first_chunks = {grid.chunk_from(span.start_seconds): span for span in self.spans}  # the last of equals stays
-        return tuple(PromptChange(chunk, span) for chunk, span in first_chunks.items() if chunk < num_chunks)
+        return tuple(change for change in self._changes(grid) if change.chunk < num_chunks)
+
+    def num_chunks(self, grid: ChunkGrid, seconds: float) -> int:
+        """How many chunks a video of at least `seconds` takes; at least one."""
+        count = grid.num_chunks(seconds)
+        while self.start_seconds(count, grid) < seconds - _SAME_PIXEL_FRAME / grid.fps:
+            count += 1
+        return count
+
+    def start_seconds(self, chunk: int, grid: ChunkGrid) -> float:
+        """Time of a chunk's first pixel frame, which is the length of the video of the chunks before it."""
+        cuts = sum(_is_new_video(change) for change in self._changes(grid) if change.chunk < chunk)
+        return grid.start_seconds(chunk) - cuts * _lost_at_a_cut(grid)
 
     def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
         """One line for every span that a rollout of `num_chunks` chunks does not show, with what to do about it."""
-        shown = {change.span for change in self.changes(grid, num_chunks=num_chunks)}
-        end = grid.start_seconds(num_chunks)
+        changes = self._changes(grid)
+        shown = {change.span: change.chunk for change in changes}
+        end, last = self.start_seconds(num_chunks, grid), self.start_seconds(num_chunks - 1, grid)
         found = []
         for span in self.spans:
-            if span in shown:
-                continue
-            chunk = grid.chunk_from(span.start_seconds)
-            name = f"The prompt {_short(span.prompt)!r} at {span.start_seconds:g} s"
-            if chunk >= num_chunks:
-                last = grid.start_seconds(num_chunks - 1)
+            name = f"The prompt {_short(span.prompt)!r} at {span.start_seconds:g} s is not shown"
+            if span not in shown:
+                apart = grid.chunk_frames * grid.temporal_stride / grid.fps
                 found.append(
-                    f"{name} is not shown: the video of {end:g} s has its last chunk at {last:g} s; "
-                    "make the video longer or start the prompt earlier."
+                    f"{name}: the next prompt starts with the same chunk; leave at least {apart:g} s between two."
                 )
-            else:
+            elif shown[span] >= num_chunks:
                 found.append(
-                    f"{name} is not shown: the next prompt starts with the same chunk, at "
-                    f"{grid.start_seconds(chunk):g} s; leave at least {_chunk_seconds(grid):g} s between two prompts."
+                    f"{name}: the video of {end:g} s has its last chunk at {last:g} s; make the video longer or start "
+                    "the prompt earlier."
                 )
         return tuple(found)
+
+    def _changes(self, grid: ChunkGrid) -> list[PromptChange]:
+        """Every span with its first chunk; of several with the same chunk the last. A hard cut moves later chunks."""
+        found: list[PromptChange] = []
+        for span in self.spans:
+            cuts = sum(map(_is_new_video, found))
+            chunk = grid.chunk_from(span.start_seconds + cuts * _lost_at_a_cut(grid))
+            if found and found[-1].chunk == chunk:
+                found.pop()
+            found.append(PromptChange(chunk, span))
+        return found
 
 
 def pixel_frames(num_latent_frames: int, temporal_stride: int) -> int:
@@ -283,8 +303,13 @@ def _check_order(span: PromptSpan, before: PromptSpan | None) -> None:
         )
 
 
-def _chunk_seconds(grid: ChunkGrid) -> float:
-    return grid.chunk_frames * grid.temporal_stride / grid.fps
+def _is_new_video(change: PromptChange) -> bool:
+    return change.span.cut == "hard" and change.chunk > 0
+
+
+def _lost_at_a_cut(grid: ChunkGrid) -> float:
+    """Seconds that a chunk is shorter whose first latent frame is one pixel frame."""
+    return (grid.temporal_stride - 1) / grid.fps
 
 
 def _short(text: str) -> str:
