@@ -44,7 +44,7 @@ class ContextForcingWanPipeline(WanPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components: Any = ()
+    _optional_components: Any = WanPipeline._optional_components[:0]  # diffusers adds lists to it
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ import pytest
 import tiny_open_sora
 import torch
 import vidaccel.pipelines.open_sora_2 as pipeline_module
+from broken_weights import broken_contents
 from open_sora_2_original import random_weights
 from open_sora_fixtures import values
 from safetensors.torch import load_file, save_file
@@ -261,14 +262,7 @@ def test_every_name_shape_and_number_is_checked(own: Path, refused: Any, name: s
 def test_files_that_are_no_whole_safetensors_are_refused(own: Path, refused: Any, tmp_path: Path) -> None:
     file = own / "dit" / TRANSFORMER
     whole = file.read_bytes()
-    for content, words in (
-        (whole[:-100], "truncated"),
-        (whole[:5], "truncated"),
-        (b"", "truncated"),
-        (b"<html>not found</html>" * 9, "truncated or no safetensors"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (b"PK\x03\x04" + bytes(200), "pickled"),
-    ):
+    for content, words in broken_contents(whole):
         file.write_bytes(content)
         line = refused(own)
         assert words in line, line

@@ -407,8 +407,11 @@ def test_a_chunk_that_is_begun_again_is_the_same_chunk(mode: str) -> None:
         twice.observe()
         twice.begin_chunk()
         assert [entry.frame for entry in twice.entries if entry.part == "current"] == list(once.current)
-        once.commit([None, None])
-        twice.commit([None, None])
+        once.observe()
+        twice.observe()
+        assert once.entries[-3:] == twice.entries[-3:], "passes are counted anew"
+        once.commit()
+        twice.commit()
         assert (once.entries, once.positions) == (twice.entries, twice.positions)
 
 
@@ -587,6 +590,29 @@ def test_a_state_from_before_a_setting_existed_is_read_with_its_usual_value(mode
     del config["max_frames"]
     index = MemoryIndex.from_state(MemoryConfig(mode=mode, keyframe_rule="uniform"), state)
     assert index.state() == saved_state(mode)
+
+
+def test_an_official_index_with_an_empty_place_among_the_used_ones_leaves_it_out_and_is_saved() -> None:
+    sizes = {"sink_frames": 3, "slow_frames": 5, "fast_frames": 2, "chunk_frames": 2, "keyframe_frames": 2}
+    config = MemoryConfig(**sizes, keyframe_rule="uniform", keyframe_interval=2, mode="official")
+    index = MemoryIndex(config)
+    for _ in range(3):
+        index.begin_chunk()
+        index.commit([None] * NUM_PASSES)
+    assert [entry.frame for entry in index.entries] == [0, 1, 2, 4, 5]
+    assert index.positions == (0, 1, 2, 4, 5)
+    assert MemoryIndex.from_state(config, index.state()).entries == index.entries
+
+
+def test_a_chunk_needs_its_slots() -> None:
+    state = saved_state("official")
+    parts = state["parts"]
+    assert isinstance(parts, dict)
+    with pytest.raises(UserError, match="has not 21 slots"):
+        MemoryIndex.from_state(
+            MemoryConfig(mode="official", keyframe_rule="uniform"),
+            {**state, "num_current": 3, "parts": {**parts, "end": 2}},
+        )
 
 
 def test_something_else_is_not_taken_for_a_saved_index() -> None:

@@ -105,6 +105,30 @@ def test_captions_name_every_attribute_and_stay_in_the_vocabulary():
     assert len(texts) > 400
 
 
+def test_the_caption_of_a_frame_describes_the_segment_it_lies_in():
+    scene = world.random_scene(5, num_frames=385)
+    texts = [world.caption(scene, frame=frame, paraphrase=3) for frame in range(385)]
+    assert [frame for frame in range(1, 385) if texts[frame] != texts[frame - 1]] == [96, 192, 288, 384]
+    for seed in range(20):
+        scene = world.random_scene(seed, num_frames=385)
+        away, back = (scene.camera_x(start + 95) - scene.camera_x(start) for start in (96, 288))
+        assert ("right" if away > 0 else "left") in scene.camera_move(100)
+        assert ("right" if back > 0 else "left") in scene.camera_move(300)
+        wordings = [world.caption(scene, frame=100, paraphrase=index) for index in range(20)]
+        assert any(f"pans {scene.camera_move(100).removeprefix('pan ')}" in text for text in wordings)
+        assert not any("comes back" in text or "returns" in text for text in wordings)
+        assert all(scene.subject.colour in text and scene.subject.shape in text for text in wordings)
+    words = {word for text in texts for word in text.replace(",", "").split()}
+    assert words <= set(world.vocabulary())
+
+
+def test_the_caption_of_the_first_frame_of_a_short_scene_is_that_of_the_scene():
+    for seed in range(100):
+        scene = world.random_scene(seed)
+        assert world.caption(scene, frame=0) == world.caption(scene, frame=48) == world.caption(scene)
+        assert world.caption(scene, frame=0, paraphrase=seed) == world.caption(scene, paraphrase=seed)
+
+
 def test_a_scene_has_several_wordings():
     scene = world.random_scene(1)
     assert len({world.caption(scene, paraphrase=index) for index in range(30)}) > 8
@@ -123,6 +147,7 @@ def test_no_two_landmarks_of_a_canvas_are_alike():
         (lambda: world.random_scene(0, split="dev"), "got 'dev'"),
         (lambda: world.render([world.random_scene(0, num_frames=5)], start=3, num_frames=4), "scene of 5 frames"),
         (lambda: world.unseen_prompts(0), "at least 1, got 0"),
+        (lambda: world.caption(world.random_scene(0, num_frames=5), frame=5), "from 0 to 4, got 5"),
     ],
 )
 def test_wrong_requests_are_refused(call, text):

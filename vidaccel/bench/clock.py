@@ -32,6 +32,30 @@ class LoopTimes:
     reads: tuple[int, ...] = ()
 
 
+class DeviceClock:
+    """Points in time on a device's own time line: CUDA events, or the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def now(self) -> Any:
+        """The point at which the work that is queued so far is done."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Milliseconds between two points that have passed."""
+        return begin.elapsed_time(end) if self._device.type == "cuda" else 1000 * (end - begin)
+
+    def synchronise(self) -> None:
+        """Wait until all queued work is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
 class _HostReads(TorchFunctionMode):
     """Counts the operations that bring values of one device to the host, where the host waits for the device."""
 
@@ -62,6 +86,7 @@ class LoopClock:
         self._scheduler = pipe.scheduler
         self._counted = counted
         self._device = device
+        self._clock = DeviceClock(device)
         self._calls: list[list[Any]] = [[]]
         self._ends: list[Any] = []
         self._num_forwards = 0
@@ -81,13 +106,13 @@ class LoopClock:
 
         def step(*arguments: Any, **options: Any) -> Any:
             result = scheduler_step(*arguments, **options)
-            self._ends.append(self._now())
+            self._ends.append(self._clock.now())
             self._calls.append([])
             self._reads.append(0)
             return result
 
         self._scheduler.step = step
-        self._synchronise()
+        self._clock.synchronise()
         try:
             yield self
         finally:
@@ -97,22 +122,23 @@ class LoopClock:
 
     def times(self) -> LoopTimes:
         """The finished loop's times."""
-        self._synchronise()
+        self._clock.synchronise()
         calls = self._calls[:-1]
         start = calls[0][0]
         begins = [start, *self._ends[:-1]]
         return LoopTimes(
-            total=self._between(start, self._ends[-1]),
-            steps=tuple(self._between(*pair) for pair in zip(begins, self._ends, strict=True)),
+            total=self._clock.between(start, self._ends[-1]),
+            steps=tuple(self._clock.between(*pair) for pair in zip(begins, self._ends, strict=True)),
             calls=tuple(
-                tuple(self._between(*pair) for pair in zip(marks[::2], marks[1::2], strict=True)) for marks in calls
+                tuple(self._clock.between(*pair) for pair in zip(marks[::2], marks[1::2], strict=True))
+                for marks in calls
             ),
             num_forwards=self._num_forwards,
             reads=() if self._reads_from is None else tuple(self._reads[self._reads_from : -1]),
         )
 
     def _begin_call(self, *_: Any) -> None:
-        self._calls[-1].append(self._now())
+        self._calls[-1].append(self._clock.now())
         if self._reads_from is not None and len(self._ends) >= self._reads_from:
             self._counter = _HostReads(self._device)
             self._counter.__enter__()
@@ -122,21 +148,7 @@ class LoopClock:
             self._counter.__exit__(None, None, None)
             self._reads[-1] += self._counter.count
             self._counter = None
-        self._calls[-1].append(self._now())
+        self._calls[-1].append(self._clock.now())
 
     def _count(self, *_: Any) -> None:
         self._num_forwards += 1
-
-    def _now(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def _between(self, begin: Any, end: Any) -> float:
-        return begin.elapsed_time(end) if self._device.type == "cuda" else 1000 * (end - begin)
-
-    def _synchronise(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)

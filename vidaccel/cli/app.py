@@ -31,8 +31,8 @@ COMMANDS = {
         "vidaccel.cli.bench",
         "Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
     ),
+    "train": ("vidaccel.training.app", "Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`."),
     "session": ("vidaccel.cli.sessions", "Look at the saved session of a rollout, branch it, rewind it, clean it."),
-    "train": ("vidaccel.training.app", "Train the embedded model: `vae`, then `transformer`, then `export`."),
 }
 
 

@@ -1,4 +1,4 @@
-"""`vidaccel bench easycache | caches | quality | speed`: measured under a fixed protocol; JSON, tables, a plot."""
+"""`vidaccel bench easycache | caches | quality | speed | rollout`: a fixed protocol each; JSON, tables, a plot."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from vidaccel.bench.caches import CachesBenchConfig, run_caches_bench
 from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
+from vidaccel.bench.rollout import RolloutBenchConfig, run_rollout_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.cli.console import messages, say
@@ -46,6 +47,7 @@ Pixels = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]
 _PROTOCOL = EasyCacheBenchConfig(output=Path("results"))
 _CACHES = CachesBenchConfig(output=Path("results"))
 _SPEED = SpeedBenchConfig(output=Path("results"))
+_ROLLOUT = RolloutBenchConfig(output=Path("results"))
 
 
 def _listed(values: tuple[Value, ...]) -> str:
@@ -253,6 +255,52 @@ def speed(
     check_writable(output)
     with _bar() as on_progress:
         run_speed_bench(config, on_progress=on_progress)
+    say(f"results: {output}")
+
+
+@app.command()
+def rollout(
+    output: Output = Path("results/rollout"),
+    shape: Annotated[str, typer.Option(help="A text-to-video Wan of `bench speed`, or toy.")] = _ROLLOUT.shape,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
+    num_inference_steps: Annotated[
+        int, typer.Option(help="Denoising steps of a chunk.")
+    ] = _ROLLOUT.num_inference_steps,
+    memories: Annotated[str, typer.Option(help="What is remembered.")] = _listed(_ROLLOUT.memories),
+    modes: Annotated[str, typer.Option(help="How passes are run; the main one first.")] = _listed(_ROLLOUT.modes),
+    decoders: Annotated[str, typer.Option(help="none, full; the main one first.")] = _listed(_ROLLOUT.decoders),
+    num_chunks: Annotated[str, typer.Option(help="Chunks of the long run of each memory.")] = _listed(
+        _ROLLOUT.num_chunks
+    ),
+    num_filled_chunks: Annotated[int, typer.Option(help="Of all other runs.")] = _ROLLOUT.num_filled_chunks,
+    attention: Annotated[
+        str, typer.Option(help="auto (the fastest here), a backend of diffusers, or kernel/parts such as cudnn/2.")
+    ] = _ROLLOUT.attention,
+    fuse_qkv: Annotated[bool, typer.Option(help="One projection for queries, keys and values.")] = _ROLLOUT.fuse_qkv,
+    budget_seconds: Annotated[float | None, typer.Option(help="No chunk begins after it.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Frames per second and memory of a full-size causal student with random weights: rollout.json, .md, .png."""
+    config = RolloutBenchConfig(
+        output=output,
+        shape=shape,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        memories=_values("memories", memories, str),
+        modes=_values("modes", modes, str),  # type: ignore[arg-type]
+        decoders=_values("decoders", decoders, str),  # type: ignore[arg-type]
+        num_chunks=_values("num_chunks", num_chunks, int),
+        num_filled_chunks=num_filled_chunks,
+        attention=attention,
+        fuse_qkv=fuse_qkv,
+        budget_seconds=budget_seconds,
+        device=device,
+    )
+    check_writable(output)
+    with _bar() as on_progress:
+        run_rollout_bench(config, on_progress=on_progress)
     say(f"results: {output}")
 
 

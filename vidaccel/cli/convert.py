@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidaccel.cli.console import messages, say
+from vidaccel.convert.causal_wan import STUDENTS, StudentFiles, convert_causal_wan
 from vidaccel.convert.folder import ConvertOptions, ConvertProgress, convert
 from vidaccel.convert.open_sora import RECIPES, REFUSED
 from vidaccel.errors import UserError
@@ -38,14 +39,49 @@ def open_sora(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a diffusers folder that exists.")] = False,
 ) -> None:
     """Turn the published files of Open-Sora 1.2 or 2.0 into a diffusers folder."""
+    with _options(dtype, overwrite=overwrite) as options:
+        recipe = convert(checkpoint, output, recipes=RECIPES, refused=REFUSED, version=version, options=options)
+    say(f"{output}: {recipe.name} {recipe.version}, {recipe.pipeline}")
+
+
+@app.command("causal-wan")
+def causal_wan(
+    checkpoint: Annotated[Path, typer.Option(help="Weights of a causal Wan student: a .safetensors file or a folder.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Diffusers folder of the Wan model that the student was made from; VAE, text encoder and tokenizer "
+            "are copied from it. Without it the folder has none and does not load by itself."
+        ),
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="LoRA that is added to the weights (LongLive).")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Scale of the LoRA times its rank; usually the rank.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help=f"auto, {', '.join(student.version for student in STUDENTS)}.")] = "auto",
+    weights: Annotated[str, typer.Option(help="ema, plain, or auto: ema where there are such.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Number format of the transformer: {', '.join(_DTYPES)}.")] = "keep",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a diffusers folder that exists.")] = False,
+) -> None:
+    """Turn a Self-Forcing, CausVid, LongLive or Context Forcing checkpoint into a diffusers folder."""
+    files = StudentFiles(checkpoint=checkpoint, weights=weights, base=base, lora=lora, lora_alpha=lora_alpha)
+    with _options(dtype, overwrite=overwrite) as options:
+        made = convert_causal_wan(files, output, kind=kind, options=options)
+    memory = made.recipe.settings["memory"]
+    alone = "" if base else "; VAE, text encoder and tokenizer are missing, give --base for a folder that loads"
+    say(f"{output}: {made.recipe.name}, {made.weights} weights, memory {memory}, {made.recipe.pipeline}{alone}")
+
+
+@contextmanager
+def _options(dtype: str, *, overwrite: bool) -> Iterator[ConvertOptions]:
+    """What both commands are told, with a progress bar as long as they work."""
     if dtype not in _DTYPES:
         raise UserError(f"`--dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
     with _byte_bar("reading") as advance:
-        options = ConvertOptions(
+        yield ConvertOptions(
             dtype=None if dtype == "keep" else getattr(torch, dtype), overwrite=overwrite, on_progress=advance
         )
-        recipe = convert(checkpoint, output, recipes=RECIPES, refused=REFUSED, version=version, options=options)
-    say(f"{output}: {recipe.name} {recipe.version}, {recipe.pipeline}")
 
 
 @contextmanager

@@ -35,9 +35,10 @@ _DTYPES = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies and what it is."""
+    """Where a tensor lies, its name there, and what it is."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -59,7 +60,7 @@ class Checkpoint:
         stored = self.tensors[key]
         try:
             with safe_open(stored.file, framework="pt") as file:
-                tensor = file.get_tensor(key)
+                tensor = file.get_tensor(stored.name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{stored.file} is damaged at {key!r} ({error}); get it again.") from error
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -164,18 +165,28 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         raise UserError(
             f"{path} holds numbers as {', '.join(sorted(unknown))}; only {', '.join(_DTYPES)} can be converted."
         )
-    return {key: StoredTensor(file=path, shape=shape, dtype=_DTYPES[name]) for key, (shape, name) in tensors.items()}
+    return {
+        key: StoredTensor(file=path, name=key, shape=shape, dtype=_DTYPES[kind])
+        for key, (shape, kind) in tensors.items()
+    }
+
+
+def is_pickled(path: Path) -> bool:
+    """Whether a file is a pickle by its name or its first bytes (a zip or pickle by another name)."""
+    start = _start(path)
+    return path.suffix in _PICKLED or (start.startswith((b"PK\x03\x04", b"\x80\x02")) and start[8:9] != b"{")
 
 
 def _check_kind(path: Path) -> None:
-    if path.suffix in _PICKLED:
-        raise UserError(_pickle_advice(path))
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
+    if _start(path).startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")) and start[8:9] != b"{":  # a zip or pickle by another name
+    if is_pickled(path):
         raise UserError(_pickle_advice(path))
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
 
 
 def _pickle_advice(path: Path) -> str:

@@ -11,8 +11,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -35,6 +36,7 @@ class Recipe:
 
     pipeline: name of its class. parts: its networks by component, of which `transformer` tells the version.
     tokenizers: the text encoder that each belongs to. scheduler: settings of `FlowMatchEulerDiscreteScheduler`.
+    settings: of the pipeline itself, beside its parts.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Recipe:
     tokenizers: Mapping[str, str]
     scheduler: Mapping[str, Any]
     defaults: GenerationDefaults
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def convert(
     there twice, for an output that may not be replaced, and where the disk has too little room.
     """
     options = options or ConvertOptions()
-    _check_output(output, paths, overwrite=options.overwrite)
+    check_output(output, paths, overwrite=options.overwrite)
     checkpoints = find_checkpoints(paths)
     _check_refused(paths, checkpoints, recipes, refused)
     recipe = _choose_recipe(checkpoints, recipes, refused, version)
@@ -92,15 +95,15 @@ def convert(
         name: find_tokenizer(plans[encoder].checkpoint.folder, component=encoder, paths=paths)
         for name, encoder in recipe.tokenizers.items()
     }
-    _check_room(output, sum(plan.num_bytes for plan in plans.values()))
+    check_room(output, sum(plan.num_bytes for plan in plans.values()))
     with whole_folder(output) as folder:
         classes: dict[str, tuple[str, str]] = {}
         for name, source in tokenizers.items():
             classes[name] = ("transformers", save_tokenizer(source, folder / name))
         for component, plan in plans.items():
-            classes[component] = _library_and_class(plan)
-        _write_networks(folder, plans, options)
-        _write_settings(folder, recipe, classes)
+            classes[component] = plan.form.library_and_class
+        write_networks(folder, plans, options)
+        write_settings(folder, recipe, classes)
     return recipe
 
 
@@ -142,7 +145,8 @@ def _remove_leftovers(path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_output(output: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
+def check_output(output: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise `UserError` unless the folder `output` may be made, or replaced, from what lies in `paths`."""
     if not output.name:
         raise UserError(f"`--output` must name a folder, got {str(output)!r}.")
     for path in paths:
@@ -213,7 +217,8 @@ def _choose_parts(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Sequ
     return parts
 
 
-def _check_room(output: Path, num_bytes: int) -> None:
+def check_room(output: Path, num_bytes: int) -> None:
+    """Raise `UserError` if `num_bytes` do not fit on the disk of `output`."""
     place = next(folder for folder in output.resolve().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
     if num_bytes > free:
@@ -223,12 +228,8 @@ def _check_room(output: Path, num_bytes: int) -> None:
         )
 
 
-def _library_and_class(plan: Plan) -> tuple[str, str]:
-    module, _, name = plan.form.target.partition(":")
-    return module, name
-
-
-def _write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOptions) -> None:
+def write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOptions) -> None:
+    """Write each planned network to the folder of its component, tensor by tensor."""
     total, done = sum(plan.num_bytes for plan in plans.values()), 0
     for component, plan in plans.items():
         (folder / component).mkdir()
@@ -247,11 +248,13 @@ def _write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOpt
                 options.on_progress(ConvertProgress(done=done, total=total, component=component))
 
 
-def _write_settings(folder: Path, recipe: Recipe, classes: Mapping[str, tuple[str, str]]) -> None:
+def write_settings(folder: Path, recipe: Recipe, classes: Mapping[str, Sequence[str]]) -> None:
+    """Write the scheduler, `model_index.json` and `vidaccel.json`. classes: library and class of each component."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler(**recipe.scheduler)
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__}
     index |= {name: list(value) for name, value in sorted(classes.items())}
+    index |= recipe.settings
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     settings = {"defaults": recipe.defaults.to_dict(), "weights": "external"}
     for name, value in (("model_index.json", index), (SETTINGS_FILE, settings)):

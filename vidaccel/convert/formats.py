@@ -65,6 +65,7 @@ class Format:
     target: `module:Name` of the class the weights become.
     settings: of that class, for the published weights; a `config.json` beside the weights may change them.
     says: class names that such a `config.json` may give itself.
+    measured: settings that the tensors themselves tell, `(checkpoint, settings so far) -> settings`.
     rules: names; None where they are those of the class already.
     dropped: beginnings of names that the class has no use for, such as the decoder of T5.
     refusal: why such a checkpoint cannot be converted, or None.
@@ -76,6 +77,7 @@ class Format:
     foreign: tuple[str, ...] = ()
     settings: Config = field(default_factory=lambda: MappingProxyType({}))
     says: tuple[str, ...] = ()
+    measured: Callable[[Checkpoint, Config], Config] | None = None
     rules: tuple[Rule, ...] | None = None
     prefix: str = ""
     dropped: tuple[str, ...] = ()
@@ -98,6 +100,12 @@ class Format:
     def drops(self, name: str) -> bool:
         """Whether the class has no use for a tensor of that name."""
         return name.startswith(self.dropped or _NOTHING)
+
+    @property
+    def library_and_class(self) -> tuple[str, str]:
+        """What `model_index.json` says of the network."""
+        module, _, name = self.target.partition(":")
+        return module, name
 
     @property
     def is_transformers(self) -> bool:
@@ -125,6 +133,8 @@ def empty_model(form: Format, checkpoint: Checkpoint) -> tuple[nn.Module, Config
     if not names or names & set(form.says):
         parameters = inspect.signature(kind.__init__).parameters
         settings |= {key: value for key, value in given.items() if key in parameters}
+    if form.measured is not None:
+        settings |= form.measured(checkpoint, settings)
     try:
         with torch.device("meta"):
             model = kind(**settings)

@@ -82,7 +82,7 @@ class OfficialParts:
         for place, slot in enumerate(self._slots[: self._end]):
             if place >= first_current:
                 frame = current[place - first_current]
-                source = slot.source if slot is not None and slot.frame == frame and not slot.is_copy else None
+                source = slot.source if slot is not None and slot.frame == frame else None
                 entries.append(Entry(frame, "current", source=source))
             elif slot is not None:
                 entries.append(Entry(slot.frame, self._part(place), slot.is_copy, slot.source))
@@ -125,7 +125,7 @@ class OfficialParts:
         slots = [_slot(value) for value in values["slots"]] if isinstance(values["slots"], list) else []
         num_copied, end = values["num_copied"], values["end"]
         most = len(self._slots)
-        if len(slots) != most or type(end) is not int or not min(len(current), most) <= end <= most:
+        if len(slots) != most or type(end) is not int or not len(current) <= end <= most:
             raise UserError(f"it has not {most} slots")
         if type(num_copied) is not int or not 0 <= num_copied <= self._config.slow_frames:
             raise UserError(f"it says that {num_copied!r} frames are in slow memory")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vidaccel.memory.rotary import RotaryTable, rotate
 from vidaccel.memory.slow_fast import MemoryShape
+from vidaccel.models.split_attention import KeySplit, split_attention
 
 Rotary = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
@@ -52,10 +53,14 @@ class AttendedMemory(Protocol):
 
 
 class ChunkSelfAttention:
-    """Self-attention over given tokens, or over a memory whose last tokens are those of the chunk."""
+    """Self-attention over given tokens, or over a memory whose last tokens are those of the chunk.
+
+    split: how keys of a memory are attended to instead of by diffusers' backend, see `use_split_attention`.
+    """
 
     _attention_backend = None
     _parallel_config = None
+    split: KeySplit | None = None
 
     def __call__(
         self,
@@ -81,14 +86,17 @@ class ChunkSelfAttention:
             keys[:, -key.shape[1] :].copy_(rotated)
             values[:, -key.shape[1] :].copy_(value)
             rotated, value = keys, values
-        attended = dispatch_attention_fn(
-            query,
-            rotated,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        if self.split is not None and view is not None and attention_mask is None:
+            attended = split_attention(query, rotated, value, self.split)
+        else:
+            attended = dispatch_attention_fn(
+                query,
+                rotated,
+                value,
+                attn_mask=attention_mask,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
         return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
 
 

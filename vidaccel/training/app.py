@@ -1,9 +1,10 @@
-"""`vidaccel train`: the three commands that make the embedded model; also `python -m vidaccel.training.app`."""
+"""`vidaccel train`: the commands that make the embedded models; also `python -m vidaccel.training.app`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidaccel.errors import UserError
+from vidaccel.memory import MemoryConfig
+from vidaccel.training.causal_export import export_student
+from vidaccel.training.causal_trainer import CausalTrainingConfig, train_causal
 from vidaccel.training.checkpoint import STATE_FILE
 from vidaccel.training.curves import draw_curves, read_records
 from vidaccel.training.export import export_pipeline
@@ -20,7 +24,7 @@ from vidaccel.training.transformer_trainer import TransformerTrainingConfig, tra
 from vidaccel.training.vae_trainer import VaePhase, VaeTrainingConfig, train_vae
 
 app = typer.Typer(
-    help="Train the embedded model: `vae`, then `transformer`, then `export`.",
+    help="Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -96,16 +100,69 @@ def transformer(
     if toy:
         config = _toy_transformer(config)
     _check_output(output, resume)
-    with _failures(), _bar("clips", "") as (progress, task):
-
-        def on_bank(finished: int, total: int) -> None:
-            progress.update(task, completed=finished, total=total)
-
-        records = train_transformer(config, output, vae=vae, resume=resume, on_bank=on_bank)
-        first = next(records)
-        progress.remove_task(task)
-        _show(records, title="transformer", first=first)
+    with _failures():
+        _show_with_bank(partial(train_transformer, config, output, vae=vae, resume=resume), title="transformer")
     _draw(output, "training of the transformer")
+
+
+@app.command()
+def causal(
+    output: Output,
+    init: Annotated[str, typer.Option(help="Trained Wan pipeline to begin from: a name or a folder.")] = "wan-tiny",
+    layers: Annotated[str, typer.Option(help="Layers of its transformer to keep.")] = "0,1,4,5",
+    memory: Annotated[str, typer.Option(help="What the student will remember, sink + slow + fast.")] = (
+        "slow-fast:3+12+6"
+    ),
+    chunk_frames: Annotated[int, typer.Option(help="Latent frames made at once.")] = 3,
+    seconds: Seconds = None,
+    steps: Steps = None,
+    resume: Resume = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-3,
+    bank_clips: Annotated[int, typer.Option(help="Long clips to render and encode first.")] = 2560,
+    bank_seconds: Annotated[float | None, typer.Option(help="Stop preparing them after this time.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Clips a step.")] = 64,
+    copies: Annotated[int, typer.Option(help="Noise levels of the chunk for each clip.")] = 4,
+    optimizer: Annotated[Literal["muon", "adamw"], typer.Option(help="For the matrices of the blocks.")] = "muon",
+    context_noise: Annotated[float, typer.Option(help="Greatest noise on remembered frames; 0 for none.")] = 0.15,
+    own_share: Annotated[float, typer.Option(help="Steps that follow the student's own last chunk.")] = 0.3,
+    validations: Annotated[int, typer.Option(help="How often the oracle reads rollouts.")] = 3,
+    validation_clips: Annotated[int, typer.Option(help="Rollouts it reads each time.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile: Compile = False,
+    toy: Toy = False,
+) -> None:
+    """Train a causal student on long clips, by teacher forcing with the memory of a rollout."""
+    try:
+        remembered = MemoryConfig.parse(memory, chunk_frames)
+        kept = tuple(int(layer) for layer in layers.split(","))
+    except ValueError as error:
+        raise UserError(f"`memory` or `layers` cannot be read: {error}") from error
+    config = CausalTrainingConfig(
+        schedule=Schedule(
+            **_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.999, num_validations=validations
+        ),
+        seed=seed,
+        device=device,
+        init=init,
+        layers=kept,
+        memory=remembered,
+        bank_clips=bank_clips,
+        bank_seconds=bank_seconds,
+        batch_size=batch_size,
+        copies=copies,
+        optimizer=optimizer,
+        context_noise=context_noise,
+        own_share=own_share,
+        validation_clips=validation_clips,
+        compile=compile,
+    )
+    if toy:
+        config = _toy_causal(config)
+    _check_output(output, resume)
+    with _failures():
+        _show_with_bank(partial(train_causal, config, output, resume=resume), title="causal student")
+    _draw(output, "training of the causal student")
 
 
 @app.command()
@@ -121,8 +178,26 @@ def export(
     """Write a folder in bf16 that the stock WanPipeline loads."""
     with _failures():
         export_pipeline(output, vae=vae, transformer=transformer, weights=weights, overwrite=overwrite)
-    num_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    typer.echo(f"{output}: {num_bytes / 1e6:.1f} MB")
+    typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
+
+
+@app.command()
+def export_causal(
+    output: Output,
+    causal: Annotated[Path, typer.Option(help="Folder of the causal student's checkpoint.")],
+    weights: Annotated[Literal["trained", "toy"], typer.Option(help="What the folder says about its weights.")] = (
+        "trained"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write the causal student in bf16; it shares the other networks with the model it began from."""
+    with _failures():
+        export_student(output, causal=causal, weights=weights, overwrite=overwrite)
+    typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _length(seconds: float | None, steps: int | None, toy: bool) -> dict[str, Any]:
@@ -155,6 +230,20 @@ def _toy_transformer(config: TransformerTrainingConfig) -> TransformerTrainingCo
         bank_clips=4,
         batch_size=2,
         validation_prompts=1,
+        validation_steps=2,
+    )
+
+
+def _toy_causal(config: CausalTrainingConfig) -> CausalTrainingConfig:
+    return replace(
+        config,
+        schedule=replace(config.schedule, log_steps=2, num_validations=1),
+        bank_clips=2,
+        batch_size=1,
+        copies=2,
+        num_frames=49,
+        validation_clips=1,
+        validation_chunks=4,
         validation_steps=2,
     )
 
@@ -199,6 +288,15 @@ def _show(records: Iterator[Record], *, title: str, first: Record | None = None)
                 progress.update(task, total=1.0, completed=record["fraction"], text=_short(record))
             if "loss" not in record or not is_terminal:
                 progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _show_with_bank(start: Callable[..., Iterator[Record]], *, title: str) -> None:
+    """A bar while the bank is built, which happens before the first record, then the training."""
+    with _bar("clips", "") as (progress, task):
+        records = start(on_bank=lambda finished, total: progress.update(task, completed=finished, total=total))
+        first = next(records)
+        progress.remove_task(task)
+        _show(records, title=title, first=first)
 
 
 def _chained(first: Record | None, records: Iterator[Record]) -> Iterator[Record]:

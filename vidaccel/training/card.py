@@ -54,15 +54,23 @@ def model_card(vae: TrainingState, transformer: TrainingState) -> str:
     rows = ["| network | round | steps | seconds |", "|---|---|---|---|"]
     recipes = []
     for state in (vae, transformer):
+        rows += round_rows(state)
         if state.origin:
             recipes.append(f"The {state.kind}: {state.origin}")
         for number, past in enumerate([*state.history, finished_round(state)], start=1):
-            rows.append(f"| {state.kind} | {number} | {past['steps']} | {past['seconds']:.0f} |")
-            recipes.append(f"{state.kind}, round {number}: {_recipe_text(past['recipe'])}.")
+            recipes.append(f"{state.kind}, round {number}: {recipe_text(past['recipe'])}.")
     results = ["| what | value |", "|---|---|"]
     results += [f"| {_UNITS.get(name, name)} | {value:.2f} |" for name, value in vae.results.items()]
     results += [f"| {name} read by the oracle | {value:.1%} |" for name, value in transformer.results.items()]
     return _CARD.format(table="\n".join(rows), recipes="\n\n".join(recipes), results="\n".join(results))
+
+
+def round_rows(state: TrainingState) -> list[str]:
+    """Steps and seconds of every round of a training, as rows of a table."""
+    return [
+        f"| {state.kind} | {number} | {past['steps']} | {past['seconds']:.0f} |"
+        for number, past in enumerate([*state.history, finished_round(state)], start=1)
+    ]
 
 
 def settings_text(defaults: GenerationDefaults, *, weights: str) -> str:
@@ -70,7 +78,8 @@ def settings_text(defaults: GenerationDefaults, *, weights: str) -> str:
     return json.dumps({"weights": weights, "defaults": defaults.to_dict()}, indent=2) + "\n"
 
 
-def _recipe_text(recipe: dict[str, Any]) -> str:
+def recipe_text(recipe: dict[str, Any]) -> str:
+    """The settings of a round in one line; of the nested ones schedule and phases."""
     flat = {**{k: v for k, v in recipe.items() if not isinstance(v, dict | list | tuple)}, **recipe.get("schedule", {})}
     phases = [
         f"until {p['until']:.0%} of the time {p['batch_size']} crops of {p['size']} pixels and {p['num_frames']} frames"

@@ -22,7 +22,7 @@ from vidaccel.video import whole_file
 STATE_FILE = "state.json"
 _SHARD_BYTES = 14_000_000
 
-Kind = Literal["vae", "transformer"]
+Kind = Literal["vae", "transformer", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vidaccel.errors import UserError
 from vidaccel.training.loop import Record
 
-_LOSSES = ("loss", "flow_loss")
+_LOSSES = ("loss", "flow_loss", "held_out_loss")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -44,7 +44,7 @@ def draw_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
 
 
 def _validation_names(records: Sequence[Record]) -> list[str]:
-    common = ("step", "round", "seconds", "fraction")
+    common = ("step", "round", "seconds", "fraction", *_LOSSES)
     validations = [record for record in records if "loss" not in record]
     return list(dict.fromkeys(name for record in validations for name in record if name not in common))
 

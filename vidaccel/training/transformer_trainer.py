@@ -178,7 +178,9 @@ class TransformerTask:
         self.config, self.bank, self._judge = config, bank, judge
         self.device = bank.latents.device
         self.parameters = [*self.transformer.parameters(), *self.text_encoder.parameters()]
-        self.optimizers = _optimizers(self.transformer, self.parameters, config)
+        self.optimizers = new_optimizers(
+            self.transformer, self.parameters, config.optimizer, rate=config.schedule.learning_rate
+        )
         if config.compile:
             self.transformer.compile_repeated_blocks(dynamic=False)
         self.generator = seeded_generator(self.device, config.seed, state.round, state.round_step)
@@ -231,15 +233,16 @@ class TransformerTask:
         return with_prefix("transformer", self.transformer.state_dict()) | with_prefix("text_encoder", text)
 
 
-def _optimizers(
-    transformer: Transformer, parameters: list[nn.Parameter], config: TransformerTrainingConfig
+def new_optimizers(
+    transformer: Transformer, parameters: list[nn.Parameter], kind: str, *, rate: float
 ) -> list[torch.optim.Optimizer]:
+    """AdamW for `parameters`, but with the kind "muon" Muon for the matrices in the transformer's blocks."""
     matrices = []
-    if config.optimizer == "muon":
+    if kind == "muon":
         matrices = [p for name, p in transformer.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     taken = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in parameters if id(parameter) not in taken]
-    rate, on_gpu = config.schedule.learning_rate, parameters[0].device.type == "cuda"
+    on_gpu = parameters[0].device.type == "cuda"
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=on_gpu)
     ]

@@ -52,17 +52,22 @@ class Prompt:
     seed: int
 
 
-def caption(scene: Scene, *, paraphrase: int | None = None) -> str:
-    """Describe the beginning of a scene in one lower-case sentence.
+def caption(scene: Scene, *, frame: int | None = None, paraphrase: int | None = None) -> str:
+    """Describe a scene in one lower-case sentence.
 
+    frame: describe the segment that this frame lies in, with its motion and its part of the camera's way; None
+        describes the beginning and the camera's whole way, which is the same in a short scene.
     paraphrase: which wording; None takes the one that belongs to the scene's seed.
+    Raises ValueError for a frame outside the scene.
     """
+    if frame is not None and not 0 <= frame < scene.num_frames:
+        raise ValueError(f"`frame` must be from 0 to {scene.num_frames - 1}, got {frame}.")
     draw = random.Random(f"vidaccel caption {scene.seed if paraphrase is None else paraphrase}")
-    camera = draw.choice(_CAMERAS[scene.camera])
-    near = _landmark_in_view(scene) if draw.random() < 0.4 else None
+    camera = draw.choice(_CAMERAS[scene.camera if frame is None else scene.camera_move(frame)])
+    near = _landmark_in_view(scene, frame or 0) if draw.random() < 0.4 else None
     return draw.choice(_SENTENCES).format(
         subject=_with_article(draw.choice(_SUBJECTS[scene.subject.shape]).format(colour=scene.subject.colour)),
-        motion=draw.choice(_MOTIONS[scene.subject.motion]),
+        motion=draw.choice(_MOTIONS[scene.motion(frame or 0)]),
         place=draw.choice(_PLACES[scene.background]),
         near=f", near a {near}" if near else "",
         camera=f", {camera}" if camera else "",
@@ -102,7 +107,8 @@ def _with_article(subject: str) -> str:
     return f"an {subject}" if subject[0] in "aeiou" else subject
 
 
-def _landmark_in_view(scene: Scene) -> str | None:
-    left = scene.camera_x(0)
+def _landmark_in_view(scene: Scene, frame: int) -> str | None:
+    """One that stands well inside the screen when the segment of `frame` begins."""
+    left = scene.camera_x(scene.segment_start(frame))
     inside = [landmark for landmark in scene.landmarks if 20 < landmark.x - left < FRAME_SIZE - 20]
     return inside[0].kind if inside else None

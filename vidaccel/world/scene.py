@@ -124,6 +124,14 @@ class Scene:
         """What the subject does in this frame."""
         return _locate(self.subject_moves, frame)[0].kind
 
+    def camera_move(self, frame: int) -> str:
+        """What the camera does in this frame; in a long scene that of the segment, not of the whole."""
+        return _locate(self.camera_moves, frame)[0].kind
+
+    def segment_start(self, frame: int) -> int:
+        """First frame of the segment that this frame lies in; a short scene is one segment."""
+        return _locate(self.camera_moves, frame)[0].start
+
     def state(self, frame: int) -> FrameState:
         """The exact state of one frame. Raises IndexError outside the scene."""
         if not 0 <= frame < self.num_frames:

@@ -1,0 +1,234 @@
+"""Figures, table and picture of the rollout benchmark, made from its records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidaccel.bench.statistics import percentile
+from vidaccel.bench.tables import captions, markdown_table
+from vidaccel.video import whole_file
+
+Record = Mapping[str, Any]
+
+EARLY_CHUNK, LATE_CHUNK = 30, 300
+_WINDOW = 10  # chunks whose median stands for one, because keyframes come every second chunk
+_LINES = (
+    ("transformer", ("denoising_ms",)),
+    ("with the clean pass", ("denoising_ms", "commit_ms")),
+    ("with the decoder", ("total_ms",)),
+)
+
+
+def summarise_cells(records: Sequence[Record]) -> dict[str, Any]:
+    """For every cell its lines (milliseconds per chunk, frames per second), memory, and whether it stays as it was."""
+    cells = [record for record in records if record["kind"] == "cell"]
+    return {
+        "cells": [_summary(cell) for cell in cells],
+        "attention": {
+            record["memory"]: record["candidates"][0]["attention"]
+            for record in records
+            if record["kind"] == "attention"
+        },
+    }
+
+
+def _summary(cell: Record) -> dict[str, Any]:
+    steady = steady_chunks(cell)
+    summary = {name: cell[name] for name in ("memory", "mode", "decoder", "attended_frames", "finite", "memory_bytes")}
+    summary |= {"chunks": len(cell["chunks"]["total_ms"]), "steady_chunks": len(steady)}
+    if not steady:
+        return summary | {"lines": {}, "flatness": None}
+    lines = {}
+    for name, phases in _LINES:
+        if name == "with the decoder" and cell["decoder"] == "none":
+            continue
+        values = [sum(cell["chunks"][phase][row] for phase in phases) for row in steady]
+        lines[name] = _line(values, cell)
+    medians = {
+        phase: statistics.median(cell["chunks"][phase][row] for row in steady)
+        for phase in cell["chunks"]
+        if phase.endswith("_ms") and phase != "passes_ms"
+    }
+    passes = zip(*(cell["chunks"]["passes_ms"][row] for row in steady), strict=True)
+    medians["passes_ms"] = [statistics.median(values) for values in passes]
+    peaks = [peak for peak in cell["chunks"]["peak_bytes"] if peak is not None]
+    return summary | {
+        "lines": lines,
+        "median_ms": medians,
+        "peak_bytes": max(peaks, default=None),
+        "allocated_bytes": cell["chunks"]["allocated_bytes"][-1],
+        "flatness": _flatness(cell),
+    }
+
+
+def steady_chunks(cell: Record) -> list[int]:
+    """Rows of a cell that count: the memory is full, and a video from its start is past its first chunks."""
+    first = EARLY_CHUNK if cell["from_start"] else 0
+    return [
+        row
+        for row, attended in enumerate(cell["chunks"]["attended_frames"])
+        if attended == cell["attended_frames"] and cell["first_chunk"] + row >= first
+    ]
+
+
+def _line(values: Sequence[float], cell: Record) -> dict[str, float]:
+    frames = cell["pixel_frames_per_chunk"]
+    return {
+        "mean_ms": statistics.fmean(values),
+        "p50_ms": percentile(values, 50),
+        "p95_ms": percentile(values, 95),
+        "p99_ms": percentile(values, 99),
+        "frames_per_second": 1000 * frames / statistics.fmean(values),
+    }
+
+
+def _flatness(cell: Record) -> dict[str, Any] | None:
+    """Time and memory around chunk 300 against chunk 30, for a cell that is long enough."""
+    chunks = cell["chunks"]
+    if not cell["from_start"] or len(chunks["total_ms"]) < LATE_CHUNK + _WINDOW:
+        return None
+    early, late = (
+        statistics.median(chunks["total_ms"][start : start + _WINDOW]) for start in (EARLY_CHUNK, LATE_CHUNK)
+    )
+    result: dict[str, Any] = {
+        f"chunk_{EARLY_CHUNK}_ms": chunks["total_ms"][EARLY_CHUNK],
+        f"chunk_{LATE_CHUNK}_ms": chunks["total_ms"][LATE_CHUNK],
+        f"chunk_{EARLY_CHUNK}_median_of_{_WINDOW}_ms": early,
+        f"chunk_{LATE_CHUNK}_median_of_{_WINDOW}_ms": late,
+        "time_ratio": late / early,
+    }
+    allocated = [chunks["allocated_bytes"][row] for row in (EARLY_CHUNK, LATE_CHUNK)]
+    result["memory_ratio"] = None if None in allocated else allocated[1] / allocated[0]
+    result["allocated_bytes"] = allocated
+    return result
+
+
+def rollout_markdown(content: Mapping[str, Any]) -> str:
+    """The lines of every cell, attention's candidates, and how flat the long run is."""
+    protocol, summary = content["protocol"], content["summary"]
+    lines = [
+        f"# Rollout at the shape of {protocol['shape']}, random weights",
+        "",
+        captions(content),
+        "",
+        f"{protocol['width']}x{protocol['height']}, {protocol['num_inference_steps']} steps, chunks of "
+        f"{protocol['chunk_frames']} latent frames. Keyframes are uniform, so that slow memory fills. "
+        "Attended frames contain the chunk itself. Chunks that count have a full memory; frames per second are of the "
+        "mean. The transformer's line contains arranging the memory and the sampler; the decoder's ends when the "
+        "pixels are on the host. Random weights: nothing here is about quality.",
+        "",
+        *markdown_table(
+            ["attended", "mode", "line", "p50 (ms)", "p95 (ms)", "p99 (ms)", "frames/s", "chunks"],
+            [row for cell in summary["cells"] for row in _rows(cell)],
+        ),
+        "",
+        "## Phases of a chunk (ms, medians) and memory",
+        "",
+        *markdown_table(
+            [
+                "attended",
+                "mode",
+                "decoder",
+                "before the passes",
+                "passes",
+                "decoding",
+                "transfer",
+                "peak (GB)",
+                "KV (GB)",
+            ],
+            [_phases(cell) for cell in summary["cells"] if cell["lines"]],
+        ),
+    ]
+    for cell in summary["cells"]:
+        if cell["flatness"]:
+            lines += ["", *_flatness_lines(cell)]
+    for record in content["records"]:
+        if record["kind"] == "attention":
+            lines += ["", f"## Attention of one layer, memory {record['memory']}", "", *_attention_table(record)]
+    if summary["not_run"]:
+        lines += ["", "Not run, because it needs CUDA: " + ", ".join(summary["not_run"]) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(cell: Record) -> list[list[str]]:
+    return [
+        [
+            str(cell["attended_frames"]),
+            cell["mode"],
+            f"with the {cell['decoder']} decoder" if name == "with the decoder" else name,
+            *(f"{line[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms")),
+            f"{line['frames_per_second']:.2f}",
+            str(cell["steady_chunks"]),
+        ]
+        for name, line in cell["lines"].items()
+    ]
+
+
+def _phases(cell: Record) -> list[str]:
+    medians, reserved = cell["median_ms"], cell["memory_bytes"]["reserved"]
+    return [
+        str(cell["attended_frames"]),
+        cell["mode"],
+        cell["decoder"],
+        f"{medians['before_passes_ms']:.1f}",
+        " + ".join(f"{value:.1f}" for value in medians["passes_ms"]),
+        f"{medians['decoding_ms']:.1f}",
+        f"{medians['transfer_ms']:.1f}",
+        "-" if cell["peak_bytes"] is None else f"{cell['peak_bytes'] / 1e9:.2f}",
+        f"{reserved / 1e9:.2f}",
+    ]
+
+
+def _flatness_lines(cell: Record) -> list[str]:
+    flat = cell["flatness"]
+    early, late = (flat[f"chunk_{chunk}_median_of_{_WINDOW}_ms"] for chunk in (EARLY_CHUNK, LATE_CHUNK))
+    memory = "-" if flat["memory_ratio"] is None else f"{100 * (flat['memory_ratio'] - 1):+.2f} %"
+    return [
+        f"{cell['mode']}, {cell['attended_frames']} attended: chunk {LATE_CHUNK} takes {late:.1f} ms and chunk "
+        f"{EARLY_CHUNK} {early:.1f} ms (medians of {_WINDOW} from there on; {100 * (flat['time_ratio'] - 1):+.2f} %); "
+        f"memory {memory}."
+    ]
+
+
+def _attention_table(record: Record) -> list[str]:
+    rows = [
+        [
+            row["attention"],
+            "-" if row["ms"] is None else f"{row['ms']:.3f}",
+            row["error"] or f"{row['relative_error']:.4f}",
+        ]
+        for row in record["candidates"]
+    ]
+    return markdown_table(["attention", "ms", "relative error, or why it cannot"], rows)
+
+
+def save_rollout_plot(path: Path, content: Mapping[str, Any]) -> Path:
+    """Milliseconds per chunk over the chunks, a curve for every cell."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    slowest = 0.0
+    for record in content["records"]:
+        if record["kind"] == "cell":
+            times = record["chunks"]["total_ms"]
+            x = range(record["first_chunk"], record["first_chunk"] + len(times))
+            label = f"{record['attended_frames']} attended, {record['mode']}, {record['decoder']} decoder"
+            axes.plot(x, times, linewidth=1, label=label)
+            slowest = max(slowest, *(times[row] for row in steady_chunks(record)), 0.0)
+    if slowest:
+        axes.set_ylim(0, 1.5 * slowest)  # the first chunks, which are compiled and captured, would hide all others
+    axes.set_xlabel("chunk")
+    axes.set_ylabel("ms per chunk, pixels on the host")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
+    figure.suptitle(captions(content).replace("`", ""), fontsize=7)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+    return path

@@ -1,0 +1,215 @@
+"""Causal Wan students into a folder of `ContextForcingWanPipeline`: Self-Forcing, CausVid, LongLive, Context Forcing.
+
+Their weights all have Wan's own names and shapes; what differs is which frames they attend to and at which noise
+levels they were trained. Both are rows here (facts of the published configurations), written to `vidaccel.json` and
+the scheduler.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from vidaccel.convert.base_folder import BaseFolder, read_base
+from vidaccel.convert.causal_wan_map import REFUSED, STUDENT
+from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints, is_pickled
+from vidaccel.convert.folder import (
+    ConvertOptions,
+    ConvertProgress,
+    Recipe,
+    check_output,
+    check_room,
+    whole_folder,
+    write_networks,
+    write_settings,
+)
+from vidaccel.convert.formats import Format
+from vidaccel.convert.plan import Plan, make_plan
+from vidaccel.convert.wan_layouts import student_weights, with_lora
+from vidaccel.errors import UserError
+from vidaccel.registry import GenerationDefaults
+
+_FROM_BASE = ("attention_head_dim", "num_layers", "eps", "rope_max_seq_len")
+
+
+def _student(name: str, kind: str, memory: str, *, steps: int = 4, **schedule: float) -> Recipe:
+    """One kind of student: what it remembers, and its scheduler's settings for evenly spaced steps from 1."""
+    return Recipe(
+        name=name,
+        version=kind,
+        pipeline="ContextForcingWanPipeline",
+        parts=MappingProxyType({"transformer": STUDENT}),
+        tokenizers=MappingProxyType({}),
+        scheduler=MappingProxyType({"stochastic_sampling": True, **schedule}),
+        defaults=GenerationDefaults(fps=16, height=480, width=832, guidance_scale=None, num_inference_steps=steps),
+        settings=MappingProxyType(
+            {"memory": memory, "chunk_frames": 3, "num_inference_steps": steps, "guidance_scale": 1.0}
+        ),
+    )
+
+
+STUDENTS = (
+    _student("Self-Forcing", "self-forcing", "window:21", shift=5.0),
+    # Its own code ends after 21 frames. Trained at timesteps 1000, 757 and 522, where a schedule of shift 8 has 1, 7/25
+    # and 3/25: noise levels 1, 28/37 and 12/23. Three even steps are these with this shift, stretched to end at 12/23.
+    _student("CausVid", "causvid", "window:21", steps=3, shift=400 / 421, shift_terminal=12 / 23),
+    _student("LongLive", "longlive", "sink+window:3+9", shift=5.0),
+    _student("Context Forcing", "context-forcing", "slow-fast:3+12+6", shift=5.0),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFiles:
+    """Where a student lies.
+
+    checkpoint: its weights. weights: which of them, "ema", "plain" or "auto". base: a diffusers folder of the Wan model
+    it was made from. lora: low-rank changes of the weights (LongLive), of scale `lora_alpha` / rank.
+    """
+
+    checkpoint: Path
+    weights: str = "auto"
+    base: Path | None = None
+    lora: Path | None = None
+    lora_alpha: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What was written: the kind of student, and which of its weights (ema, plain, or unnamed in the file)."""
+
+    recipe: Recipe
+    weights: str
+
+
+def convert_causal_wan(
+    files: StudentFiles, output: Path, *, kind: str = "auto", options: ConvertOptions | None = None
+) -> Converted:
+    """Write a student as a diffusers folder: its transformer, a few-step scheduler, and settings.
+
+    With `files.base` VAE, text encoder and tokenizer are copied from there; without, they are not in the folder and are
+    given to `from_pretrained`.
+    kind: a `version` of `STUDENTS`; "auto" takes it from a LoRA or from the names of file and folder.
+    Raises `UserError` for files that are missing, damaged, pickled or of another model, for a base that does not fit,
+    and for an output that may not be written; nothing is written then.
+    """
+    options = options or ConvertOptions()
+    given = [path for path in (files.checkpoint, files.lora, files.base) if path is not None]
+    check_output(output, given, overwrite=options.overwrite)
+    if files.lora is None and files.lora_alpha is not None:
+        raise UserError("`lora_alpha` is the scale of a LoRA and there is none; give --lora with it.")
+    checkpoint, weights = student_weights(_open(files.checkpoint), files.weights)
+    _check_model(checkpoint)
+    recipe = _recipe(files, kind)
+    if files.lora is not None:
+        checkpoint = with_lora(checkpoint, _open(files.lora), files.lora_alpha)
+    base = None if files.base is None else read_base(files.base)
+    plan = make_plan(_form(checkpoint, base), checkpoint, dtype=options.dtype)
+    if base is not None:
+        _check_fits(plan, base)
+    check_room(output, plan.num_bytes + (0 if base is None else base.num_bytes))
+    with whole_folder(output) as folder:
+        _write(folder, recipe, plan, base, options)
+    return Converted(recipe=recipe, weights=weights)
+
+
+def _recipe(files: StudentFiles, kind: str) -> Recipe:
+    kinds = {recipe.version: recipe for recipe in STUDENTS}
+    if kind in kinds:
+        return kinds[kind]
+    if kind != "auto":
+        raise UserError(f"`--kind` must be one of auto, {', '.join(kinds)}; got {kind!r}.")
+    if files.lora is not None:
+        return kinds["longlive"]
+    path = files.checkpoint.absolute()
+    for name in (path.name, path.parent.name):
+        word = re.sub(r"[^a-z]", "", name.lower())
+        found = [known for known in kinds if known.replace("-", "") in word]
+        if len(found) == 1:
+            return kinds[found[0]]
+    raise UserError(
+        f"Nothing in the name of {files.checkpoint} says whose student it is; give --kind {' or '.join(kinds)}."
+    )
+
+
+def _open(path: Path) -> Checkpoint:
+    if path.is_file() and is_pickled(path):
+        raise UserError(_pickle_advice(path))
+    found = find_checkpoints([path])
+    if len(found) > 1:
+        names = " and ".join(str(checkpoint.path) for checkpoint in found[:2])
+        raise UserError(f"{path} holds {len(found)} checkpoints, {names} among them; name one of them.")
+    return found[0]
+
+
+def _pickle_advice(path: Path) -> str:
+    """How to write the file anew: the networks side by side under the names they have in it, the critic left out."""
+    code = (
+        "import json, torch; from safetensors.torch import save_file; "
+        f'state = torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=True, mmap=True); '
+        'save_file({(group + "." + name).strip("."): value.contiguous() '
+        'for group, part in {"": state, **state}.items() if isinstance(part, dict) and "critic" not in group '
+        "for name, value in part.items() if isinstance(value, torch.Tensor)}, "
+        f"{json.dumps(str(path.with_suffix('.safetensors')))})"
+    )
+    return (
+        f"{path} is pickled, and reading a pickle can run any code, so it is refused; if you trust it, write its "
+        f"tensors to a .safetensors file with python -c {shlex.quote(code)}"
+    )
+
+
+def _check_model(checkpoint: Checkpoint) -> None:
+    if STUDENT.recognises(checkpoint.tensors):
+        return
+    for form in REFUSED:
+        if form.recognises(checkpoint.tensors):
+            raise UserError(f"{checkpoint.path} is {form.title}: {form.refusal}.")
+    first = min(checkpoint.tensors, default="nothing")
+    raise UserError(
+        f"{checkpoint.path} is not {STUDENT.title}: it has {len(checkpoint.tensors)} tensors, {first} first."
+    )
+
+
+def _form(checkpoint: Checkpoint, base: BaseFolder | None) -> Format:
+    """The format, with what the base tells of a transformer of the same width and the shapes do not."""
+    config: Mapping[str, Any] = {} if base is None else base.transformer
+    heads, head_dim = config.get("num_attention_heads"), config.get("attention_head_dim")
+    width = checkpoint.tensors["patch_embedding.weight"].shape[:1]
+    if not isinstance(heads, int) or not isinstance(head_dim, int) or (heads * head_dim,) != width:
+        return STUDENT
+    return replace(STUDENT, settings=MappingProxyType({name: config[name] for name in _FROM_BASE if name in config}))
+
+
+def _check_fits(plan: Plan, base: BaseFolder) -> None:
+    """Refuse a base whose latents or text are of other sizes than the student's."""
+    wanted = (plan.settings["in_channels"], plan.settings["text_dim"])
+    given = (base.latent_channels, base.text_dim)
+    if wanted != given:
+        raise UserError(
+            f"{plan.checkpoint.path} takes {wanted[0]} latent channels and text of {wanted[1]} numbers, and those of "
+            f"{base.path} are {given[0]} and {given[1]}; give --base with the folder it was made from."
+        )
+
+
+def _write(folder: Path, recipe: Recipe, plan: Plan, base: BaseFolder | None, options: ConvertOptions) -> None:
+    classes: dict[str, Any] = {"transformer": plan.form.library_and_class}
+    total = plan.num_bytes + (0 if base is None else base.num_bytes)
+    report = options.on_progress
+
+    def whole(progress: ConvertProgress) -> None:
+        if report is not None:
+            report(replace(progress, total=total))
+
+    write_networks(folder, {"transformer": plan}, replace(options, on_progress=whole))
+    if base is not None:
+        classes |= base.classes
+        done = plan.num_bytes
+        for component, size in base.copy_to(folder):
+            done += size
+            whole(ConvertProgress(done=done, total=total, component=component))
+    write_settings(folder, recipe, classes)
