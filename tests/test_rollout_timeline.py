@@ -126,12 +126,11 @@ def test_a_span_holds_from_its_start_to_the_next() -> None:
 
 
 @pytest.mark.parametrize("fps", [8, 16, 24, 30000 / 1001, 30])
-@pytest.mark.parametrize(("chunk_frames", "first"), [(1, None), (3, None), (4, None), (3, 1), (3, 5)])
-def test_the_chunk_of_a_time_is_the_first_that_starts_no_earlier(
-    fps: float, chunk_frames: int, first: int | None
-) -> None:
-    grid = ChunkGrid(chunk_frames=chunk_frames, fps=fps, first_chunk_frames=first)
-    lengths = [first or chunk_frames, *[chunk_frames] * 60]
+@pytest.mark.parametrize(("chunk_frames", "given"), [(1, 0), (3, 0), (4, 0), (3, 1), (3, 7), (3, 6), (1, 4)])
+def test_the_chunk_of_a_time_is_the_first_that_starts_no_earlier(fps: float, chunk_frames: int, given: int) -> None:
+    grid = ChunkGrid(chunk_frames=chunk_frames, fps=fps, given_frames=given)
+    whole, rest = divmod(given, chunk_frames)
+    lengths = [*[chunk_frames] * whole, *([rest] if rest else []), *[chunk_frames] * 60]
     firsts = [pixel_frames(sum(lengths[:chunk]), 4) for chunk in range(len(lengths))]
     assert [grid.first_pixel_frame(chunk) for chunk in range(len(lengths))] == firsts
     for pixel in range(firsts[-1] + 1):
@@ -169,7 +168,7 @@ def test_a_prompt_that_is_never_shown_is_reported_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"chunk_frames": 0}, {"fps": 0}, {"fps": 1000}, {"temporal_stride": 0}, {"first_chunk_frames": 0}]
+    "wrong", [{"chunk_frames": 0}, {"fps": 0}, {"fps": 1000}, {"temporal_stride": 0}, {"given_frames": -1}]
 )
 def test_a_grid_of_nothing_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -51,30 +51,33 @@ class ChunkGrid:
     """Where chunks lie in time.
 
     chunk_frames: latent frames of a chunk. fps: pixel frames a second. temporal_stride: pixel frames of a latent frame
-    after the first, which is one pixel frame. first_chunk_frames: latent frames of chunk 0 where it has a length of its
-    own, as with an image to start from.
+    after the first, which is one pixel frame. given_frames: latent frames of an image or a clip that the video begins
+    with; they are chunks of their own, of which the last may be shorter.
 
-    Raises UserError for numbers below 1 and for `fps` not above 0.
+    Raises UserError for numbers below these and for `fps` not above 0.
     """
 
     chunk_frames: int
     fps: float
     temporal_stride: int = 4
-    first_chunk_frames: int | None = None
+    given_frames: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("chunk_frames", "temporal_stride", "first_chunk_frames"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"`{name}` must be at least 1, got {value}.")
+        for name, least in (("chunk_frames", 1), ("temporal_stride", 1), ("given_frames", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not 0 < self.fps < 1000:
             raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
 
     def first_frame(self, chunk: int) -> int:
         """Index of the chunk's first latent frame; `chunk` may be one past the last."""
-        if chunk == 0:
-            return 0
-        return (self.first_chunk_frames or self.chunk_frames) + (chunk - 1) * self.chunk_frames
+        made = max(0, chunk - self.num_given_chunks)
+        return min((chunk - made) * self.chunk_frames, self.given_frames) + made * self.chunk_frames
+
+    @property
+    def num_given_chunks(self) -> int:
+        """Chunks of the image or clip that the video begins with."""
+        return math.ceil(self.given_frames / self.chunk_frames)
 
     def first_pixel_frame(self, chunk: int) -> int:
         """Index of the chunk's first pixel frame, which is the number of pixel frames of all chunks before it."""
@@ -90,8 +93,9 @@ class ChunkGrid:
         if pixel <= 0:
             return 0
         frame = 1 + math.ceil((pixel - 1) / self.temporal_stride)
-        first = self.first_chunk_frames or self.chunk_frames
-        return 1 + max(0, math.ceil((frame - first) / self.chunk_frames))
+        if frame > self.given_frames:
+            return self.num_given_chunks + math.ceil((frame - self.given_frames) / self.chunk_frames)
+        return math.ceil(frame / self.chunk_frames)
 
     def num_chunks(self, seconds: float) -> int:
         """How many chunks a video of at least `seconds` takes; at least one."""
