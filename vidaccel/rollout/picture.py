@@ -120,7 +120,7 @@ def _draw_times(record: RolloutRecord, axes: Any) -> None:
         return
     limit = _BEYOND * measured[math.ceil(0.95 * len(measured)) - 1]
     beyond = sum(value > limit for value in measured)
-    axes.set_ylim(0, min(measured[-1], limit) * 1.08)
+    axes.set_ylim(0, min(measured[-1], limit) * 1.25)
     rate = record.pixel_frames_per_second
     words = "" if rate is None else f", {rate:.3g} pixel frames per second"
     words += "" if not beyond else f"; {beyond} longer than shown, up to {measured[-1] / 1000:.3g} s"

@@ -98,7 +98,10 @@ def transformer_parts(
     transformer = _on_meta(CausalWanTransformer3DModel, model.transformer, size.dtype("transformer"))
     student = Student(transformer=transformer, scheduler=None, guidance_scale=float(size.num_branches))
     seeds = tuple(range(size.batch_size))
-    state = new_state(student, size.memory, height=latent[0], width=latent[1], seeds=seeds)
+    try:
+        state = new_state(student, size.memory, height=latent[0], width=latent[1], seeds=seeds)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     texts = torch.empty(
         (size.batch_size, size.text_tokens, transformer.config.text_dim), device=_META, dtype=size.dtype("transformer")
     )
