@@ -6,19 +6,26 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from vidaccel.rollout.branch import Branch
 from vidaccel.rollout.session import Session
 
-SETTINGS = {"model": "0123abcd", "seed": 7, "size": [32, 48], "memory": {"sink_frames": 3, "fast_frames": 6}, "fps": 16}
+SETTINGS = {"model": "0123abcd", "seed": 0, "size": [32, 48], "memory": {"sink_frames": 3, "fast_frames": 6}, "fps": 16}
 
 
 def quick_replace(source: str | Path, target: str | Path) -> None:
     """`os.replace` that takes two steps: ext4 brings a file that replaces another to disk, and tests need not wait."""
     Path(target).unlink(missing_ok=True)
     os.rename(source, target)
+
+
+def do_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is there for every process at once; only a power cut needs the waiting."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(os, "replace", quick_replace)
 
 
 def state_of(number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -34,6 +41,14 @@ def add(branch: Branch, number: int, *, with_state: bool = True) -> None:
         f"frames {number}".encode(),
         state_of(number) if with_state else None,
     )
+
+
+def make(folder: Path, *chunks: int) -> Path:
+    """A session with these chunks on its branch `main`, and the exact state after the last."""
+    with Session.create(folder, {**SETTINGS, "seed": chunks[0]}) as session:
+        for number in chunks:
+            add(session.branch(), number)
+    return folder
 
 
 def numbers(branch: Branch) -> list[int]:

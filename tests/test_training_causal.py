@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from torch import Tensor
 from typer.testing import CliRunner
+from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 
 from vidaccel import world
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.registry import spec_of
+from vidaccel.rollout.chunk import Scene, Student
+from vidaccel.rollout.loop import chunk_generators, rollout
+from vidaccel.rollout.state import new_state
 from vidaccel.training import app as training_app
 from vidaccel.training.architecture import (
     TEXT_ENCODER_ARCHITECTURE,
@@ -41,7 +46,7 @@ from vidaccel.training.causal_student import (
     student_tensors,
 )
 from vidaccel.training.causal_trainer import CausalTask, CausalTrainingConfig, train_causal, trained_student
-from vidaccel.training.checkpoint import TrainingState, load_checkpoint
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.latents import caption_tokens, encoded_scenes
 from vidaccel.training.loop import Schedule
 
@@ -321,18 +326,15 @@ def test_a_rollout_does_not_depend_on_how_long_it_becomes(task: CausalTask) -> N
     assert euler_sigmas(2) == [1.0, 0.75, 0.0]
 
 
-def test_the_export_loads_and_says_with_whom_it_shares(trained: Path, donor_folder: str, tmp_path: Path) -> None:
+def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: Path) -> None:
     output = export_student(tmp_path / "student", causal=trained, weights="toy")
     loaded = CausalWanTransformer3DModel.from_pretrained(output / "transformer", torch_dtype=torch.bfloat16)
     for name, value in trained_student(trained)[1].state_dict().items():
         assert torch.equal(loaded.state_dict()[name].bfloat16(), value.bfloat16()), name
     assert loaded.config.num_layers == 2
-    settings = json.loads((output / "vidaccel.json").read_text())
-    assert (settings["weights"], settings["shares"]) == ("toy", donor_folder)
-    assert settings["defaults"]["memory"] == "slow-fast:2+2+4"
-    assert MemoryConfig.parse(settings["defaults"]["memory"], MEMORY.chunk_frames) == MEMORY
     index = json.loads((output / "model_index.json").read_text())
     assert index["_class_name"] == "ContextForcingWanPipeline"
+    assert MemoryConfig.parse(index["memory"], index["chunk_frames"]) == MEMORY
     assert index["transformer"] == ["vidaccel.models.causal_wan", "CausalWanTransformer3DModel"]
     scheduler = json.loads((output / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["shift"], scheduler["stochastic_sampling"]) == (3.0, False)
@@ -345,6 +347,45 @@ def test_the_export_loads_and_says_with_whom_it_shares(trained: Path, donor_fold
     with pytest.raises(UserError, match="not a complete checkpoint"):
         export_student(tmp_path / "other", causal=tmp_path / "missing")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_pipeline_of_the_rollout_loads_an_export_and_makes_a_clip(trained: Path, tmp_path: Path) -> None:
+    output = export_student(tmp_path / "student", causal=trained, weights="toy")
+    spec = spec_of(str(output))
+    assert (spec.weights, spec.defaults.num_inference_steps, spec.defaults.guidance_scale) == ("toy", 8, 3.0)
+    pipe = ContextForcingWanPipeline.from_pretrained(output)
+    chunk = next(iter(pipe.stream("a red ball", num_chunks=1, height=32, width=32, num_inference_steps=1)))
+    assert chunk.frames is not None
+    assert chunk.frames.shape == (1, 5, 3, 32, 32)
+
+
+def test_a_student_of_an_embedded_model_shares_its_networks(trained: Path, tmp_path: Path) -> None:
+    state, tensors = load_checkpoint(trained, kind="causal")
+    save_checkpoint(tmp_path / "copy", replace(state, recipe={**state.recipe, "init": "wan-tiny"}), tensors)
+    output = export_student(tmp_path / "student", causal=tmp_path / "copy")
+    assert json.loads((output / "vidaccel.json").read_text())["shares"] == "wan-tiny"
+    assert {path.name for path in output.iterdir() if path.is_dir()} == {"transformer", "scheduler"}
+
+
+def test_the_slow_rollout_is_the_fast_one_until_memory_holds_more_than_one_pass_sees(task: CausalTask) -> None:
+    memory = replace(MEMORY, keyframe_rule="uniform")
+    embeddings, nothing = torch.randn(2, 1, 8, 16)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    student = Student(transformer=task.student, scheduler=scheduler, num_inference_steps=3, guidance_scale=2.0)
+    state = new_state(student, memory, height=4, width=4, seeds=(5,))
+    scene = Scene(start_chunk=0, prompt="", embeddings=(embeddings, nothing))
+    fast = [chunk.latents for chunk in rollout(student, state, [scene], num_chunks=3)]
+    noise = [torch.randn(16, 2, 4, 4, generator=chunk_generators([5], chunk)[0]) for chunk in range(3)]
+    slow = roll_out(
+        task.student,
+        embeddings,
+        nothing,
+        noise=torch.cat(noise, dim=1)[None],
+        memory=memory,
+        num_steps=3,
+        guidance_scale=2.0,
+    )
+    torch.testing.assert_close(slow, torch.cat(fast, dim=2), rtol=1e-4, atol=1e-4)
 
 
 def test_the_commands_train_and_export_and_refuse_bad_input(

@@ -24,29 +24,23 @@ class WriterLock:
 
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK_FILE
-        self._file = path.open("a+", encoding="utf-8")
+        path.touch()
+        self._file = path.open("r+", encoding="utf-8")
         try:
             _lock(self._file.fileno())
         except BlockingIOError as error:
-            self._file.seek(0)
             owner = self._file.read(32).strip() or "unknown"
             self._file.close()
             raise UserError(f"{folder} is being written by process {owner}; wait for it or end it.") from error
         except OSError:
             self._file.close()
             raise
-        self._say(f"{os.getpid()}\n")
+        self._file.write(f"{os.getpid():<20}\n")
+        self._file.flush()
 
     def close(self) -> None:
         """Give the right back."""
-        if not self._file.closed:
-            self._say("")
-            self._file.close()
-
-    def _say(self, text: str) -> None:
-        self._file.truncate(0)
-        self._file.write(text)
-        self._file.flush()
+        self._file.close()
 
 
 def _lock(descriptor: int) -> None:

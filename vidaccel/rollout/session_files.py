@@ -85,8 +85,7 @@ class SessionFiles:
     def journal(self, name: str) -> Journal:
         """A journal, whether it is there or not."""
         if name not in self._journals:
-            path = self.journals / f"{name}{JOURNAL_SUFFIX}"
-            self._journals[name] = Journal(path, origin=f"{self._identity} {name}")
+            self._journals[name] = Journal(self.journals / f"{name}{JOURNAL_SUFFIX}")
         return self._journals[name]
 
     def new_journal(self, branch: str) -> str:

@@ -230,5 +230,5 @@ def _pieces(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | me
     yield header
     for name in _ordered(tensors):
         if tensors[name].numel():
-            numbers = tensors[name].detach().cpu().contiguous().reshape(-1)
+            numbers = tensors[name].detach().cpu().reshape(-1).contiguous()
             yield numbers.view(torch.uint8).numpy().data

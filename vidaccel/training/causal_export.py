@@ -10,15 +10,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from vidaccel.convert.folder import whole_folder
 from vidaccel.errors import UserError
-from vidaccel.registry import SETTINGS_FILE
+from vidaccel.model_spec import ASSET
+from vidaccel.registry import SETTINGS_FILE, GenerationDefaults, spec_of
 from vidaccel.training.architecture import FLOW_SHIFT, NUM_TRAIN_TIMESTEPS
-from vidaccel.training.card import recipe_text, round_rows
+from vidaccel.training.card import recipe_text, round_rows, settings_text
+from vidaccel.training.causal_student import load_donor
 from vidaccel.training.causal_trainer import trained_student
 from vidaccel.training.checkpoint import TrainingState
 from vidaccel.training.curves import draw_curves, read_records
 from vidaccel.training.loop import METRICS_FILE, finished_round
 from vidaccel.world import FPS, FRAME_SIZE
 
+_NUM_FRAMES = 97
 _STEPS = 8
 _GUIDANCE_SCALE = 3.0
 _TEXT_LENGTH = 64
@@ -39,7 +42,7 @@ license: apache-2.0
 
 Makes video chunk after chunk, {chunk} latent frames at a time, and looks back to at most {memory} latent frames: the
 first ones, keyframes of the past and the latest. 128 x 128 pixels, 16 frames a second, any length. Text encoder,
-tokenizer and autoencoder are those of `{shares}`; here are only the transformer and the scheduler.
+tokenizer and autoencoder are those of `{shares}`.
 
 ```
 vidaccel rollout "a red ball hops up and down on a grassy meadow" --seconds 60 --output ball.mp4
@@ -79,7 +82,8 @@ def export_student(
 ) -> Path:
     """Write the student of the checkpoint `causal` in bf16, its settings, card and curves; all or nothing.
 
-    weights: what `vidaccel.json` says about them. Returns `output`.
+    The networks that stay as they were are shared with the model it began from if that is an embedded one, and else
+    written too. weights: what `vidaccel.json` says about them. Returns `output`.
     Raises `UserError` if `output` is there already or the checkpoint cannot be used.
     """
     if output.exists() and not overwrite:
@@ -95,8 +99,13 @@ def export_student(
             "_class_name": "ContextForcingWanPipeline",
             "_diffusers_version": diffusers.__version__,
             **{name: list(row) for name, row in _COMPONENTS.items()},
+            "memory": _memory_text(state.recipe["memory"]),
+            "chunk_frames": state.recipe["memory"]["chunk_frames"],
+            "num_inference_steps": _STEPS,
+            "guidance_scale": _GUIDANCE_SCALE,
         }
-        for name, values in (("model_index.json", index), (SETTINGS_FILE, _settings(state, weights))):
+        settings = _settings(state.recipe["init"], folder, weights=weights)
+        for name, values in (("model_index.json", index), (SETTINGS_FILE, settings)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(student_card(state), encoding="utf-8")
         if (causal / METRICS_FILE).is_file():
@@ -136,18 +145,25 @@ def student_card(state: TrainingState) -> str:
     )
 
 
-def _settings(state: TrainingState, weights: str) -> dict[str, Any]:
-    """The content of `vidaccel.json`."""
-    defaults = {
-        "height": FRAME_SIZE,
-        "width": FRAME_SIZE,
-        "fps": FPS,
-        "guidance_scale": _GUIDANCE_SCALE,
-        "num_inference_steps": _STEPS,
-        "max_sequence_length": _TEXT_LENGTH,
-        "memory": _memory_text(state.recipe["memory"]),
-    }
-    return {"weights": weights, "shares": state.recipe["init"], "defaults": defaults}
+def _settings(init: str, folder: Path, *, weights: str) -> dict[str, Any]:
+    """The content of `vidaccel.json`; what cannot be shared is written to `folder`."""
+    defaults = GenerationDefaults(
+        num_frames=_NUM_FRAMES,
+        height=FRAME_SIZE,
+        width=FRAME_SIZE,
+        fps=FPS,
+        guidance_scale=_GUIDANCE_SCALE,
+        num_inference_steps=_STEPS,
+        max_sequence_length=_TEXT_LENGTH,
+    )
+    settings: dict[str, Any] = json.loads(settings_text(defaults, weights=weights))
+    source = spec_of(init).source
+    if source.startswith(ASSET):
+        return settings | {"shares": source.removeprefix(ASSET)}
+    donor = load_donor(init)
+    for name in ("vae", "text_encoder", "tokenizer"):
+        getattr(donor, name).save_pretrained(folder / name)
+    return settings
 
 
 def _memory_text(memory: dict[str, Any]) -> str:
