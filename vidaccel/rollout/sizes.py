@@ -94,58 +94,32 @@ class PlanPart:
 def transformer_parts(
     model: ModelSizes, size: RolloutSize, latent: tuple[int, int], device: torch.device
 ) -> list[PlanPart]:
-    """Weights of the transformer, its memory, and what a pass over a chunk takes; `latent` rows and columns."""
-    transformer = _on_meta(CausalWanTransformer3DModel, model.transformer, size.dtype("transformer"))
+    """Weights of the transformer, its memory, and what a pass over a chunk takes; `latent`: rows and columns."""
+    dtype = size.dtype("transformer")
+    transformer = _on_meta(CausalWanTransformer3DModel, model.transformer, dtype)
     student = Student(transformer=transformer, scheduler=None, guidance_scale=float(size.num_branches))
-    seeds = tuple(range(size.batch_size))
     try:
+        seeds = tuple(range(size.batch_size))
         state = new_state(student, size.memory, height=latent[0], width=latent[1], seeds=seeds)
     except ValueError as error:
         raise UserError(str(error)) from error
-    texts = torch.empty(
-        (size.batch_size, size.text_tokens, transformer.config.text_dim), device=_META, dtype=size.dtype("transformer")
-    )
+    texts = torch.empty((size.batch_size, size.text_tokens, transformer.config.text_dim), device=_META, dtype=dtype)
     prompt = transformer.cache_prompt(texts)
-    prompt_bytes = sum(keys.nbytes + values.nbytes for keys, values in prompt.layers)
     shape = (size.batch_size, state.size[0], size.memory.chunk_frames, *latent)
-    latents = torch.empty(shape, device=_META, dtype=size.dtype("transformer"))
+    latents = torch.empty(shape, device=_META, dtype=dtype)
     timestep = torch.empty(size.batch_size, device=_META)
-    with torch.no_grad():
-        state.memory.begin_chunk()
     weights = _num_bytes(transformer)
     transformer.blocks = transformer.blocks[:_ENOUGH_BLOCKS]
+    with torch.no_grad():
+        state.memory.begin_chunk()
     working = peak_bytes(lambda: transformer(latents, timestep, prompt, memory=state.memory), device=device)
-    branches = size.num_branches
-    reserved = state.memory.bytes_by_part()["reserved"]
-    frames = {name: getattr(size.memory, f"{name}_frames") for name in ("sink", "slow", "fast")}
-    per_frame = 3 * _frame_bytes(state, size)
-    others = reserved - per_frame * size.memory.total_frames
-    kept = math.prod(state.size) * 4 * size.batch_size * size.memory.total_frames
-    words = {
-        "sink": "the first frames",
-        "slow": "keyframes",
-        "fast": "the last frames, the chunk being made among them",
-    }
+    prompt_bytes = size.num_branches * sum(keys.nbytes + values.nbytes for keys, values in prompt.layers)
     return [
         PlanPart(name="transformer", num_bytes=weights, description="weights"),
-        *(
-            PlanPart(
-                name=name,
-                num_bytes=branches * per_frame * count,
-                description=f"memory of {count} frames: {words[name]}",
-                phases=_ROLLOUT,
-            )
-            for name, count in frames.items()
-        ),
-        PlanPart(
-            name="rotary",
-            num_bytes=branches * others + kept,
-            description="rotary positions, latents of the remembered frames",
-            phases=_ROLLOUT,
-        ),
+        *_memory_parts(state, size),
         PlanPart(
             name="prompt",
-            num_bytes=branches * prompt_bytes,
+            num_bytes=prompt_bytes,
             description="keys and values of the prompt for every block",
             phases=_ROLLOUT,
         ),
@@ -156,6 +130,38 @@ def transformer_parts(
             phases=("denoising",),
         ),
     ]
+
+
+def _memory_parts(state: RolloutState, size: RolloutSize) -> list[PlanPart]:
+    """Raw keys, rotated keys and values of every part, for every branch; and what goes with them."""
+    per_frame = 3 * _frame_bytes(state, size)
+    others = state.memory.bytes_by_part()["reserved"] - per_frame * size.memory.total_frames
+    kept = math.prod(state.size) * torch.float32.itemsize * size.batch_size * size.memory.total_frames
+    words = {
+        "sink": "the first frames",
+        "slow": "keyframes",
+        "fast": "the last frames, the chunk being made among them",
+    }
+    parts = []
+    for name, description in words.items():
+        count = getattr(size.memory, f"{name}_frames")
+        parts.append(
+            PlanPart(
+                name=name,
+                num_bytes=size.num_branches * per_frame * count,
+                description=f"memory of {count} frames: {description}",
+                phases=_ROLLOUT,
+            )
+        )
+    parts.append(
+        PlanPart(
+            name="rotary",
+            num_bytes=size.num_branches * others + kept,
+            description="rotary positions, latents of the remembered frames",
+            phases=_ROLLOUT,
+        )
+    )
+    return parts
 
 
 def decoder_parts(
