@@ -254,7 +254,7 @@ class _Run:
         before = f", {self.done} of them before" if self.done else ""
         return (
             f"{seconds:.2f} s, {report.num_pixel_frames} frames of {size.width}x{size.height}, "
-            f"{report.num_chunks} chunks{before}, {report.num_keyframes} keyframes"
+            f"{report.num_chunks} chunks{before}, keyframes: {report.num_keyframes}"
             + (f", {report.num_passes} forwards{made}" if new else "")
         )
 
