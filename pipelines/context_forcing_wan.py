@@ -139,13 +139,13 @@ class ContextForcingWanPipeline(WanPipeline):
             decoder=decoder,
         )
 
-    def grid(self, *, fps: float = 16, first_chunk_frames: int | None = None) -> ChunkGrid:
-        """Where chunks lie in time."""
+    def grid(self, *, fps: float = 16, given_frames: int = 0) -> ChunkGrid:
+        """Where chunks lie in time. given_frames: latent frames that the video begins with."""
         return ChunkGrid(
             chunk_frames=self._settings.chunk_frames,
             fps=fps,
             temporal_stride=self.vae_scale_factor_temporal,
-            first_chunk_frames=first_chunk_frames,
+            given_frames=given_frames,
         )
 
     def scenes(
@@ -227,7 +227,6 @@ class ContextForcingWanPipeline(WanPipeline):
         start = None
         if image is not None or video is not None:
             start = self._start(image, video, state)
-        first = None if start is None else min(start.shape[2], self._settings.chunk_frames)
         scenes = self.scenes(
             prompt,
             negative_prompt=negative_prompt,
@@ -235,7 +234,7 @@ class ContextForcingWanPipeline(WanPipeline):
             num_videos=len(state.seeds),
             num_chunks=num_chunks,
             max_sequence_length=max_sequence_length,
-            grid=self.grid(fps=fps, first_chunk_frames=first),
+            grid=self.grid(fps=fps, given_frames=0 if start is None else start.shape[2]),
         )
         begin: Iterator[Chunk] = iter(())
         if start is not None:

@@ -126,12 +126,11 @@ def test_a_span_holds_from_its_start_to_the_next() -> None:
 
 
 @pytest.mark.parametrize("fps", [8, 16, 24, 30000 / 1001, 30])
-@pytest.mark.parametrize(("chunk_frames", "first"), [(1, None), (3, None), (4, None), (3, 1), (3, 5)])
-def test_the_chunk_of_a_time_is_the_first_that_starts_no_earlier(
-    fps: float, chunk_frames: int, first: int | None
-) -> None:
-    grid = ChunkGrid(chunk_frames=chunk_frames, fps=fps, first_chunk_frames=first)
-    lengths = [first or chunk_frames, *[chunk_frames] * 60]
+@pytest.mark.parametrize(("chunk_frames", "given"), [(1, 0), (3, 0), (4, 0), (3, 1), (3, 7), (3, 6), (1, 4)])
+def test_the_chunk_of_a_time_is_the_first_that_starts_no_earlier(fps: float, chunk_frames: int, given: int) -> None:
+    grid = ChunkGrid(chunk_frames=chunk_frames, fps=fps, given_frames=given)
+    whole, rest = divmod(given, chunk_frames)
+    lengths = [*[chunk_frames] * whole, *([rest] if rest else []), *[chunk_frames] * 60]
     firsts = [pixel_frames(sum(lengths[:chunk]), 4) for chunk in range(len(lengths))]
     assert [grid.first_pixel_frame(chunk) for chunk in range(len(lengths))] == firsts
     for pixel in range(firsts[-1] + 1):
@@ -163,13 +162,13 @@ def test_a_prompt_that_is_never_shown_is_reported_with_the_reason() -> None:
     assert [timeline.span_of_chunk(chunk, GRID).prompt for chunk in range(3)] == ["a", "a", "c"]
     short, late = timeline.problems(GRID, num_chunks=10)
     assert "'b' at 1 s" in short
-    assert "same chunk, at 1.3125 s; leave at least 0.75 s" in short
+    assert "starts with the same chunk; leave at least 0.75 s between two" in short
     assert "'d' at 60 s" in late
     assert "the video of 7.3125 s has its last chunk at 6.5625 s" in late
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"chunk_frames": 0}, {"fps": 0}, {"fps": 1000}, {"temporal_stride": 0}, {"first_chunk_frames": 0}]
+    "wrong", [{"chunk_frames": 0}, {"fps": 0}, {"fps": 1000}, {"temporal_stride": 0}, {"given_frames": -1}]
 )
 def test_a_grid_of_nothing_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
@@ -178,3 +177,24 @@ def test_a_grid_of_nothing_is_refused(wrong: dict[str, int]) -> None:
 
 def test_times_are_read_as_people_write_them() -> None:
     assert [seconds_of(text) for text in ("0", "12.5", "1:05", "90:00", "1:00:30.5")] == [0, 12.5, 65, 5400, 3630.5]
+
+
+def test_a_hard_cut_makes_its_chunk_shorter_and_all_later_ones_earlier() -> None:
+    # 9 frames, then 12 each; the cut's chunk has 9 again.
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(21 / 16, "b", "hard"), PromptSpan(42 / 16, "c", "hard")))
+    changes = timeline.changes(GRID, num_chunks=9)
+    assert [(change.chunk, change.span.prompt) for change in changes] == [(0, "a"), (2, "b"), (4, "c")]
+    lengths = [9, 12, 9, 12, 9, 12, 12]
+    starts = [timeline.start_seconds(chunk, GRID) * 16 for chunk in range(8)]
+    assert starts == [sum(lengths[:chunk]) for chunk in range(8)]
+    for count in range(1, 8):
+        assert timeline.num_chunks(GRID, sum(lengths[:count]) / 16) == count
+        assert timeline.num_chunks(GRID, (sum(lengths[:count]) - 0.5) / 16) == count
+    soft = PromptTimeline(tuple(PromptSpan(span.start_seconds, span.prompt) for span in timeline.spans))
+    assert [soft.num_chunks(GRID, seconds) for seconds in (0, 1, 60)] == [GRID.num_chunks(s) for s in (0, 1, 60)]
+
+
+def test_a_hard_cut_that_is_not_shown_moves_nothing() -> None:
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(0.6, "b", "hard"), PromptSpan(0.7, "c")))
+    assert [change.span.prompt for change in timeline.changes(GRID, num_chunks=9)] == ["a", "c"]
+    assert timeline.start_seconds(5, GRID) == GRID.start_seconds(5)

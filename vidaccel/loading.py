@@ -60,7 +60,7 @@ def load_pipeline(
     check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
     if compile:
         _check_compiler(target)
-    folder = _model_folder(spec)
+    folder = model_folder(spec)
     if attention != NATIVE:
         with _loading_errors(folder):
             check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
@@ -144,7 +144,8 @@ def _check_compiler(device: torch.device) -> None:
         raise UserError("--compile on a CPU needs a C++ compiler and there is none on the path; leave --compile out.")
 
 
-def _model_folder(spec: ModelSpec) -> Path:
+def model_folder(spec: ModelSpec) -> Path:
+    """The folder of a model, fetched from the Hub where it is not here yet. Raises `UserError` if there is none."""
     if (folder := spec.folder) is not None:
         if not (folder / "model_index.json").is_file():
             raise UserError(f"The model {spec.name!r} has no model_index.json in {folder}; install or save it again.")

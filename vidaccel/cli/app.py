@@ -31,6 +31,7 @@ COMMANDS = {
         "vidaccel.cli.bench",
         "Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
     ),
+    "rollout": ("vidaccel.cli.rollout", "Make a video of any length in bounded memory, chunk after chunk."),
     "session": ("vidaccel.cli.sessions", "Look at the saved session of a rollout, branch it, rewind it, clean it."),
     "train": (
         "vidaccel.training.app",

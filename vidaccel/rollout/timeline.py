@@ -2,7 +2,8 @@
 
 A rollout changes its prompt between chunks. A span starts with the first chunk whose first pixel frame is at or after
 the start of the span: never early, exact where the start is a chunk's, and less than one chunk late elsewhere. The
-first latent frame is one pixel frame and every later one `temporal_stride`, as in Wan's VAE (arXiv 2503.20314).
+first latent frame is one pixel frame and every later one `temporal_stride`, as in Wan's VAE (arXiv 2503.20314); a hard
+cut begins a video, so that its first latent frame is one pixel frame again.
 """
 
 import json
@@ -50,30 +51,33 @@ class ChunkGrid:
     """Where chunks lie in time.
 
     chunk_frames: latent frames of a chunk. fps: pixel frames a second. temporal_stride: pixel frames of a latent frame
-    after the first, which is one pixel frame. first_chunk_frames: latent frames of chunk 0 where it has a length of its
-    own, as with an image to start from.
+    after the first, which is one pixel frame. given_frames: latent frames of an image or a clip that the video begins
+    with; they are chunks of their own, of which the last may be shorter.
 
-    Raises UserError for numbers below 1 and for `fps` not above 0.
+    Raises UserError for numbers below these and for `fps` not above 0.
     """
 
     chunk_frames: int
     fps: float
     temporal_stride: int = 4
-    first_chunk_frames: int | None = None
+    given_frames: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("chunk_frames", "temporal_stride", "first_chunk_frames"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"`{name}` must be at least 1, got {value}.")
+        for name, least in (("chunk_frames", 1), ("temporal_stride", 1), ("given_frames", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not 0 < self.fps < 1000:
             raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
 
     def first_frame(self, chunk: int) -> int:
         """Index of the chunk's first latent frame; `chunk` may be one past the last."""
-        if chunk == 0:
-            return 0
-        return (self.first_chunk_frames or self.chunk_frames) + (chunk - 1) * self.chunk_frames
+        made = max(0, chunk - self.num_given_chunks)
+        return min((chunk - made) * self.chunk_frames, self.given_frames) + made * self.chunk_frames
+
+    @property
+    def num_given_chunks(self) -> int:
+        """Chunks of the image or clip that the video begins with."""
+        return math.ceil(self.given_frames / self.chunk_frames)
 
     def first_pixel_frame(self, chunk: int) -> int:
         """Index of the chunk's first pixel frame, which is the number of pixel frames of all chunks before it."""
@@ -89,8 +93,9 @@ class ChunkGrid:
         if pixel <= 0:
             return 0
         frame = 1 + math.ceil((pixel - 1) / self.temporal_stride)
-        first = self.first_chunk_frames or self.chunk_frames
-        return 1 + max(0, math.ceil((frame - first) / self.chunk_frames))
+        if frame > self.given_frames:
+            return self.num_given_chunks + math.ceil((frame - self.given_frames) / self.chunk_frames)
+        return math.ceil(frame / self.chunk_frames)
 
     def num_chunks(self, seconds: float) -> int:
         """How many chunks a video of at least `seconds` takes; at least one."""
@@ -169,35 +174,54 @@ class PromptTimeline:
 
     def span_of_chunk(self, chunk: int, grid: ChunkGrid) -> PromptSpan:
         """The span whose prompt a chunk is made with; of several that would start with it, the last."""
-        return next(span for span in reversed(self.spans) if grid.chunk_from(span.start_seconds) <= chunk)
+        return next(change.span for change in reversed(self._changes(grid)) if change.chunk <= chunk)
 
     def changes(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[PromptChange, ...]:
         """The spans that a rollout of `num_chunks` chunks shows, each with its first chunk; the first with chunk 0."""
-        first_chunks = {grid.chunk_from(span.start_seconds): span for span in self.spans}  # the last of equals stays
-        return tuple(PromptChange(chunk, span) for chunk, span in first_chunks.items() if chunk < num_chunks)
+        return tuple(change for change in self._changes(grid) if change.chunk < num_chunks)
+
+    def num_chunks(self, grid: ChunkGrid, seconds: float) -> int:
+        """How many chunks a video of at least `seconds` takes; at least one."""
+        count = grid.num_chunks(seconds)
+        while self.start_seconds(count, grid) < seconds - _SAME_PIXEL_FRAME / grid.fps:
+            count += 1
+        return count
+
+    def start_seconds(self, chunk: int, grid: ChunkGrid) -> float:
+        """Time of a chunk's first pixel frame, which is the length of the video of the chunks before it."""
+        cuts = sum(_is_new_video(change) for change in self._changes(grid) if change.chunk < chunk)
+        return grid.start_seconds(chunk) - cuts * _lost_at_a_cut(grid)
 
     def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
         """One line for every span that a rollout of `num_chunks` chunks does not show, with what to do about it."""
-        shown = {change.span for change in self.changes(grid, num_chunks=num_chunks)}
-        end = grid.start_seconds(num_chunks)
+        changes = self._changes(grid)
+        shown = {change.span: change.chunk for change in changes}
+        end, last = self.start_seconds(num_chunks, grid), self.start_seconds(num_chunks - 1, grid)
         found = []
         for span in self.spans:
-            if span in shown:
-                continue
-            chunk = grid.chunk_from(span.start_seconds)
-            name = f"The prompt {_short(span.prompt)!r} at {span.start_seconds:g} s"
-            if chunk >= num_chunks:
-                last = grid.start_seconds(num_chunks - 1)
+            name = f"The prompt {_short(span.prompt)!r} at {span.start_seconds:g} s is not shown"
+            if span not in shown:
+                apart = grid.chunk_frames * grid.temporal_stride / grid.fps
                 found.append(
-                    f"{name} is not shown: the video of {end:g} s has its last chunk at {last:g} s; "
-                    "make the video longer or start the prompt earlier."
+                    f"{name}: the next prompt starts with the same chunk; leave at least {apart:g} s between two."
                 )
-            else:
+            elif shown[span] >= num_chunks:
                 found.append(
-                    f"{name} is not shown: the next prompt starts with the same chunk, at "
-                    f"{grid.start_seconds(chunk):g} s; leave at least {_chunk_seconds(grid):g} s between two prompts."
+                    f"{name}: the video of {end:g} s has its last chunk at {last:g} s; make the video longer or start "
+                    "the prompt earlier."
                 )
         return tuple(found)
+
+    def _changes(self, grid: ChunkGrid) -> list[PromptChange]:
+        """Every span with its first chunk; of several with the same chunk the last. A hard cut moves later chunks."""
+        found: list[PromptChange] = []
+        for span in self.spans:
+            cuts = sum(map(_is_new_video, found))
+            chunk = grid.chunk_from(span.start_seconds + cuts * _lost_at_a_cut(grid))
+            if found and found[-1].chunk == chunk:
+                found.pop()
+            found.append(PromptChange(chunk, span))
+        return found
 
 
 def pixel_frames(num_latent_frames: int, temporal_stride: int) -> int:
@@ -283,8 +307,13 @@ def _check_order(span: PromptSpan, before: PromptSpan | None) -> None:
         )
 
 
-def _chunk_seconds(grid: ChunkGrid) -> float:
-    return grid.chunk_frames * grid.temporal_stride / grid.fps
+def _is_new_video(change: PromptChange) -> bool:
+    return change.span.cut == "hard" and change.chunk > 0
+
+
+def _lost_at_a_cut(grid: ChunkGrid) -> float:
+    """Seconds that a chunk is shorter whose first latent frame is one pixel frame."""
+    return (grid.temporal_stride - 1) / grid.fps
 
 
 def _short(text: str) -> str:

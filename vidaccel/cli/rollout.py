@@ -1,0 +1,197 @@
+"""`vidaccel rollout "PROMPT" --seconds 60`: minutes of video from a causal student, written while they are made."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import torch
+import typer
+from torch import Tensor
+
+from vidaccel.cli.console import console, say
+from vidaccel.cli.inputs import read_inputs
+from vidaccel.cli.jobs import video_paths
+from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, grid_of, plan_table
+from vidaccel.cli.rollout_run import Checkpoint, run_rollout
+from vidaccel.errors import UserError
+from vidaccel.footprint import gigabytes
+from vidaccel.registry import spec_of
+from vidaccel.request import request_for
+from vidaccel.rollout.head import MAIN
+from vidaccel.rollout.passes import PassMode
+from vidaccel.rollout.plan import RolloutPlan
+from vidaccel.rollout.timeline import PromptTimeline
+from vidaccel.video_stream import PLAYER
+
+EMBEDDED_STUDENT = "wan-tiny-causal"
+_PASSES = get_args(PassMode)
+
+
+def rollout(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What the video shows; or give --timeline.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of the video, rounded up to whole chunks.")] = 10.0,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(help="Prompts over time: lines such as `0:12.5 the ball rolls`, `1:05 | hard | night`."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A causal student: a name of `vidaccel models`, a folder, or a Hub id.")
+    ] = EMBEDDED_STUDENT,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show, with guidance.")] = None,
+    image: Annotated[Path | None, typer.Option(help="First frame; scaled and cut to the size of the video.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A clip to continue; it is the start of the video.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="slow-fast:3+12+6 (sink, slow, fast), sink+window:3+9, window:21, full:240, in latent frames. "
+            "[default: the student's]"
+        ),
+    ] = None,
+    keyframe_rule: Annotated[str | None, typer.Option(help="similarity, uniform or none.")] = None,
+    similarity_threshold: Annotated[
+        float | None, typer.Option(help="A chunk less similar than this to the one before is a keyframe.")
+    ] = None,
+    keyframe_interval: Annotated[
+        int | None, typer.Option(help="Latent frames between keyframes of the rule uniform.")
+    ] = None,
+    prefill: Annotated[
+        str | None, typer.Option(help="none, or linear: fill the slow part before it is needed.")
+    ] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. [default: the student's]")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. [default: the student's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video, of any length.")] = 0,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the video. [default: the model's]")] = None,
+    attention: Annotated[str, typer.Option(help="Attention backend: native, flash, sage, ...")] = "native",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    passes: Annotated[
+        str, typer.Option(help=f"How the transformer is run: {', '.join(_PASSES)} (CUDA graphs).")
+    ] = "eager",
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep every finished chunk there, to go on after an interrupt.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the session in --checkpoint.")] = False,
+    branch: Annotated[str, typer.Option(help="The branch of the session to write.")] = MAIN,
+    branch_from: Annotated[
+        int | None, typer.Option(metavar="N", help="Make --branch of the first N chunks of the main branch, and go on.")
+    ] = None,
+    snapshot_every: Annotated[
+        int, typer.Option(metavar="N", help="Chunks between exact states in the session; 0: rebuild from latents.")
+    ] = 20,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say how much memory it would take.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write what was remembered when as NAME.report.json and .png.")
+    ] = False,
+    output: Annotated[
+        str, typer.Option(help="A folder, a .mp4, .mkv or .mov file, or - for a player: `... --output - | ffplay -`.")
+    ] = "outputs",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Make a video of any length in bounded memory, chunk after chunk. Finished chunks can be kept to go on from."""
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(
+            folder=checkpoint, resume=resume, branch=branch, branch_from=branch_from, snapshot_every=snapshot_every
+        )
+    elif resume or branch_from is not None or branch != MAIN:
+        raise UserError("--resume, --branch and --branch-from need the session's folder; give --checkpoint DIR.")
+    if output == PLAYER and report:
+        raise UserError("--report is written beside the video; give --output a file.")
+    prompts = _timeline(prompt, timeline)
+    student = StudentFolder.of(spec_of(model))
+    settings = request_for(
+        student.spec.defaults,
+        prompts.spans[0].prompt,
+        negative_prompt=negative_prompt,
+        num_inference_steps=student.steps if num_inference_steps is None else num_inference_steps,
+        guidance_scale=student.guidance_scale if guidance_scale is None else guidance_scale,
+        seed=seed,
+        height=height,
+        width=width,
+        fps=fps,
+    )
+    sizes = student.memory(
+        memory,
+        keyframe_rule=keyframe_rule,
+        similarity_threshold=similarity_threshold,
+        keyframe_interval=keyframe_interval,
+        prefill=prefill,
+    )
+    start = _start(image, video, (settings.height, settings.width))
+    rate = student.spec.defaults.fps if fps is None else fps
+    if not 0 < seconds < math.inf:
+        raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
+    request = RolloutRequest(
+        student=student,
+        request=settings,
+        timeline=prompts,
+        memory=sizes,
+        fps=rate,
+        num_chunks=prompts.num_chunks(grid_of(student, sizes, rate, start), seconds),
+        start=start,
+        start_digest=_digest(start),
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        passes=_passes(passes),
+    )
+    if plan:
+        _show(request.plan())
+        return
+    file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
+    run_rollout(request, output=file, checkpoint=kept, report=report, overwrite=overwrite)
+
+
+def _timeline(prompt: str | None, file: Path | None) -> PromptTimeline:
+    if prompt is not None and file is None:
+        return PromptTimeline.single(prompt)
+    if file is not None and prompt is None:
+        return PromptTimeline.from_file(file)
+    raise UserError("Say in quotes what the video shows, or give a file of prompts with --timeline; one of them.")
+
+
+def _passes(name: str) -> PassMode:
+    if name not in _PASSES:
+        raise UserError(f"`passes` must be one of {', '.join(_PASSES)}; got {name!r}.")
+    return cast(PassMode, name)
+
+
+def _start(image: Path | None, video: Path | None, size: tuple[int, int]) -> Tensor | None:
+    """The frames to begin with (f, 3, H, W), scaled to cover `size` and cut to it in the middle."""
+    if image is not None and video is not None:
+        raise UserError("A video begins with an image or a clip; give --image or --video.")
+    found: dict[Any, Tensor] = dict(read_inputs(image=image, video=video))
+    if not found:
+        return None
+    (frames,) = found.values()
+    frames = frames if frames.ndim == 4 else frames[None]
+    scale = max(side / given for side, given in zip(size, frames.shape[-2:], strict=True))
+    covering = [max(side, round(given * scale)) for side, given in zip(size, frames.shape[-2:], strict=True)]
+    scaled = torch.nn.functional.interpolate(frames, size=covering, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((given - side) // 2 for given, side in zip(covering, size, strict=True))
+    return scaled[..., top : top + size[0], left : left + size[1]]
+
+
+def _digest(start: Tensor | None) -> str | None:
+    if start is None:
+        return None
+    return hashlib.sha256(f"{tuple(start.shape)}".encode() + start.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _show(plan: RolloutPlan) -> None:
+    console.print(plan_table(plan))
+    if plan.fits:
+        say("It fits.")
+        return
+    advice = plan.advice()
+    say("It does not fit. Changes, each on top of those before:" if advice else "It does not fit.")
+    for one in advice:
+        fits = ", fits" if one.fits else ""
+        say(f"  {one.change}: {gigabytes(one.saved_bytes)} less, {gigabytes(one.total_bytes)} in all{fits}")

@@ -1,0 +1,183 @@
+"""What a rollout of the command line is, known before its model is loaded: settings, files, length, memory it takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from vidaccel.cli.jobs import folder_digest
+from vidaccel.errors import UserError
+from vidaccel.footprint import gigabytes
+from vidaccel.loading import component_dtypes, model_folder, resolve_device
+from vidaccel.memory import MemoryConfig
+from vidaccel.registry import ModelSpec, model_index
+from vidaccel.request import GenerationRequest
+from vidaccel.rollout.passes import PassMode
+from vidaccel.rollout.plan import RolloutPlan, plan_rollout
+from vidaccel.rollout.sizes import ModelSizes, RolloutSize
+from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
+from vidaccel.shares import shared_folder
+
+PIPELINE = "ContextForcingWanPipeline"
+_USUAL_TEXT_TOKENS = 512  # of ContextForcingWanPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFolder:
+    """The folder of a causal student, what its index says, and what its parts measure."""
+
+    spec: ModelSpec
+    folder: Path
+    shared: Path | None
+    index: Mapping[str, Any]
+    sizes: ModelSizes
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> "StudentFolder":
+        """Read the files. Raises UserError for a model of another kind."""
+        folder = model_folder(spec)
+        index = model_index(spec)
+        if index is None or index["_class_name"] != PIPELINE:
+            name = None if index is None else index["_class_name"]
+            raise UserError(
+                f"A rollout needs a causal student ({PIPELINE}), and {spec.name!r} is a {name}; make one with "
+                "`vidaccel convert causal-wan`, or use `vidaccel generate` for this model."
+            )
+        shared = shared_folder(folder)
+
+        def part(name: str) -> Path:
+            return folder / name if shared is None or (folder / name).is_dir() else shared / name
+
+        sizes = ModelSizes.of_folders(
+            transformer=part("transformer"), vae=part("vae"), text_encoder=part("text_encoder")
+        )
+        return cls(spec=spec, folder=folder, shared=shared, index=index, sizes=sizes)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a chunk that the student was made for."""
+        return int(self.index.get("num_inference_steps", 4))
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of the prompt that the student was made for."""
+        return float(self.index.get("guidance_scale", 1.0))
+
+    def memory(self, text: str | None, **changes: Any) -> MemoryConfig:
+        """The memory of the flags; what is None is the student's own. Raises UserError for a wrong value."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        try:
+            memory = MemoryConfig.parse(
+                text or self.index.get("memory", "slow-fast"), int(self.index.get("chunk_frames", 3))
+            )
+            return replace(memory, **given)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def digests(self) -> list[str]:
+        """Of the folders that the weights are in."""
+        return [folder_digest(folder) for folder in (self.folder, self.shared) if folder is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """Everything that decides the pixels of a rollout but its prompts and its length.
+
+    start: pixel frames (f, 3, H, W) in [0, 1] to begin with, of the video's size.
+    request: prompt, seed, size and steps as for any other video.
+    """
+
+    student: StudentFolder
+    request: GenerationRequest
+    timeline: PromptTimeline
+    memory: MemoryConfig
+    fps: float
+    num_chunks: int
+    start: Tensor | None = None
+    start_digest: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "native"
+    passes: PassMode = "eager"
+
+    def __post_init__(self) -> None:
+        if self.passes == "captured" and (device := resolve_device(self.device)).type != "cuda":
+            raise UserError(f"Passes can be captured on CUDA only, and the device is {device}; use compiled or eager.")
+        last = self.grid.first_frame(self.num_chunks)
+        if self.memory.max_frames is not None and last > self.memory.max_frames:
+            raise UserError(
+                f"The memory is for at most {self.memory.max_frames} latent frames and the video has {last}; give a "
+                "larger or a bounded --memory, or fewer --seconds."
+            )
+
+    @property
+    def grid(self) -> ChunkGrid:
+        """Where chunks lie in time."""
+        return grid_of(self.student, self.memory, self.fps, self.start)
+
+    @property
+    def text_tokens(self) -> int:
+        """Length that prompts are padded to."""
+        return self.request.max_sequence_length or _USUAL_TEXT_TOKENS
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether every step has a pass for the negative prompt too."""
+        return self.request.guidance_scale not in (None, 1)
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The precision of every component, as it will be loaded."""
+        return component_dtypes(self.dtype, resolve_device(self.device), pipeline=PIPELINE)
+
+    def settings(self) -> dict[str, Any]:
+        """What must agree for a session to go on to the same pixels."""
+        names = ("seed", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt")
+        return {
+            **{name: getattr(self.request, name) for name in names},
+            "model_digests": self.student.digests(),
+            "fps": self.fps,
+            "memory": self.memory.to_dict(),
+            "max_sequence_length": self.text_tokens,
+            "start": self.start_digest,
+            "device": resolve_device(self.device).type,
+            "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes().items()},
+            "attention": self.attention,
+            "passes": self.passes,
+        }
+
+    def plan(self) -> RolloutPlan:
+        """How much memory it will take. Raises UserError for a size that the model cannot make."""
+        size = RolloutSize(
+            memory=self.memory,
+            height=self.request.height,
+            width=self.request.width,
+            num_branches=2 if self.is_guided else 1,
+            text_tokens=self.text_tokens,
+            dtypes=self.dtypes(),
+            text_encoder="dropped",
+        )
+        return plan_rollout(self.student.sizes, size, device=resolve_device(self.device))
+
+
+def grid_of(student: StudentFolder, memory: MemoryConfig, fps: float, start: Tensor | None) -> ChunkGrid:
+    """Where chunks lie in time; `start` as in `RolloutRequest`. Raises UserError for a rate out of range."""
+    stride = int(student.sizes.vae.get("scale_factor_temporal", 4))  # the default of AutoencoderKLWan
+    given = 0 if start is None else (start.shape[0] - 1) // stride + 1
+    return ChunkGrid(chunk_frames=memory.chunk_frames, fps=fps, temporal_stride=stride, given_frames=given)
+
+
+def plan_table(plan: RolloutPlan) -> Table:
+    """The plan, part by part."""
+    table = Table("part", "size", "held while", "what it is")
+    for part in plan.parts:
+        phases = "always" if len(part.phases) == 3 else ", ".join(part.phases)
+        table.add_row(part.name, gigabytes(part.num_bytes), phases, part.description)
+    table.add_section()
+    table.add_row(
+        "most at once", gigabytes(plan.total_bytes), "", f"{gigabytes(plan.free_bytes)} are free on {plan.device}"
+    )
+    return table
