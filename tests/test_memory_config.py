@@ -96,6 +96,8 @@ def test_settings_are_frozen_and_given_by_name() -> None:
     [
         ("slow-fast", MemoryConfig()),
         ("slow-fast:3+12+6", MemoryConfig()),
+        ("slow-fast:3+12+6@0.997", MemoryConfig(similarity_threshold=0.997)),
+        ("slow-fast@1", MemoryConfig(similarity_threshold=1.0)),
         ("slow-fast:0+3+9", MemoryConfig(sink_frames=0, slow_frames=3, fast_frames=9)),
         ("sink+window", MemoryConfig.sink_and_window()),
         ("sink+window:6+12", MemoryConfig.sink_and_window(sink_frames=6, window_frames=12)),
@@ -115,12 +117,24 @@ def test_a_word_is_read_for_the_chunks_of_the_student() -> None:
 
 SIZELESS = ("", "slow", "window", "window:", "full", "slow-fast:", "Full:240")
 WRONG_SIZES = ("window:x", "window:-3", "window:²", "window: 21", "full:3.5", "slow-fast:3,12,6")
-WRONG_COUNTS = ("window:3+6", "slow-fast:3+12", "slow-fast:3+12+6+1", "sink+window:3")
+WRONG_COUNTS = (
+    "window:21@0.9",
+    "slow-fast@",
+    "slow-fast@x",
+    "slow-fast@2",
+    "window:3+6",
+    "slow-fast:3+12",
+    "slow-fast:3+12+6+1",
+    "sink+window:3",
+)
 
 
 @pytest.mark.parametrize("word", [*SIZELESS, *WRONG_SIZES, *WRONG_COUNTS])
 def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
-    accepted = "slow-fast, slow-fast:3+12+6, sink+window:3+9, window:21 or full:240 (latent frames)"
+    accepted = (
+        "slow-fast, slow-fast:3+12+6, slow-fast:3+12+6@0.99 (with the similarity threshold), sink+window:3+9, "
+        "window:21 or full:240 (latent frames)"
+    )
     with pytest.raises(ValueError, match=re.escape(f"A memory must be {accepted}; got {word!r}.")):
         MemoryConfig.parse(word)
 

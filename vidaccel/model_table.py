@@ -8,6 +8,7 @@ from typing import Any
 from vidaccel.model_spec import ASSET, GenerationDefaults, ModelSpec
 
 EMBEDDED_MODEL = "wan-tiny"
+EMBEDDED_STUDENT = "wan-tiny-causal"
 
 
 def _hub(
@@ -35,6 +36,20 @@ MODELS: tuple[ModelSpec, ...] = (
         description="embedded: small Wan model of the storybook world, 128x128, runs on a CPU",
         weights="trained",
         defaults=GenerationDefaults(num_frames=49, height=128, width=128, max_sequence_length=64),
+    ),
+    ModelSpec(
+        name=EMBEDDED_STUDENT,
+        source=ASSET + EMBEDDED_STUDENT,
+        description="embedded: causal student of the storybook world, for `vidaccel rollout`, runs on a CPU",
+        weights="trained",
+        defaults=GenerationDefaults(
+            num_frames=97,
+            height=128,
+            width=128,
+            guidance_scale=1.0,
+            num_inference_steps=4,
+            max_sequence_length=64,
+        ),
     ),
     _hub("wan2.1-t2v-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan2.1 text to video, 480p", pipeline="WanPipeline"),
     _hub("wan2.1-t2v-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan2.1 text to video, 480p and 720p"),

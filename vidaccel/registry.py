@@ -17,11 +17,12 @@ from huggingface_hub import try_to_load_from_cache
 from vidaccel.components import pipeline_class
 from vidaccel.errors import UserError
 from vidaccel.model_spec import GenerationDefaults, ModelSpec, Weights, asset_path, expanded
-from vidaccel.model_table import EMBEDDED_MODEL, MODELS
+from vidaccel.model_table import EMBEDDED_MODEL, EMBEDDED_STUDENT, MODELS
 from vidaccel.presets import Preset, preset_for
 
 __all__ = [
     "EMBEDDED_MODEL",
+    "EMBEDDED_STUDENT",
     "MODELS",
     "SETTINGS_FILE",
     "GenerationDefaults",

@@ -16,7 +16,7 @@ from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, grid_of,
 from vidaccel.cli.rollout_run import Checkpoint, run_rollout
 from vidaccel.errors import UserError
 from vidaccel.footprint import gigabytes
-from vidaccel.registry import spec_of
+from vidaccel.registry import EMBEDDED_STUDENT, spec_of
 from vidaccel.request import request_for
 from vidaccel.rollout.head import MAIN
 from vidaccel.rollout.passes import PassMode
@@ -24,7 +24,6 @@ from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.timeline import PromptTimeline
 from vidaccel.video_stream import PLAYER
 
-EMBEDDED_STUDENT = "wan-tiny-causal"
 _PASSES = get_args(PassMode)
 
 

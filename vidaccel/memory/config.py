@@ -8,8 +8,9 @@ chunk that is being made among them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 KeyframeRule = Literal["similarity", "uniform", "none"]
@@ -17,7 +18,11 @@ Mode = Literal["clean", "official"]
 Prefill = Literal["none", "linear"]
 
 _SIZES = ("sink_frames", "slow_frames", "fast_frames")
-_FORMS = "slow-fast, slow-fast:3+12+6, sink+window:3+9, window:21 or full:240 (latent frames)"
+_NUMBER = re.compile(r"[01](\.[0-9]{1,12})?")
+_FORMS = (
+    "slow-fast, slow-fast:3+12+6, slow-fast:3+12+6@0.99 (with the similarity threshold), sink+window:3+9, window:21 or "
+    "full:240 (latent frames)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +139,13 @@ class MemoryConfig:
     def parse(cls, text: str, chunk_frames: int = 3) -> MemoryConfig:
         """The memory that a word of the command line means, for a student that makes `chunk_frames` at once.
 
-        "slow-fast" and "sink+window" (usual sizes), "slow-fast:3+12+6" (sink, slow, fast), "sink+window:3+9",
-        "window:21", "full:240". Everything else about it is changed with `dataclasses.replace`. Raises ValueError.
+        "slow-fast" and "sink+window" (usual sizes), "slow-fast:3+12+6" (sink, slow, fast), "slow-fast:3+12+6@0.99" (and
+        the similarity threshold), "sink+window:3+9", "window:21", "full:240". Everything else about it is changed with
+        `dataclasses.replace`. Raises ValueError.
         """
+        sizes, at, threshold = text.partition("@")
+        if at and sizes.startswith("slow-fast") and _NUMBER.fullmatch(threshold):
+            return replace(cls.parse(sizes, chunk_frames), similarity_threshold=float(threshold))
         kind, colon, rest = text.partition(":")
         words = rest.split("+") if colon else []
         if all(word.isascii() and word.isdigit() for word in words):

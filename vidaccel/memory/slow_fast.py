@@ -279,11 +279,11 @@ class SlowFastMemory:
         return moves
 
     def _copy_frames(self, sample: int, moves: Sequence[tuple[int, int]]) -> None:
-        if moves:
-            sources, places = (torch.tensor(side, device=self._raw.device) for side in zip(*moves, strict=True))
-            for buffer in (self._raw, self._values):
-                frames = buffer[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
-                frames[:, places] = frames[:, sources]
+        """Copy frames to free places; no place is the source of another move."""
+        for buffer in (self._raw, self._values):
+            frames = buffer[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
+            for source, place in moves:
+                frames[:, place].copy_(frames[:, source])
 
     def _rotate_changed(self, sample: int, places: Mapping[Slot, int]) -> None:
         """Rotate the keys of the frames whose position changed, or that were not rotated since they were copied."""

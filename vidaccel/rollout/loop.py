@@ -91,6 +91,7 @@ class _Runner:
     _prompts: tuple[PromptCache, ...] = ()
     _scene: Scene | None = None
     _seconds: dict[str, float] = field(default_factory=dict)
+    _noise: tuple[int, list[torch.Generator], Tensor] | None = None
 
     @torch.no_grad()
     def next_chunk(self, scene: Scene) -> Chunk:
@@ -150,10 +151,8 @@ class _Runner:
 
     def _denoise(self) -> Tensor:
         student, state = self.student, self.state
-        generators = chunk_generators(state.seeds, state.num_chunks)
-        channels, height, width = state.size
-        shape = (channels, state.memory.config.chunk_frames, height, width)
-        latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self._device)
+        generators, latents = self._drawn(state.num_chunks)
+        latents = latents.to(self._device)
         scheduler = copy.deepcopy(student.scheduler)
         steps = student.num_inference_steps
         scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=self._device)
@@ -170,6 +169,21 @@ class _Runner:
                 memory.observe()
             latents = scheduler.step(velocity, timestep, latents, generator=generators, return_dict=False)[0]
         return latents
+
+    def _drawn(self, chunk: int) -> tuple[list[torch.Generator], Tensor]:
+        """The noise of a chunk and the sources it came from, which go on to re-noise."""
+        if self._noise is None or self._noise[0] != chunk:
+            self._draw(chunk)
+        assert self._noise is not None
+        (_, generators, noise), self._noise = self._noise, None
+        return generators, noise
+
+    def _draw(self, chunk: int) -> None:
+        channels, height, width = self.state.size
+        shape = (channels, self.state.memory.config.chunk_frames, height, width)
+        generators = chunk_generators(self.state.seeds, chunk)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        self._noise = (chunk, generators, noise)
 
     def _pass(self, latents: Tensor, timestep: Tensor | None, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
         """Velocity (float32) of one pass; timestep None: 0."""
@@ -188,7 +202,9 @@ class _Runner:
             self._pass(latents, None, prompt, memory)
             memory.commit(None if memory is state.memory else state.memory.similarity)
         committed = time.perf_counter()
-        frames = None if state.decoder is None else _on_host(state.decoder.decode(latents))
+        pixels = None if state.decoder is None else state.decoder.decode(latents)
+        self._draw(state.num_chunks + 1)  # while a GPU is still at work
+        frames = None if pixels is None else _on_host(pixels)
         self._seconds |= {"commit": committed - began, "decoding": time.perf_counter() - committed}
         state.remember(latents, state.num_frames - state.scene_start)
         index, similarity = state.memory.indexes[0], state.memory.similarity
