@@ -78,12 +78,8 @@ class ContextForcingWanPipeline(WanPipeline):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
         )
-        self.register_to_config(
-            memory=memory,
-            chunk_frames=chunk_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
+        settings = {"memory": memory, "chunk_frames": chunk_frames, "num_inference_steps": num_inference_steps}
+        self.register_to_config(**settings, guidance_scale=guidance_scale)
         autoencoder: Any = vae.config
         self.vae_scale_factor_temporal = autoencoder.scale_factor_temporal
         self.vae_scale_factor_spatial = autoencoder.scale_factor_spatial
