@@ -25,7 +25,8 @@ def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, n
     """Make chunks until `num_chunks` are done in all; yields each when it is finished.
 
     state: before the first chunk, or after any; between two chunks it may be saved.
-    scenes: prompts in the order of `start_chunk`, the first at 0.
+    scenes: prompts in the order of `start_chunk`, the first at 0. A list may be added to between two chunks: a scene
+        that starts with the next chunk is entered there.
     Raises ValueError for scenes out of order.
     """
     starts = [scene.start_chunk for scene in scenes]
