@@ -142,6 +142,7 @@ class PlayerStream:
             [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "quiet", *source, *sink],
             stdin=subprocess.PIPE,
             stdout=self.target,
+            start_new_session=True,  # Ctrl-C is for this process, see `run_ffmpeg`
         )
         return self
 
