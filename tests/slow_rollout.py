@@ -230,9 +230,7 @@ def turned_frame(states: Tensor, position: int, grid: tuple[int, int]) -> Tensor
     for row in range(grid[0]):
         for column in range(grid[1]):
             parts = [(position, size - 2 * side), (row, side), (column, side)]
-            angles.append(
-                [place / 10000 ** (2 * pair / width) for place, width in parts for pair in range(width // 2)]
-            )
+            angles.append([place / 10000 ** (2 * pair / width) for place, width in parts for pair in range(width // 2)])
     turns = torch.polar(torch.ones(len(angles), size // 2, dtype=torch.float64), torch.tensor(angles).double())
     pairs = torch.view_as_complex(states.double().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(states.dtype)

@@ -234,6 +234,14 @@ def test_prompts_change_at_their_chunks_and_those_not_shown_are_said(
     assert len(frames) == report["num_pixel_frames"] == 9 + 12 + 9 + 12 + 12  # a hard cut begins a video
 
 
+def test_words_that_have_no_effect_are_named(
+    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "timeline.txt").write_text("0 a red zebra\n1 a blue circle, quagga\n")
+    assert rollout("--timeline", str(tmp_path / "timeline.txt"), "--negative-prompt", "okapi") == 0
+    assert "does not know zebra, quagga, okapi" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("kind", "num_given"), [("image", 1), ("video", 3)])
 def test_a_start_is_the_beginning_of_the_video_and_of_its_session(
     rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, num_given: int
