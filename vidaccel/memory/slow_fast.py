@@ -288,9 +288,7 @@ class SlowFastMemory:
         )
         self._set_mask()
 
-    def _moves(
-        self, sample: int, kept: Sequence[Slot], stop: int
-    ) -> tuple[list[Slot | None], list[tuple[int, int]]]:
+    def _moves(self, sample: int, kept: Sequence[Slot], stop: int) -> tuple[list[Slot | None], list[tuple[int, int]]]:
         """The table of slots in which what is kept lies before `stop`, and which frames to copy where for it."""
         wanted = set(kept)
         before = {slot: place for place, slot in enumerate(self._slots[sample]) if slot is not None}

@@ -161,4 +161,3 @@ def _statistics(vae: Vae, latents: Tensor) -> tuple[Tensor, Tensor]:
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std
-
