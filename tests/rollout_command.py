@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanPipeline
 from safetensors.torch import save_file
-from tiny_models import tiny_scheduler, tiny_transformer
-from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
+from tiny_models import tiny_student
 
 from vidaccel.cli import rollout_run, run
 from vidaccel.cli.rollout_request import RolloutRequest
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout import plan
 from vidaccel.rollout.chunk import Chunk
@@ -30,20 +27,8 @@ FPS = 16
 @pytest.fixture(scope="session")
 def student_folder(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tiny random causal student."""
-    parts = WanPipeline.from_pretrained(tiny_wan_folder).components
-    transformer = CausalWanTransformer3DModel.from_config(tiny_transformer().config)
-    transformer.load_state_dict(tiny_transformer(seed=1).state_dict())
-    pipe = ContextForcingWanPipeline(
-        tokenizer=parts["tokenizer"],
-        text_encoder=parts["text_encoder"],
-        vae=parts["vae"],
-        scheduler=tiny_scheduler("stochastic"),
-        transformer=transformer,
-        memory="slow-fast:3+3+6",
-        num_inference_steps=2,
-    )
     folder = tmp_path_factory.mktemp("student")
-    pipe.save_pretrained(folder)
+    tiny_student(tiny_wan_folder).save_pretrained(folder)
     settings = {"defaults": {"height": 32, "width": 48, "fps": FPS, "max_sequence_length": 16}}
     (folder / "vidaccel.json").write_text(json.dumps(settings))
     return folder

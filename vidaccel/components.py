@@ -50,6 +50,18 @@ def execution_device(pipe: Any) -> torch.device:
     return torch.device(pipe._execution_device)
 
 
+def bring_in(module: Any) -> torch.device:
+    """Where a network computes; an offloaded one is brought there first, as calling it would do.
+
+    For calls of its parts and methods other than `forward`, which the hooks of an offload do not see.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(module)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(module.device if device is None else device)
+
+
 def strides(pipe: Any) -> tuple[int | None, int | None]:
     """Frames for a latent frame and pixels for a latent pixel, as the pipeline or its VAE says; None where it is not.
 

@@ -54,7 +54,12 @@ class SlowFastMemory:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Reserve the buffers. Raises ValueError for more frames than `table` has positions."""
+        """Reserve the buffers.
+
+        Raises ValueError for more frames than `table` has positions, and for sizes whose keys the official mode
+        cannot follow.
+        """
+        _check_official(config)
         if config.total_frames > table.num_positions:
             raise ValueError(
                 f"The memory holds {config.total_frames} frames and the transformer has {table.num_positions} "
@@ -91,9 +96,19 @@ class SlowFastMemory:
         self._mask: Tensor | None = None
         self._previous: Tensor | None = None
         self._similarity: Tensor | None = None
-        self._is_pending = False
+        self._is_changed_by_pass = False
 
     # What the transformer reads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the buffers are."""
+        return self._raw.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of keys and values."""
+        return self._raw.dtype
 
     @property
     def rotary(self) -> tuple[Tensor, Tensor]:
@@ -124,35 +139,58 @@ class SlowFastMemory:
 
     @property
     def indexes(self) -> Sequence[MemoryIndex]:
-        """The index of every sample. Waits for the device if the last chunk's similarity is still on it."""
-        self._settle()
+        """The index of every sample."""
         return self._indexes
 
     def begin_chunk(self, num_frames: int | None = None) -> None:
-        """Make room for a chunk of `num_frames` (`chunk_frames` by default): evict, promote, rotate."""
-        for index in self.indexes:
+        """Make room for a chunk of `num_frames` (`chunk_frames` by default): evict, promote, rotate.
+
+        A chunk that was begun and not committed begins again, with nothing left of its passes. Raises UserError in the
+        official mode, whose passes change the memory.
+        """
+        if self._is_changed_by_pass:
+            raise UserError(
+                "The memory was changed by passes of a chunk that was interrupted, as the official mode does; go on "
+                "from a saved state, or use the clean mode."
+            )
+        for index in self._indexes:
             index.begin_chunk(num_frames)
         self._arrange()
 
-    def observe(self) -> None:
+    def observe(self, similarity: Tensor | None = None) -> Tensor | None:
         """To be called after a denoising pass: the official mode may copy a frame of that pass into the slow part.
 
         Differs from the released code in one thing: one decision for all layers, after the pass instead of inside
         it, so that the pass which decides does not see the copy beside the same frame.
+
+        similarity: as `commit` takes it. Returns the similarity that decided, for the memories of other branches.
         """
-        if self.config.mode == "official":
-            similarity = self._similarity_to_previous()
-            for index, value in zip(self._indexes, _values(similarity, self.shape.batch_size), strict=True):
-                index.observe(value)
-            self._arrange()
+        if self.config.mode != "official":
+            return None
+        mean = self._mean_of_chunk() if similarity is None else None
+        similarity = self._similarity_to_previous(mean) if similarity is None else similarity
+        values = _values(similarity, self.shape.batch_size)
+        self._previous, self._is_changed_by_pass = mean, True
+        for index, value in zip(self._indexes, values, strict=True):
+            index.observe(value)
+        self._arrange()
+        return similarity
 
     def commit(self, similarity: Tensor | None = None) -> None:
-        """To be called after the pass at timestep 0: the chunk is now remembered.
+        """To be called after the pass at timestep 0: the chunk is now remembered. Waits for the device.
 
         similarity: (B,) to decide with another memory's similarity, as the branches of guidance must.
         """
-        self._similarity = self._similarity_to_previous() if similarity is None else similarity
-        self._is_pending = True
+        mean = self._mean_of_chunk() if similarity is None else None
+        similarity = self._similarity_to_previous(mean) if similarity is None else similarity
+        values = _values(similarity, self.shape.batch_size)  # the wait; what comes now is not interrupted by errors
+        for index, slots, value in zip(self._indexes, self._slots, values, strict=True):
+            frames = index.current
+            index.commit(value)
+            for slot, frame in zip(self._current, frames, strict=True):
+                slots[slot] = (frame, None)
+        self._current, self._is_changed_by_pass = range(0), False
+        self._similarity, self._previous = similarity, mean
 
     @property
     def similarity(self) -> Tensor | None:
@@ -172,7 +210,8 @@ class SlowFastMemory:
     def save_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that later chunks depend on, between two chunks: tensors and JSON values.
 
-        The tensors are the frames in use; rotated keys follow from them.
+        The tensors are the frames in use; rotated keys follow from them. They are views of the buffers: write or clone
+        them before the next chunk.
         """
         indexes = [index.state() for index in self.indexes]
         used = max((_used(slots) for slots in self._slots), default=0) * self.shape.tokens_per_frame
@@ -225,25 +264,15 @@ class SlowFastMemory:
 
     # How the buffers follow the indexes
 
-    def _settle(self) -> None:
-        if self._is_pending:
-            self._is_pending = False
-            values = _values(self._similarity, self.shape.batch_size)
-            for index, slots, value in zip(self._indexes, self._slots, values, strict=True):
-                frames = index.current
-                index.commit(value)
-                for slot, frame in zip(self._current, frames, strict=True):
-                    slots[slot] = (frame, None)
-            self._current = range(0)
-
     def _arrange(self) -> None:
         """Lay the buffers out for a pass over the current chunk: remembered frames in front, the chunk behind them."""
         batch = range(self.shape.batch_size)
         kept = [_slots_of(entry for entry in index.entries if entry.part != "current") for index in self._indexes]
         start = max(map(len, kept))
-        moves = [self._moves(sample, kept[sample], start) for sample in batch]
-        for sample in batch:
-            self._copy_frames(sample, moves[sample])
+        for sample in batch:  # an interrupt between the lines leaves tables that are true
+            slots, moves = self._moves(sample, kept[sample], start)
+            self._copy_frames(sample, moves)
+            self._slots[sample] = slots
         self._current = range(start, start + len(self._indexes[0].current))
         for sample in batch:
             index = self._indexes[sample]
@@ -259,12 +288,12 @@ class SlowFastMemory:
         )
         self._set_mask()
 
-    def _moves(self, sample: int, kept: Sequence[Slot], stop: int) -> list[tuple[int, int]]:
-        """Which frame slots to copy where, so that what is kept lies before `stop`; updates the table of slots."""
-        slots, wanted = self._slots[sample], set(kept)
-        before = {slot: place for place, slot in enumerate(slots) if slot is not None}
+    def _moves(self, sample: int, kept: Sequence[Slot], stop: int) -> tuple[list[Slot | None], list[tuple[int, int]]]:
+        """The table of slots in which what is kept lies before `stop`, and which frames to copy where for it."""
+        wanted = set(kept)
+        before = {slot: place for place, slot in enumerate(self._slots[sample]) if slot is not None}
         current = dict(zip(self._indexes[sample].current, self._current, strict=False))
-        slots[:] = [slot if slot in wanted else None for slot in slots]
+        slots = [slot if slot in wanted else None for slot in self._slots[sample]]
         misplaced = [slot for slot in kept if not before.get(slot, stop) < stop]
         free = [place for place in range(stop) if slots[place] is None]
         moves = []
@@ -276,7 +305,7 @@ class SlowFastMemory:
                 slots[before[slot]] = None
             slots[place] = slot
             self._positions[sample].pop(slot, None)
-        return moves
+        return slots, moves
 
     def _copy_frames(self, sample: int, moves: Sequence[tuple[int, int]]) -> None:
         """Copy frames to free places; no place is the source of another move."""
@@ -289,7 +318,7 @@ class SlowFastMemory:
         """Rotate the keys of the frames whose position changed, or that were not rotated since they were copied."""
         known = self._positions[sample]
         changed = [slot for slot, place in places.items() if known.get(slot) != place]
-        self._positions[sample] = dict(places)
+        self._positions[sample] = {slot: place for slot, place in places.items() if slot not in changed}
         if not changed:
             return
         where = [self._slots[sample].index(slot) for slot in changed]
@@ -300,6 +329,7 @@ class SlowFastMemory:
         for raw, keys in zip(self._raw[:, sample], self._keys[:, sample], strict=True):
             sides = (side.unflatten(0, (-1, self.shape.tokens_per_frame)) for side in (raw, keys))
             self._rotate_frames(*sides, rows, cosines, sines)
+        self._positions[sample] = dict(places)
 
     def _set_rotary(self, positions: Sequence[Sequence[int]]) -> None:
         places = torch.tensor(positions, device=self._raw.device)
@@ -316,14 +346,18 @@ class SlowFastMemory:
             frames = torch.tensor(used, device=self._raw.device)
             self._mask = frames.repeat_interleave(self.shape.tokens_per_frame, dim=1)[:, None, None]
 
-    def _similarity_to_previous(self) -> Tensor | None:
-        """Compare the chunk's mean keys with the previous ones, (B,), and keep them; None without need or previous."""
+    def _mean_of_chunk(self) -> Tensor | None:
+        """Mean keys of the chunk, (layers, B, heads * D); None if the rule does not ask for them."""
         if self.config.keyframe_rule != "similarity":
             return None
         start, stop = (frame * self.shape.tokens_per_frame for frame in (self._current.start, self._current.stop))
-        mean = self._raw[:, :, start:stop].mean(2, dtype=torch.float32).flatten(2)
-        previous, self._previous = self._previous, mean
-        return None if previous is None else F.cosine_similarity(mean, previous, dim=-1).mean(0)
+        return self._raw[:, :, start:stop].mean(2, dtype=torch.float32).flatten(2)
+
+    def _similarity_to_previous(self, mean: Tensor | None) -> Tensor | None:
+        """Compare the chunk's mean keys with the previous ones, (B,); None without need or previous."""
+        if mean is None or self._previous is None:
+            return None
+        return F.cosine_similarity(mean, self._previous, dim=-1).mean(0)
 
     def _mean_of_last_chunk(self) -> Tensor | None:
         """Mean keys of the frames of the last chunk, as far as they are remembered."""
@@ -346,6 +380,16 @@ def _slots_of(entries: Iterator[Entry] | Sequence[Entry]) -> list[Slot]:
 
 def _used(slots: Sequence[Slot | None]) -> int:
     return max((place + 1 for place, slot in enumerate(slots) if slot is not None), default=0)
+
+
+def _check_official(config: MemoryConfig) -> None:
+    """Refuse sizes with which the released code copies into slots that are in use, or in use only later."""
+    least = max(config.sink_frames, config.chunk_frames + config.total_frames % config.chunk_frames)
+    if config.mode == "official" and (config.keyframe_frames > 1 or config.fast_frames < least):
+        raise ValueError(
+            f"In the official mode keys can be kept with `keyframe_frames` 1 and, for these sizes, `fast_frames` of at "
+            f"least {least}; got {config.keyframe_frames} and {config.fast_frames}."
+        )
 
 
 def _values(similarity: Tensor | None, count: int) -> list[float] | list[None]:

@@ -17,6 +17,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
+from vidaccel.components import bring_in
 from vidaccel.errors import UserError
 from vidaccel.video import rounded_to_uint8
 
@@ -64,7 +65,7 @@ class StreamingDecoder:
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """As `decode`, but what `vae.decode` returns: (B, 3, f, H, W) in [-1, 1], in the autoencoder's precision."""
         self._check(latents)
-        latents = latents.to(_called_device(self.vae))
+        latents = latents.to(bring_in(self.vae))
         features = list(self._features)
         mean, std = _statistics(self.vae, latents)
         # Divided by the inverse as in WanPipeline, so that not even the last bit differs from its video.
@@ -146,7 +147,7 @@ def encode_start(vae: Vae, frames: Tensor) -> Tensor:
             f"The clip has {batch.shape[1]} frames and the autoencoder takes {step} k + 1: "
             f"the first {surplus} are left out."
         )
-    kept = batch[:, surplus:].transpose(1, 2).to(_called_device(vae))
+    kept = batch[:, surplus:].transpose(1, 2).to(bring_in(vae))
     video = kept.float() / 255 if kept.dtype == torch.uint8 else kept.float()
     mode = vae.encode((video * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
     mean, std = _statistics(vae, mode)
@@ -160,12 +161,3 @@ def _statistics(vae: Vae, latents: Tensor) -> tuple[Tensor, Tensor]:
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std
-
-
-def _called_device(vae: Vae) -> torch.device:
-    """Where the autoencoder computes; an offloaded one is brought there first, as `vae.decode` would do."""
-    hook = getattr(vae, "_hf_hook", None)
-    if hook is not None and hasattr(hook, "pre_forward"):
-        hook.pre_forward(vae)
-    device = getattr(hook, "execution_device", None)
-    return vae.device if device is None else torch.device(device)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vidaccel.components import bring_in
 from vidaccel.errors import UserError
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import PromptCache
@@ -24,9 +25,11 @@ from vidaccel.rollout.state import RolloutState
 def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, num_chunks: int) -> Iterator[Chunk]:
     """Make chunks until `num_chunks` are done in all; yields each when it is finished.
 
-    state: before the first chunk, or after any; between two chunks it may be saved.
-    scenes: prompts in the order of `start_chunk`, the first at 0.
-    Raises ValueError for scenes out of order.
+    state: before the first chunk, or after any; between two chunks it may be saved. A chunk that was interrupted, by an
+        error or Ctrl-C, has not happened: the state goes on with it as if for the first time.
+    scenes: prompts in the order of `start_chunk`, the first at 0. A list may be added to between two chunks: a scene
+        that starts with the next chunk is entered there.
+    Raises ValueError for scenes out of order, UserError for a state or prompts that are not of this student.
     """
     starts = [scene.start_chunk for scene in scenes]
     if not scenes or starts[0] != 0 or starts != sorted(set(starts)):
@@ -93,6 +96,21 @@ class _Runner:
     _seconds: dict[str, float] = field(default_factory=dict)
     _noise: tuple[int, list[torch.Generator], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a state that was made for another number of branches or another number format."""
+        student, memories = self.student, self.state.memories
+        if len(memories) != student.num_branches:
+            raise UserError(
+                f"The rollout was begun with {len(memories)} memories and `guidance_scale` {student.guidance_scale:g} "
+                f"takes {student.num_branches} (2 with guidance, 1 without); keep to one or begin anew."
+            )
+        dtype = student.transformer.patch_embedding.weight.dtype
+        if memories[0].dtype != dtype:
+            raise UserError(
+                f"The memory of this rollout is {memories[0].dtype} and the transformer is now {dtype}; convert it "
+                "back or begin anew."
+            )
+
     @torch.no_grad()
     def next_chunk(self, scene: Scene) -> Chunk:
         self._enter(scene)
@@ -114,22 +132,33 @@ class _Runner:
 
     @property
     def _device(self) -> torch.device:
-        return self.student.transformer.patch_embedding.weight.device
+        return self.state.memory.device
 
     def _enter(self, scene: Scene) -> None:
         """Make the prompt of `scene` the one that is attended to, and cut if another was before."""
         state = self.state
         if self._scene is not scene:
-            embeddings = scene.embeddings[: self.student.num_branches]
-            self._prompts = tuple(self.student.transformer.cache_prompt(part) for part in embeddings)
+            self._prompts = self._cached(scene)
             self._scene = scene
         name = (scene.start_chunk, scene.prompt)
         if state.num_chunks and state.scene != name:
             if scene.cut == "hard":
                 self._forget()
             else:
+                state.scene = None  # until it is done: interrupted, it is done again, whatever comes next
                 self._recache()
         state.scene = name
+
+    def _cached(self, scene: Scene) -> tuple[PromptCache, ...]:
+        student, count = self.student, len(self.state.seeds)
+        embeddings = scene.embeddings[: student.num_branches]
+        if len(embeddings) < student.num_branches or any(len(part) != count for part in embeddings):
+            raise UserError(
+                f"The scene {scene.prompt!r} has embeddings of {[len(part) for part in embeddings]} prompts; this "
+                f"rollout is of {count} videos and takes {student.num_branches} (with guidance also a negative one)."
+            )
+        bring_in(student.transformer)
+        return tuple(student.transformer.cache_prompt(part.to(self._device)) for part in embeddings)
 
     def _forget(self) -> None:
         state = self.state
@@ -165,8 +194,9 @@ class _Runner:
             velocity = branches[0]
             if len(branches) > 1:
                 velocity = branches[1] + student.guidance_scale * (branches[0] - branches[1])
-            for memory in state.memories:
-                memory.observe()
+            similarity = state.memory.observe()
+            for memory in state.memories[1:]:
+                memory.observe(similarity)
             latents = scheduler.step(velocity, timestep, latents, generator=generators, return_dict=False)[0]
         return latents
 
@@ -195,16 +225,22 @@ class _Runner:
         return transformer(given, times, prompt, memory=memory, return_dict=False)[0].float()
 
     def _finish(self, scene: Scene, latents: Tensor) -> Chunk:
-        """Write the memory, decode, count."""
-        state = self.state
+        """Write the memory, decode, count; an error before the end leaves the state as it was."""
+        state, decoder = self.state, self.state.decoder
         began = time.perf_counter()
         for memory, prompt in zip(state.memories, self._prompts, strict=True):
             self._pass(latents, None, prompt, memory)
-            memory.commit(None if memory is state.memory else state.memory.similarity)
         committed = time.perf_counter()
-        pixels = None if state.decoder is None else state.decoder.decode(latents)
-        self._draw(state.num_chunks + 1)  # while a GPU is still at work
-        frames = None if pixels is None else _on_host(pixels)
+        before = None if decoder is None else decoder.save_state()
+        try:
+            pixels = None if decoder is None else decoder.decode(latents)
+            self._draw(state.num_chunks + 1)  # while a GPU is still at work
+            frames = None if pixels is None else _on_host(pixels)
+            self._commit()
+        except BaseException:
+            if decoder is not None and before is not None:
+                decoder.load_state(*before)
+            raise
         self._seconds |= {"commit": committed - began, "decoding": time.perf_counter() - committed}
         state.remember(latents, state.num_frames - state.scene_start)
         index, similarity = state.memory.indexes[0], state.memory.similarity
@@ -224,3 +260,10 @@ class _Runner:
         state.num_chunks += 1
         state.num_frames += latents.shape[2]
         return chunk
+
+    def _commit(self) -> None:
+        """Remember the chunk in every branch by the similarity of the prompt's, the only step that waits first."""
+        first, *others = self.state.memories
+        first.commit()
+        for memory in others:
+            memory.commit(first.similarity)

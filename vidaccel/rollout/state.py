@@ -64,15 +64,21 @@ class RolloutState:
         return self.memories[0]
 
     def remember(self, latents: Tensor, first_frame: int) -> None:
-        """Keep the latents of frames that are in the memory, and no others; `first_frame` counts from the scene."""
-        for offset, frame in enumerate(latents.unbind(2)):
-            self.remembered[first_frame + offset] = frame
+        """Keep the latents of frames that are in the memory, and no others; `first_frame` counts from the scene.
+
+        They are copies: what is done to the latents of a chunk afterwards does not matter.
+        """
         indexes = self.memory.indexes
         used = {frame for index in indexes for frame in (*index.sink, *index.slow, *index.fast)}
-        self.remembered = {frame: kept for frame, kept in self.remembered.items() if frame in used}
+        kept = {frame: part for frame, part in self.remembered.items() if frame in used}
+        new = enumerate(latents.unbind(2), first_frame)
+        self.remembered = kept | {frame: part.clone() for frame, part in new if frame in used}
 
     def save_state(self) -> SavedState:
-        """Tensors and JSON values from which the rollout goes on exactly. Not within a chunk."""
+        """Tensors and JSON values from which the rollout goes on exactly. Not within a chunk.
+
+        Some tensors are views of what the next chunk changes: write or clone them before it.
+        """
         parts = [memory.save_state() for memory in self.memories]
         tensors = {f"memory{n}.{name}": tensor for n, (saved, _) in enumerate(parts) for name, tensor in saved.items()}
         tensors |= {f"latents.{frame}": latents for frame, latents in self.remembered.items()}
@@ -96,7 +102,8 @@ class RolloutState:
             memory.load_state(_with_prefix(f"memory{number}.", tensors), values["memories"][number])
         if self.decoder is not None:
             self.decoder.load_state(_with_prefix("decoder.", tensors), values.get("decoder", {}))
-        self.remembered = {int(frame): latents for frame, latents in _with_prefix("latents.", tensors).items()}
+        latents = _with_prefix("latents.", tensors)
+        self.remembered = {int(frame): part.to(self.memory.device) for frame, part in latents.items()}
         for name in _COUNTS:
             setattr(self, name, values[name])
         self.scene = None if values["scene"] is None else (values["scene"][0], values["scene"][1])
@@ -110,28 +117,31 @@ def new_state(
     width: int,
     seeds: tuple[int, ...] = (0,),
     decoder: Decoder | None = None,
+    device: torch.device | None = None,
 ) -> RolloutState:
     """The state before the first chunk, for latents of `height` x `width` and one video a seed.
 
-    Raises ValueError for sizes that the transformer or its positions do not allow.
+    device: where the transformer computes, if its weights wait elsewhere (offload); None: where they are.
+    Raises ValueError for sizes that the transformer or its positions do not allow, and for no seed.
     """
+    if not seeds:
+        raise ValueError("`seeds` must have one for every video, at least one; got none.")
     transformer = student.transformer
     shape = transformer.memory_shape(height, width, batch_size=len(seeds))
     parameter: Tensor = transformer.patch_embedding.weight
     memories = [
         SlowFastMemory(
-            memory, shape, transformer.rotary_table(height, width), device=parameter.device, dtype=parameter.dtype
+            memory,
+            shape,
+            transformer.rotary_table(height, width),
+            device=device or parameter.device,
+            dtype=parameter.dtype,
         )
         for _ in range(student.num_branches)
     ]
     size = (transformer.in_channels, height, width)
-    return RolloutState(memories=tuple(memories), seeds=seeds, size=size, decoder=decoder)
+    return RolloutState(memories=tuple(memories), seeds=tuple(map(int, seeds)), size=size, decoder=decoder)
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def latents_device(state: RolloutState) -> torch.device:
-    """Where the rollout calculates."""
-    return state.memory.rotary[0].device
