@@ -2,12 +2,13 @@
 
 from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 pipe = ContextForcingWanPipeline.from_pretrained(folder)   # of `vidaccel convert causal-wan`, or the embedded student
-for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80):
+for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80, height=128, width=128):
     show(chunk.frames)                                      # while the next chunk is made
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -61,9 +62,14 @@ class ContextForcingWanPipeline(WanPipeline):
         """Put the parts together.
 
         memory: as `MemoryConfig.parse` takes it. chunk_frames: latent frames made together.
-        Raises UserError for a transformer that is not causal.
+        Raises UserError for a transformer that is not causal, and for a scheduler that cannot re-noise.
         """
         DiffusionPipeline.__init__(self)
+        if scheduler is not None and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise UserError(
+                f"`scheduler` must be a FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__}; give one with "
+                "the `shift` that the student was trained with, for few-step students with `stochastic_sampling=True`."
+            )
         if transformer is not None and not isinstance(transformer, CausalWanTransformer3DModel):
             raise UserError(
                 f"`transformer` must be a CausalWanTransformer3DModel, got {type(transformer).__name__}; load one with "
@@ -72,12 +78,8 @@ class ContextForcingWanPipeline(WanPipeline):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
         )
-        self.register_to_config(
-            memory=memory,
-            chunk_frames=chunk_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
+        settings = {"memory": memory, "chunk_frames": chunk_frames, "num_inference_steps": num_inference_steps}
+        self.register_to_config(**settings, guidance_scale=guidance_scale)
         autoencoder: Any = vae.config
         self.vae_scale_factor_temporal = autoencoder.scale_factor_temporal
         self.vae_scale_factor_spatial = autoencoder.scale_factor_spatial
@@ -103,11 +105,12 @@ class ContextForcingWanPipeline(WanPipeline):
 
     def student(self, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> Student:
         """The transformer and how it is sampled; None: as the student was made for."""
+        settings = self._settings
         return Student(
             transformer=self.transformer,
             scheduler=self.scheduler,
-            num_inference_steps=num_inference_steps or self._settings.num_inference_steps,
-            guidance_scale=self._settings.guidance_scale if guidance_scale is None else guidance_scale,
+            num_inference_steps=settings.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
         )
 
     def new_state(
@@ -125,10 +128,10 @@ class ContextForcingWanPipeline(WanPipeline):
         Raises UserError for sizes that the networks do not take.
         """
         side = self.vae_scale_factor_spatial
-        patch = [side * size for size in self.transformer.config.patch_size[1:]]
-        if height < 1 or width < 1 or height % patch[0] or width % patch[1]:
+        rows, columns = (side * size for size in self.transformer.config.patch_size[1:])
+        if height < 1 or width < 1 or height % rows or width % columns:
             raise UserError(
-                f"`height` and `width` must be multiples of {patch[0]} and {patch[1]}, got {height} and {width}."
+                f"`height` and `width` must be multiples of {rows} and {columns}, got {height} and {width}."
             )
         return new_state(
             student,
@@ -137,6 +140,7 @@ class ContextForcingWanPipeline(WanPipeline):
             width=width // side,
             seeds=tuple(seeds),
             decoder=decoder,
+            device=self._execution_device,
         )
 
     def grid(self, *, fps: float = 16, given_frames: int = 0) -> ChunkGrid:
@@ -152,18 +156,22 @@ class ContextForcingWanPipeline(WanPipeline):
         self,
         prompt: str | Sequence[str] | PromptTimeline,
         *,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         guided: bool = False,
         num_videos: int = 1,
         num_chunks: int | None = None,
         max_sequence_length: int = 512,
         grid: ChunkGrid | None = None,
     ) -> list[Scene]:
-        """Encode the prompts of a timeline, or one for every video, into scenes."""
+        """Encode the prompts of a timeline, or one for every video, into scenes.
+
+        Raises UserError for another number of prompts than of videos.
+        """
+        negative = _for_each(negative_prompt or "", num_videos, "negative_prompt")
         if not isinstance(prompt, PromptTimeline):
-            texts = [prompt] * num_videos if isinstance(prompt, str) else list(prompt)
+            texts = _for_each(prompt, num_videos, "prompt")
             name = prompt if isinstance(prompt, str) else " | ".join(texts)
-            embeddings = self._embeddings(texts, negative_prompt, guided, max_sequence_length)
+            embeddings = self._embeddings(texts, negative, guided, max_sequence_length)
             return [Scene(start_chunk=0, prompt=name, embeddings=embeddings)]
         changes = prompt.changes(grid or self.grid(), num_chunks=_ENDLESS if num_chunks is None else num_chunks)
         return [
@@ -171,35 +179,48 @@ class ContextForcingWanPipeline(WanPipeline):
                 start_chunk=change.chunk,
                 prompt=change.span.prompt,
                 cut=change.span.cut,
-                embeddings=self._embeddings(
-                    [change.span.prompt] * num_videos, negative_prompt, guided, max_sequence_length
-                ),
+                embeddings=self._embeddings([change.span.prompt] * num_videos, negative, guided, max_sequence_length),
             )
             for change in changes
         ]
 
-    def _embeddings(self, texts: list[str], negative: str | None, guided: bool, length: int) -> tuple[Tensor, ...]:
+    def _embeddings(self, texts: list[str], negative: list[str], guided: bool, length: int) -> tuple[Tensor, ...]:
         dtype = self.transformer.dtype
         with torch.no_grad():
             found = self.encode_prompt(
                 prompt=texts,
-                negative_prompt=[negative or ""] * len(texts),
+                negative_prompt=negative,
                 do_classifier_free_guidance=guided,
                 max_sequence_length=length,
                 device=self._execution_device,
             )
         return tuple(part.to(dtype) for part in found if part is not None)
 
+    def _given_scene(self, embeddings: Tensor, negative: Tensor | None, guided: bool) -> Scene:
+        """The scene of embeddings that were made elsewhere, named after what they hold."""
+        parts = [part for part in (embeddings, negative if guided else None) if part is not None]
+        width = self.transformer.config.text_dim
+        if len(parts) != 1 + guided or any(part.ndim != 3 or part.shape[2] != width for part in parts):
+            raise UserError(
+                f"`prompt_embeds`, and with guidance `negative_prompt_embeds`, must be (videos, text tokens, {width}); "
+                f"got {[tuple(part.shape) for part in parts]}."
+            )
+        digest = hashlib.sha256(embeddings.detach().float().cpu().numpy().tobytes()).hexdigest()
+        moved = tuple(part.to(self._execution_device, self.transformer.dtype) for part in parts)
+        return Scene(start_chunk=0, prompt=f"embeddings {digest[:16]}", embeddings=moved)
+
     # Making video
 
     def stream(
         self,
-        prompt: str | Sequence[str] | PromptTimeline,
+        prompt: str | Sequence[str] | PromptTimeline | None = None,
         *,
         num_chunks: int | None = None,
-        negative_prompt: str | None = None,
-        image: Tensor | None = None,
-        video: Tensor | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        image: Any = None,
+        video: Any = None,
         height: int = 480,
         width: int = 832,
         seeds: Sequence[int] = (0,),
@@ -213,9 +234,11 @@ class ContextForcingWanPipeline(WanPipeline):
     ) -> Iterator[Chunk]:
         """Finished chunks, one after the other: latents and, unless `decode` is False, pixel frames.
 
-        prompt: one for all videos, one for each seed, or a timeline.
+        prompt: one for all videos, one for each seed, or a timeline; or `prompt_embeds` (videos, text tokens,
+            text_dim) in its place, with guidance `negative_prompt_embeds` too.
         num_chunks: of the whole rollout; None goes on until the caller stops.
-        image, video: (3, H, W) or (f, 3, H, W) in [0, 1] to begin with; its own chunks come first and count.
+        image, video: to begin with, (3, H, W) or (f, 3, H, W) in [0, 1], or what diffusers' pipelines take (PIL
+            images are scaled); its own chunks come first and count.
         fps: what a timeline's seconds are counted in.
         state: to go on from, as `new_state` or a session gave it; it is advanced in place.
         Raises UserError for sizes, prompts and starts that do not go together.
@@ -227,41 +250,52 @@ class ContextForcingWanPipeline(WanPipeline):
         start = None
         if image is not None or video is not None:
             start = self._start(image, video, state)
-        scenes = self.scenes(
-            prompt,
-            negative_prompt=negative_prompt,
-            guided=student.num_branches > 1,
-            num_videos=len(state.seeds),
-            num_chunks=num_chunks,
-            max_sequence_length=max_sequence_length,
-            grid=self.grid(fps=fps, given_frames=0 if start is None else start.shape[2]),
-        )
+        guided = student.num_branches > 1
+        if prompt_embeds is not None and prompt is None:
+            scenes = [self._given_scene(prompt_embeds, negative_prompt_embeds, guided)]
+        elif prompt is None or prompt_embeds is not None:
+            raise UserError("Give `prompt` or `prompt_embeds`, one of them.")
+        else:
+            scenes = self.scenes(
+                prompt,
+                negative_prompt=negative_prompt,
+                guided=guided,
+                num_videos=len(state.seeds),
+                num_chunks=num_chunks,
+                max_sequence_length=max_sequence_length,
+                grid=self.grid(fps=fps, given_frames=0 if start is None else start.shape[2]),
+            )
         begin: Iterator[Chunk] = iter(())
         if start is not None:
             begin = start_from(student, state, scenes[0], start)
         going_on = rollout(student, state, scenes, num_chunks=_ENDLESS if num_chunks is None else num_chunks)
         return itertools.chain(begin, going_on)
 
-    def _start(self, image: Tensor | None, video: Tensor | None, state: RolloutState) -> Tensor:
+    def _start(self, image: Any, video: Any, state: RolloutState) -> Tensor:
         if image is not None and video is not None:
             raise UserError("A rollout begins with an image or a video, not both.")
-        frames = video if image is None else image[None]
-        assert frames is not None
         side = self.vae_scale_factor_spatial
         size = (state.size[1] * side, state.size[2] * side)
+        frames = video if image is None else image
+        if not isinstance(frames, Tensor):
+            frames = self.video_processor.preprocess(frames, *size) / 2 + 0.5
+        elif image is not None and frames.ndim == 3:
+            frames = frames[None]
         if tuple(frames.shape[-2:]) != size:
             raise UserError(
                 f"The frames to begin with are {tuple(frames.shape[-2:])} and the video is {size} (height, width); "
                 "scale and cut them first."
             )
         latents = encode_start(self.vae, frames)
+        if len(latents) not in (1, len(state.seeds)):
+            raise UserError(f"There are {len(latents)} clips to begin with and {len(state.seeds)} videos; give one.")
         return latents.expand(len(state.seeds), -1, -1, -1, -1)
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str] | PromptTimeline,
-        negative_prompt: str | None = None,
+        prompt: str | Sequence[str] | PromptTimeline | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int = 480,
         width: int = 832,
         num_frames: int = 81,
@@ -272,8 +306,10 @@ class ContextForcingWanPipeline(WanPipeline):
         output_type: str = "np",
         return_dict: bool = True,
         memory: MemoryConfig | str | None = None,
-        image: Tensor | None = None,
-        video: Tensor | None = None,
+        image: Any = None,
+        video: Any = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         max_sequence_length: int = 512,
     ) -> Any:
         """Make whole videos of `num_frames` pixel frames, as `WanPipeline` does; see `stream` for the other arguments.
@@ -282,19 +318,24 @@ class ContextForcingWanPipeline(WanPipeline):
         output_type: "np", "pt", "pil" or "latent".
         Returns a `WanPipelineOutput`, or a tuple without `return_dict`. Raises UserError.
         """
-        if num_frames < 1:
-            raise UserError(f"`num_frames` must be at least 1, got {num_frames}.")
-        prompts = (
-            prompt
-            if isinstance(prompt, str | PromptTimeline)
-            else [p for p in prompt for _ in range(num_videos_per_prompt)]
+        for name, value in (("num_frames", num_frames), ("num_videos_per_prompt", num_videos_per_prompt)):
+            if value < 1:
+                raise UserError(f"`{name}` must be at least 1, got {value}.")
+        if output_type not in ("np", "pt", "pil", "latent"):
+            raise UserError(f"`output_type` must be np, pt, pil or latent; got {output_type!r}.")
+        prompt, negative_prompt, prompt_embeds, negative_prompt_embeds = (
+            _repeated(given, num_videos_per_prompt)
+            for given in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         )
-        count = len(prompts) if isinstance(prompts, list) else num_videos_per_prompt
+        counted = prompt if prompt_embeds is None else prompt_embeds
+        count = len(counted) if isinstance(counted, list | Tensor) else num_videos_per_prompt
         stride = self.vae_scale_factor_temporal
         num_latent_frames = (num_frames - 1 + stride - 1) // stride + 1
         chunks = self.stream(
-            prompts,
+            prompt,
             negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
             image=image,
             video=video,
             height=height,
@@ -323,6 +364,23 @@ class ContextForcingWanPipeline(WanPipeline):
                 pixels.transpose(1, 2).float() / 127.5 - 1, output_type=output_type
             )
         return WanPipelineOutput(frames=result) if return_dict else (result,)
+
+
+def _for_each(prompt: str | Sequence[str], count: int, name: str) -> list[str]:
+    """A text for every video."""
+    texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"`{name}` must be a text, or one for each of the {count} videos (seeds); got {prompt!r}.")
+    return texts
+
+
+def _repeated(given: Any, times: int) -> Any:
+    """Prompts, or their embeddings, with each as often in a row as there are videos of it; one text is for all."""
+    if isinstance(given, Tensor):
+        return given.repeat_interleave(times, dim=0)
+    if given is None or isinstance(given, str | PromptTimeline):
+        return given
+    return [one for one in given for _ in range(times)]
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> tuple[int, ...]:

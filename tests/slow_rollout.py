@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class SlowVideo:
     config: MemoryConfig
     sampling: Sampling
     seed: int
+    size: tuple[int, int]
     latents: list[Tensor] = field(default_factory=list)  # every frame ever made, (C, H, W)
     remembered: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)  # sink, slow, fast after every chunk
     margin: float = 1.0
@@ -82,7 +84,7 @@ class SlowVideo:
         shape = (self.model.config.in_channels, len(self.index.current), rows, columns)
         x = torch.randn(shape, generator=source)
         sigmas = self.sampling.sigmas()
-        for number, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for number, (sigma, following) in enumerate(pairwise(sigmas)):
             passes = [self.run(x, 1000 * sigma, prompt, branch) for branch, prompt in enumerate(prompts)]
             velocity = passes[0][0]
             if len(passes) > 1:
@@ -164,12 +166,9 @@ class SlowVideo:
 
     def frame_of(self, layers: LayerKeys, number: int) -> LayerKeys:
         rows, columns = self.size
-        _, high, wide = self.model.config.patch_size
-        tokens = (rows // high) * (columns // wide)
+        tokens = (rows // self.model.config.patch_size[1]) * (columns // self.model.config.patch_size[2])
         span = slice(number * tokens, (number + 1) * tokens)
         return [(keys[span], values[span]) for keys, values in layers]
-
-    size: tuple[int, int] = (4, 6)
 
 
 def slow_pass(
@@ -182,7 +181,7 @@ def slow_pass(
 ) -> tuple[Tensor, LayerKeys]:
     """One pass over (C, F, H, W) with remembered frames at their positions: velocity, and keys and values written."""
     config = model.config
-    channels, frames, rows, columns = latents.shape
+    _, frames, rows, columns = latents.shape
     _, high, wide = config.patch_size
     grid = (rows // high, columns // wide)
     x = model.patch_embedding(latents[None])[0].flatten(1).T

@@ -47,7 +47,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        say_error("interrupted; what is finished is kept, and the same command can be run again.")
+        say_error("interrupted; what is finished is kept, and the same command (of a session: --resume) goes on.")
     return code if isinstance(code, int) else 0
 
 

@@ -221,7 +221,10 @@ def _refuse_unsuitable(kind: str, transformer: nn.Module) -> None:
             f"{kind} takes no `{missing[0]}`; EasyCache needs a diffusers video transformer whose forward does."
         )
     if kept := [name for name in parameters if "cache" in name or "past_key" in name or name == "memory"]:
-        raise ValueError(f"{kind} takes `{kept[0]}`: a reused step would not write its keys and values. Not supported.")
+        advice = " Make videos of this causal student with `vidaccel rollout`." if "memory" in kept else ""
+        raise ValueError(
+            f"{kind} takes `{kept[0]}`: a reused step would not write its keys and values. Not supported.{advice}"
+        )
 
 
 def _find_cache(transformer: nn.Module) -> str | None:

@@ -30,14 +30,15 @@ class CleanParts:
 
     def begin(self, frames: range) -> None:
         """Makes room for a chunk: what leaves fast memory goes to slow memory if it is a keyframe, else it is lost."""
-        config = self._config
-        while self._fast and len(self._fast) + len(frames) > config.fast_frames:
-            oldest = self._fast.pop(0)
+        config, slow, fast = self._config, list(self._slow), list(self._fast)
+        while fast and len(fast) + len(frames) > config.fast_frames:
+            oldest = fast.pop(0)
             if oldest.is_keyframe or config.prefill == "linear":
-                self._slow.append(oldest)
-        while len(self._slow) > config.slow_frames:
-            surplus = next((mark for mark in self._slow if not mark.is_keyframe), self._slow[0])
-            self._slow.remove(surplus)
+                slow.append(oldest)
+        while len(slow) > config.slow_frames:
+            surplus = next((mark for mark in slow if not mark.is_keyframe), slow[0])
+            slow.remove(surplus)
+        self._slow, self._fast = slow, fast
 
     def run(self, frames: range, is_keyframe: bool, source: Source) -> bool:
         """One pass over a chunk; only the clean one is remembered. Returns whether it made the chunk a keyframe.
@@ -46,9 +47,12 @@ class CleanParts:
         """
         if source != "clean":
             return False
-        for number, frame in enumerate(frames):
-            if frame >= self._config.sink_frames:
-                self._fast.append(Mark(frame, is_keyframe and number < self._config.keyframe_frames))
+        new = [
+            Mark(frame, is_keyframe and number < self._config.keyframe_frames)
+            for number, frame in enumerate(frames)
+            if frame >= self._config.sink_frames
+        ]
+        self._fast = [*self._fast, *new]
         return is_keyframe
 
     def entries(self, num_frames: int, current: range) -> tuple[Entry, ...]:

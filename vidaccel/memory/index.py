@@ -96,9 +96,9 @@ class MemoryIndex:
         count = self._checked_size(self.config.chunk_frames if num_frames is None else num_frames)
         self._num_passes = 0
         if not self._current:
-            self._current = range(self._num_frames, self._num_frames + count)
-            self._is_marked = False
-            self._parts.begin(self._current)
+            frames = range(self._num_frames, self._num_frames + count)
+            self._parts.begin(frames)
+            self._current, self._is_marked = frames, False
 
     def observe(self, similarity: float | None = None) -> None:
         """Counts a denoising pass over the chunk. Arguments and errors are those of `commit`."""

@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # what diffusers looks for in a component's module
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel, WanTransformerBlock
+from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
 from vidaccel.memory.rotary import RotaryTable, rotate
@@ -243,10 +244,15 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
 
     def rotary_table(self, height: int, width: int) -> RotaryTable:
-        """Cosines and sines for latents of `height` x `width`. Raises ValueError for more patches than positions."""
+        """Cosines and sines for latents of `height` x `width`. Raises ValueError beyond `rope_max_seq_len` patches."""
         _, rows, columns = (
             size // patch for size, patch in zip((1, height, width), self._config.patch_size, strict=True)
         )
+        if max(rows, columns) > self._config.rope_max_seq_len:
+            raise ValueError(
+                f"Latents of {height} x {width} are {rows} x {columns} patches, and the transformer has positions for "
+                f"{self._config.rope_max_seq_len} (`rope_max_seq_len`); take a smaller size."
+            )
         rope: Any = self.rope
         tables = torch.stack([rope.freqs_cos, rope.freqs_sin]).float()
         if max(rows, columns) > tables.shape[1]:
@@ -264,6 +270,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         text = self.condition_embedder.text_embedder(encoder_hidden_states)
         return PromptCache(tuple(_prompt_keys_values(block.attn2, text) for block in self.blocks))
 
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         hidden_states: Tensor,
@@ -287,6 +294,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         chunk_frames: without a memory, frames of a chunk: a frame sees its own chunk and those before; None: all.
         visibility: instead, (T, T) bool: whether the frame of the row sees that of the column.
         frame_positions: (T,) rotary positions, 0 to T - 1 by default.
+        attention_kwargs: `scale` is the weight of LoRA layers in this pass, as in diffusers.
 
         Returns a `Transformer2DModelOutput`, or a tuple without `return_dict`. Raises ValueError for arguments that
         exclude each other.

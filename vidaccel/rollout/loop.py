@@ -137,6 +137,11 @@ class _Runner:
     def _enter(self, scene: Scene) -> None:
         """Make the prompt of `scene` the one that is attended to, and cut if another was before."""
         state = self.state
+        done = {index.num_frames for memory in state.memories for index in memory.indexes}
+        if done != {state.num_frames - state.scene_start}:
+            raise UserError(
+                "The rollout was interrupted in the very moment in which a chunk was counted; go on from a saved state."
+            )
         if self._scene is not scene:
             self._prompts = self._cached(scene)
             self._scene = scene
@@ -257,8 +262,7 @@ class _Runner:
             is_keyframe=index.is_keyframe,
             similarity=None if similarity is None else float(similarity[0]),
         )
-        state.num_chunks += 1
-        state.num_frames += latents.shape[2]
+        state.num_chunks, state.num_frames = state.num_chunks + 1, state.num_frames + latents.shape[2]
         return chunk
 
     def _commit(self) -> None:
