@@ -82,6 +82,14 @@ def test_prompts_change_at_their_chunks_and_those_not_shown_are_said(
     assert len(frames) == report["num_pixel_frames"] == 9 + 12 + 9 + 12 + 12  # a hard cut begins a video
 
 
+def test_words_that_have_no_effect_are_named(
+    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "timeline.txt").write_text("0 a red zebra\n1 a blue circle, quagga\n")
+    assert rollout("--timeline", str(tmp_path / "timeline.txt"), "--negative-prompt", "okapi") == 0
+    assert "does not know zebra, quagga, okapi" in capsys.readouterr().err
+
+
 def test_a_small_decoder_makes_the_pixels_and_is_said_and_planned(
     rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

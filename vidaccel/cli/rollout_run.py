@@ -20,6 +20,7 @@ from vidaccel.cli.jobs import Job, plain_values, unfinished
 from vidaccel.cli.rollout_progress import ChunkCounter, chunk_bar
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.errors import UserError
+from vidaccel.generation import warn_about_words
 from vidaccel.loading import load_pipeline, resolve_device
 from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout.branch import Branch
@@ -214,6 +215,8 @@ class _Run:
             "guided": student.num_branches > 1,
             "max_sequence_length": request.text_tokens,
         }
+        prompts = [span.prompt for span in request.timeline.spans]
+        warn_about_words(pipe, [*prompts, settings.negative_prompt or ""], request.text_tokens)
         planned = pipe.scenes(request.timeline, num_chunks=request.num_chunks, grid=request.grid, **encoding)
         past: list[Scene] = []
         if self.branch is not None:
