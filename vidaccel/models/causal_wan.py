@@ -255,11 +255,6 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         rope: Any = self.rope
         tables = torch.stack([rope.freqs_cos, rope.freqs_sin]).float()
-        if max(rows, columns) > tables.shape[1]:
-            raise ValueError(
-                f"Latents of {height} x {width} are {rows} x {columns} patches, and the transformer has "
-                f"{tables.shape[1]} positions a side (`rope_max_seq_len`); make a smaller picture."
-            )
         time, row, column = tables.split([rope.t_dim, rope.h_dim, rope.w_dim], dim=-1)
         row = row[:, :rows, None].expand(-1, -1, columns, -1)
         column = column[:, None, :columns].expand(-1, rows, -1, -1)
