@@ -1,104 +1,81 @@
-"""A page to try EasyCache: a prompt, a threshold, and the video beside its twin without reuse.
+"""A page to try vidaccel: EasyCache beside its twin without reuse, and rollouts that are changed while they are made.
 
     pip install "vidaccel[demo]"
     python demos/app.py            # then open the address it prints; only this machine can reach it
 
-The embedded model runs on a CPU; `--model`, `--host` and `--port` change model and address.
+The embedded models run on a CPU; `--model`, `--student`, `--host` and `--port` change models and address.
 """
 
 import argparse
+import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from easycache_tab import add_easycache_tab
+from live_rollout import Studio
+from rollout_tab import add_rollout_tab
+from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
+
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, easycache_settings, generate, request_for, unknown_words
 from vidaccel.loading import load_pipeline
-from vidaccel.metrics import compare_videos
-from vidaccel.registry import EMBEDDED_MODEL, GenerationDefaults, spec_of
-from vidaccel.video import side_by_side, write_video
+from vidaccel.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT, GenerationDefaults, spec_of
 
-EXAMPLES = ("a red star hops up and down in the cold snow, near a house", "a blue ball flies in circles at the seaside")
+_LOOK_EVERY, _OLD = 600, 7200  # seconds: files that gradio sends are removed when they are old
 
 
-def make(
-    pipe: Any, defaults: GenerationDefaults, *, prompt: str, threshold: float, num_inference_steps: int, seed: int
-) -> tuple[str, str, str]:
-    """Generate with and without reuse; paths of the side-by-side video and of the picture, and the figures as text."""
-    request = request_for(defaults, prompt, num_inference_steps=num_inference_steps, seed=seed)
-    plain = generate(pipe, request)
-    config, _ = easycache_settings(pipe, threshold=threshold)
-    cached = generate(pipe, request, easycache=config)
-    assert cached.report is not None  # EasyCache was asked for
-    folder = Path(tempfile.mkdtemp(prefix="vidaccel-"))
-    video = write_video(
-        folder / "video.mp4", side_by_side(plain.frames, cached.frames, ("all steps", "EasyCache")), fps=defaults.fps
-    )
-    picture = cached.report.save_picture(folder / "decisions.png")
-    return str(video), str(picture), _figures(plain, cached, words=unknown_words(pipe, prompt))
+def build_app(pipe: Any, defaults: GenerationDefaults, studio: Studio) -> Any:
+    """The page as a `gradio.Blocks`: `pipe` makes the videos of EasyCache, the studio the rollouts.
 
-
-def _figures(plain: Generation, cached: Generation, *, words: tuple[str, ...]) -> str:
-    comparison = compare_videos(plain.frames, cached.frames, metrics=("psnr", "ssim"))
-    rows = [
-        "| | all steps | EasyCache |",
-        "|---|---|---|",
-        f"| transformer forwards | {plain.num_forwards} | {cached.num_forwards} |",
-        f"| denoising | {plain.denoising_seconds:.1f} s | {cached.denoising_seconds:.1f} s |",
-        f"| PSNR | | {comparison.psnr:.1f} dB |",
-        f"| SSIM | | {comparison.ssim:.4f} |",
-    ]
-    if words:
-        rows += ["", f"The model does not know: {', '.join(words)}."]
-    return "\n".join(rows)
-
-
-def build_app(pipe: Any, defaults: GenerationDefaults) -> Any:
-    """The page as a `gradio.Blocks`. Raises `UserError` where gradio is not installed."""
+    Raises `UserError` where gradio is not installed.
+    """
     try:
         import gradio
     except ImportError as error:
         raise UserError('The demo needs gradio: pip install -c constraints.txt ".[demo]"') from error
+    with gradio.Blocks(title="vidaccel", analytics_enabled=False, delete_cache=(_LOOK_EVERY, _OLD)) as app:
+        gradio.Markdown("# vidaccel")
+        with gradio.Tab("EasyCache"):
+            gradio.Markdown("One prompt, with every step computed and with EasyCache.")
+            add_easycache_tab(pipe, defaults, studio.folder)
+        with gradio.Tab("Rollout"):
+            gradio.Markdown("Video of any length, chunk after chunk, from a student with a bounded memory.")
+            add_rollout_tab(studio)
+    return app.queue(default_concurrency_limit=1)
 
-    def on_click(prompt: str, threshold: float, steps: float, seed: float) -> tuple[str, str, str]:
-        try:
-            return make(
-                pipe, defaults, prompt=prompt, threshold=threshold, num_inference_steps=int(steps), seed=int(seed)
-            )
-        except ValueError as error:
-            raise gradio.Error(str(error)) from error
 
-    with gradio.Blocks(title="vidaccel") as app:
-        gradio.Markdown("# vidaccel\nOne prompt, with every step computed and with EasyCache.")
-        with gradio.Row():
-            prompt = gradio.Textbox(EXAMPLES[0], label="Prompt", scale=3)
-            seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
-        with gradio.Row():
-            threshold = gradio.Slider(0, 0.5, 0.05, step=0.005, label="Threshold (0 computes every step)")
-            steps = gradio.Slider(1, 100, defaults.num_inference_steps, step=1, label="Steps")
-        button = gradio.Button("Generate", variant="primary")
-        with gradio.Row():
-            video = gradio.Video(label="All steps | EasyCache", autoplay=True, loop=True)
-            picture = gradio.Image(label="Decisions")
-        figures = gradio.Markdown()
-        gradio.Examples([[example] for example in EXAMPLES], inputs=[prompt])
-        button.click(on_click, [prompt, threshold, steps, seed], [video, picture, figures])
-    return app
+def open_studio(model: str, folder: Path) -> Studio:
+    """Load the student of the rollouts. Raises UserError for a model of another kind."""
+    pipe = load_pipeline(model)
+    if not isinstance(pipe, ContextForcingWanPipeline):
+        raise UserError(
+            f"A rollout needs a causal student and {model!r} is a {type(pipe).__name__}; make one with "
+            "`vidaccel convert causal-wan`, or leave out --student."
+        )
+    return Studio(pipe, spec_of(model).defaults, folder)
 
 
 def main() -> None:
-    """Load the model and serve the page."""
+    """Load the models and serve the page; its files are in a private folder that goes with it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="model of the EasyCache tab")
+    parser.add_argument("--student", default=EMBEDDED_STUDENT, help="causal student of the rollout tab")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is this machine only")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    try:
-        pipe = load_pipeline(arguments.model)
-        app = build_app(pipe, spec_of(arguments.model).defaults)
-    except UserError as error:
-        raise SystemExit(f"demo: {error}") from error
-    app.queue(default_concurrency_limit=1).launch(server_name=arguments.host, server_port=arguments.port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C: the folder is removed
+    with tempfile.TemporaryDirectory(prefix="vidaccel-") as name:
+        folder = Path(name, "work")
+        folder.mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(name, "sent"))
+        try:
+            studio = open_studio(arguments.student, folder)
+            app = build_app(load_pipeline(arguments.model), spec_of(arguments.model).defaults, studio)
+            app.launch(server_name=arguments.host, server_port=arguments.port)
+        except (UserError, OSError) as error:
+            raise SystemExit(f"demo: {error}") from error
 
 
 if __name__ == "__main__":

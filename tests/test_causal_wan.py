@@ -169,6 +169,10 @@ def test_what_cannot_be_is_refused():
         model.memory_shape(5, 6)
     with pytest.raises(ValueError, match="rope_max_seq_len"):
         memory_of(causal_model(rope_max_seq_len=12), MemoryConfig())
+    for height, width in ((26, 6), (4, 26)):
+        with pytest.raises(ValueError, match=f"{height} x {width} .* smaller size"):
+            causal_model(rope_max_seq_len=12).rotary_table(height, width)
+    assert causal_model(rope_max_seq_len=13).rotary_table(26, 26).spatial.shape[1] == 13 * 13
 
 
 def test_rotation_keeps_lengths_and_turns_by_the_position():

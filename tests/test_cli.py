@@ -319,7 +319,7 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cli.md").read_text(encod
 
 
 class TestPage:
-    @pytest.mark.parametrize("name", ["generate", "compare", "convert", "models"])
+    @pytest.mark.parametrize("name", ["generate", "rollout", "session", "compare", "convert", "models"])
     def test_it_has_every_flag_of_the_command(self, name: str) -> None:
         module, line = COMMANDS[name]
         command = LazyCommand(name, module=module, help=line).load()

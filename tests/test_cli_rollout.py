@@ -1,108 +1,29 @@
-"""`vidaccel rollout` from outside: its video, its session after every kind of interrupt, what it says and refuses."""
+"""`vidaccel rollout` from outside: its video, its files, what it says and refuses."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rollout_command
 import torch
-from diffusers import WanPipeline
-from PIL import Image
-from tiny_models import tiny_scheduler, tiny_transformer
-from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
+from rollout_command import FPS, Command, decoder_file
 
 from vidaccel.cli import rollout_run, run
 from vidaccel.cli.rollout_progress import ChunkCounter
-from vidaccel.cli.rollout_request import RolloutRequest
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout import plan
-from vidaccel.rollout.chunk import Chunk
+from vidaccel.models.taehv import TinyWanDecoder
+from vidaccel.rollout.chunk import Chunk, Student
+from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.session import Session
-from vidaccel.video import read_video, save_frames
+from vidaccel.rollout.state import RolloutState
+from vidaccel.video import read_video, rounded_to_uint8
+from vidaccel.video_stream import encode_segment
 
-Command = Callable[..., int]
-FPS = 16
-
-
-@pytest.fixture(scope="session")
-def student_folder(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete tiny random causal student."""
-    parts = WanPipeline.from_pretrained(tiny_wan_folder).components
-    transformer = CausalWanTransformer3DModel.from_config(tiny_transformer().config)
-    transformer.load_state_dict(tiny_transformer(seed=1).state_dict())
-    pipe = ContextForcingWanPipeline(
-        tokenizer=parts["tokenizer"],
-        text_encoder=parts["text_encoder"],
-        vae=parts["vae"],
-        scheduler=tiny_scheduler("stochastic"),
-        transformer=transformer,
-        memory="slow-fast:3+3+6",
-        num_inference_steps=2,
-    )
-    folder = tmp_path_factory.mktemp("student")
-    pipe.save_pretrained(folder)
-    settings = {"defaults": {"height": 32, "width": 48, "fps": FPS, "max_sequence_length": 16}}
-    (folder / "vidaccel.json").write_text(json.dumps(settings))
-    return folder
-
-
-@pytest.fixture
-def rollout(student_folder: Path, tmp_path: Path) -> Command:
-    """`vidaccel rollout` with the tiny student; 3 seconds are 5 chunks: 9 + 4 * 12 pixel frames."""
-
-    def call(*arguments: str, output: Path | str = tmp_path / "video.mp4") -> int:
-        sizes = ("--seconds", "3", "--similarity-threshold", "1")
-        return run(["rollout", "--model", str(student_folder), "--output", str(output), *sizes, *arguments])
-
-    return call
-
-
-@pytest.fixture(autouse=True)
-def _planned_once(monkeypatch: pytest.MonkeyPatch, plans: dict[Any, RolloutPlan]) -> None:
-    """Measure every size once for all tests of this file, for the time it takes."""
-    measure = RolloutRequest.plan
-
-    def plan_of(request: RolloutRequest) -> RolloutPlan:
-        size = (request.memory, request.request.height, request.request.width, request.is_guided)
-        key = (*size, plan.available_bytes)
-        if key not in plans:
-            plans[key] = measure(request)
-        return plans[key]
-
-    monkeypatch.setattr(RolloutRequest, "plan", plan_of)
-
-
-@pytest.fixture(scope="module")
-def plans() -> dict[Any, RolloutPlan]:
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def _no_half_written_files(tmp_path: Path) -> Iterator[None]:
-    yield
-    assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
-
-
-def interrupted_after(num_chunks: int, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]) -> None:
-    """Let the rollout be interrupted while the chunk after `num_chunks` is made."""
-    chunks = rollout_run._chunks
-
-    def stopping(*arguments: Any) -> Iterator[Chunk]:
-        for chunk in chunks(*arguments):
-            if chunk.index == num_chunks:
-                raise kind
-            yield chunk
-
-    monkeypatch.setattr(rollout_run, "_chunks", stopping)
+student_folder, plans, rollout = rollout_command.student_folder, rollout_command.plans, rollout_command.rollout
+no_pictures = rollout_command.no_pictures
 
 
 def test_a_prompt_becomes_a_video_with_a_sidecar(
@@ -148,95 +69,7 @@ def test_the_beginning_does_not_depend_on_the_length(rollout: Command, tmp_path:
     assert len(short) == 21
 
 
-@pytest.mark.parametrize(
-    ("kind", "snapshot_every"), [(KeyboardInterrupt, "0"), (RuntimeError, "2")], ids=["ctrl-c", "crash"]
-)
-def test_an_interrupted_rollout_goes_on_to_the_same_bytes(
-    rollout: Command,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    kind: type[BaseException],
-    snapshot_every: str,
-) -> None:
-    flags = ("a red circle", "--checkpoint", str(tmp_path / "session"), "--snapshot-every", snapshot_every)
-    assert rollout("a red circle", output=tmp_path / "whole.mp4") == 0
-    with monkeypatch.context() as patched:
-        interrupted_after(3, patched, kind)
-        if kind is KeyboardInterrupt:
-            assert rollout(*flags) == 130
-            assert "3 chunks are kept" in capsys.readouterr().err
-        else:
-            with pytest.raises(RuntimeError):
-                rollout(*flags)
-    assert not (tmp_path / "video.mp4").exists()
-    assert rollout(*flags) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert rollout(*flags, "--resume", "--report") == 0
-    assert (tmp_path / "video.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-    report = json.loads((tmp_path / "video.report.json").read_text())
-    assert report["chunks"]["first_frame"] == [0, 3, 6, 9, 12]
-    known = 3 if kind is KeyboardInterrupt else 2
-    assert report["chunks"]["seconds"]["chunk"][:known] == [None] * known
-
-
-def test_a_finished_session_gives_its_video_without_the_model_and_can_be_made_longer(
-    rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ("a red circle", "--checkpoint", str(tmp_path / "session"))
-    assert rollout(*flags) == 0
-    with monkeypatch.context() as patched:
-        patched.setattr(rollout_run, "load_pipeline", None)
-        assert rollout(*flags, "--resume", output=tmp_path / "again.mp4") == 0
-        assert rollout(*flags, "--resume", "--seconds", "1", output=tmp_path / "short.mp4") == 0
-    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "video.mp4").read_bytes()
-    assert len(read_video(tmp_path / "short.mp4")[0]) == 21
-    assert rollout(*flags, "--resume", "--seconds", "4", output=tmp_path / "longer.mp4") == 0
-    assert rollout("a red circle", "--seconds", "4", output=tmp_path / "whole.mp4") == 0
-    assert (tmp_path / "longer.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-
-
-def test_a_killed_process_goes_on_to_the_same_bytes(rollout: Command, student_folder: Path, tmp_path: Path) -> None:
-    flags = ["a red circle", "--seconds", "60", "--checkpoint", str(tmp_path / "session")]
-    command = [sys.executable, "-m", "vidaccel", "rollout", "--model", str(student_folder)]
-    command += ["--similarity-threshold", "1", "--output", str(tmp_path / "video.mp4"), *flags]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    journals = tmp_path / "session" / "journals"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if sum(path.read_bytes().count(b"\n") for path in journals.glob("*")) >= 3:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    with Session.open(tmp_path / "session", read_only=True) as session:
-        kept = session.branch().num_chunks
-    assert kept >= 2
-    seconds = str((9 + 12 * (kept + 1)) / FPS)
-    resumed = ("--checkpoint", str(tmp_path / "session"), "--resume", "--seconds", seconds)
-    assert rollout("a red circle", *resumed) == 0
-    assert rollout("a red circle", "--seconds", seconds, output=tmp_path / "whole.mp4") == 0
-    assert (tmp_path / "video.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-
-
-def test_a_branch_shares_its_beginning_and_goes_on_under_another_prompt(
-    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = ("--checkpoint", str(tmp_path / "session"))
-    assert rollout("a red circle", *folder, output=tmp_path / "main.mp4") == 0
-    branch = ("--branch", "other", "--branch-from", "2")
-    assert rollout("a blue square", *folder, *branch, output=tmp_path / "other.mp4") == 0
-    main, other = (read_video(tmp_path / name)[0] for name in ("main.mp4", "other.mp4"))
-    assert torch.equal(main[:21], other[:21])
-    assert not torch.equal(main[21:], other[21:])
-    (tmp_path / "timeline.txt").write_text(f"0 a red circle\n{21 / FPS} a blue square\n")
-    timeline = ("--timeline", str(tmp_path / "timeline.txt"))
-    assert rollout(*timeline, output=tmp_path / "timeline.mp4") == 0
-    assert (tmp_path / "timeline.mp4").read_bytes() == (tmp_path / "other.mp4").read_bytes()
-    assert rollout("a blue square", *folder, *branch, output=tmp_path / "twice.mp4") == 2
-    assert "a branch 'other'" in capsys.readouterr().err
-
-
+@pytest.mark.usefixtures("no_pictures")
 def test_prompts_change_at_their_chunks_and_those_not_shown_are_said(
     rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,28 +82,63 @@ def test_prompts_change_at_their_chunks_and_those_not_shown_are_said(
     assert len(frames) == report["num_pixel_frames"] == 9 + 12 + 9 + 12 + 12  # a hard cut begins a video
 
 
-@pytest.mark.parametrize(("kind", "num_given"), [("image", 1), ("video", 3)])
-def test_a_start_is_the_beginning_of_the_video_and_of_its_session(
-    rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, num_given: int
+def test_words_that_have_no_effect_are_named(
+    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(0)
-    frames = torch.rand(1 if kind == "image" else 25, 3, 40, 40)
-    if kind == "image":
-        pixels = (frames[0] * 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(tmp_path / "start.png")
-    save_frames(tmp_path / "start.safetensors", frames)
-    file = tmp_path / ("start.png" if kind == "image" else "start.safetensors")
-    flags = ("a red circle", f"--{kind}", str(file), "--checkpoint", str(tmp_path / "session"))
-    assert rollout("a red circle", f"--{kind}", str(file), output=tmp_path / "whole.mp4") == 0
-    with monkeypatch.context() as patched:
-        interrupted_after(num_given - 1, patched, KeyboardInterrupt)  # among what was given, for the clip
-        assert rollout(*flags) == 130
-    assert rollout(*flags, "--resume", "--report") == 0
-    assert (tmp_path / "video.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-    report = json.loads((tmp_path / "video.report.json").read_text())
-    firsts = report["chunks"]["first_frame"]
-    assert firsts[: num_given + 2] == ([0, 1, 4] if kind == "image" else [0, 3, 6, 7, 10])
-    assert report["num_passes"] == num_given + 3 * (len(firsts) - num_given)
+    (tmp_path / "timeline.txt").write_text("0 a red zebra\n1 a blue circle, quagga\n")
+    assert rollout("--timeline", str(tmp_path / "timeline.txt"), "--negative-prompt", "okapi") == 0
+    assert "does not know zebra, quagga, okapi" in capsys.readouterr().err
+
+
+def test_a_small_decoder_makes_the_pixels_and_is_said_and_planned(
+    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = decoder_file(tmp_path / "tiny.safetensors")
+    flags = ("a red circle", "--seconds", "1", "--decoder", str(file))
+    assert rollout(*flags, "--plan") == 0
+    assert "small decoder" in capsys.readouterr().out
+    (tmp_path / "out").mkdir()
+    assert rollout(*flags, "--checkpoint", str(tmp_path / "s"), "--report", output=tmp_path / "out" / "video.mp4") == 0
+    report = json.loads((tmp_path / "out" / "video.report.json").read_text())
+    assert report["decoder"] == "tiny.safetensors"
+    with Session.open(tmp_path / "s", read_only=True) as session:
+        latents = [session.branch().latents(chunk)["latents"] for chunk in range(2)]
+    frames = TinyWanDecoder.from_single_file(file).decode(torch.cat(latents, dim=2))
+    encoded = encode_segment(rounded_to_uint8(frames[0, 9:]), fps=FPS)
+    with Session.open(tmp_path / "s", read_only=True) as session:
+        assert session.branch().segment(1) == encoded
+    other = decoder_file(tmp_path / "tiny.safetensors", seed=1)
+    resumed = ("a red circle", "--checkpoint", str(tmp_path / "s"), "--resume", "--seconds", "2")
+    assert rollout(*resumed, "--decoder", str(other)) == 2
+    assert "decoder is '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        ({"latent_channels": 48, "patch_size": 2}, "channels are 48, and"),
+        ({"time_factors": (1, 1, 2)}, "pixel frames a latent frame are 2, and"),
+        ({"patch_size": 2}, "pixels a side are 16, and"),
+    ],
+)
+def test_a_decoder_of_other_latents_is_refused(
+    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], sizes: dict[str, Any], complaint: str
+) -> None:
+    assert rollout("a", "--decoder", str(decoder_file(tmp_path / "tiny.safetensors", **sizes))) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_passes_are_sped_up_as_asked_for(rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def speed_up(student: Student, state: RolloutState, mode: PassMode) -> Student:
+        asked.append((mode, state.num_chunks, type(state.decoder).__name__))
+        return student
+
+    monkeypatch.setattr(rollout_run, "speed_up", speed_up)
+    assert rollout("a", "--passes", "compiled", "--seconds", "1", output=tmp_path / "fast.mp4") == 0
+    assert rollout("a", "--seconds", "1") == 0
+    assert asked == [("compiled", 0, "StreamingDecoder"), ("eager", 0, "StreamingDecoder")]
 
 
 def test_guidance_has_twice_the_passes(rollout: Command, tmp_path: Path) -> None:
@@ -291,12 +159,19 @@ def test_the_plan_is_said_and_nothing_else_done(
 
 
 def test_a_video_that_does_not_fit_is_refused_before_the_model_is_loaded(
-    rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rollout: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    plans: dict[Any, RolloutPlan],
 ) -> None:
     monkeypatch.setattr(rollout_run, "load_pipeline", None)
-    monkeypatch.setattr("vidaccel.rollout.plan.available_bytes", lambda device: 2**10)
+    assert rollout("a red circle", "--plan") == 0
+    enough = list(plans.values())[-1].total_bytes
+    monkeypatch.setattr("vidaccel.rollout.plan.available_bytes", lambda device: enough - 1)  # one change will do
+    capsys.readouterr()
     assert rollout("a red circle") == 2
-    assert "of memory on cpu and 1 MiB are free" in capsys.readouterr().err
+    assert "are free; change in this order: calculate in bfloat16" in capsys.readouterr().err
     assert rollout("a red circle", "--checkpoint", str(tmp_path / "session")) == 2
     assert not list(tmp_path.iterdir())
     assert rollout("a red circle", "--plan") == 0
@@ -339,6 +214,21 @@ def test_a_player_gets_the_video_and_nothing_else(
         (("a", "--checkpoint", "none", "--branch-from", "2"), "name it with --branch"),
         (("a", "--checkpoint", "none", "--branch", "b"), "goes on with --resume"),
         (("a", "--checkpoint", "none", "--snapshot-every", "-1"), "`snapshot_every`"),
+        (("a", "--checkpoint", "none", "--from-branch", "b"), "say how far: --branch-from N"),
+        (("a", "--checkpoint", "x" * 300), "File name too long"),
+        (("a", "--snapshot-every", "3"), "--snapshot-every is about a saved session"),
+        (("a", "--from-branch", "b"), "--from-branch is about a saved session"),
+        (("a", "--seconds", "nan"), "`seconds` must be above 0"),
+        (("a", "--fps", "nan"), "`fps` must be above 0"),
+        (("a", "--similarity-threshold", "nan"), "`similarity_threshold` must be"),
+        (("a", "--guidance-scale", "nan"), "`guidance_scale` must be"),
+        (("a", "--height", "1e400"), "Invalid value for '--height'"),
+        (("a", "--decoder", "none.safetensors"), "no file none.safetensors"),
+        (("a", "--decoder", "none.pth"), "no .safetensors file"),
+        (("a", "--image", "x" * 300), "File name too long"),
+        (("a", "--model", "x" * 300), "File name too long"),
+        (("a", "--output", "x" * 300), "File name too long"),
+        (("a", "--model", "wan2.1-t2v-1.3b"), "is a WanPipeline"),
         (("a", "--image", "none.png"), "no file or folder none.png"),
         (("a", "--image", "a.png", "--video", "b.mp4"), "--image or --video"),
         (("a", "--output", "video.avi"), "must end in"),
@@ -364,16 +254,6 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
 def test_a_model_of_another_kind_is_refused(tiny_wan_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["rollout", "a", "--model", str(tiny_wan_folder)]) == 2
     assert "is a WanPipeline; make one with `vidaccel convert causal-wan`" in capsys.readouterr().err
-
-
-def test_a_session_of_other_settings_is_not_gone_on_with(
-    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("--checkpoint", str(tmp_path / "session"))
-    assert rollout("a red circle", *flags) == 0
-    assert rollout("a red circle", *flags, "--resume", "--seed", "3", output=tmp_path / "other.mp4") == 2
-    assert "seed is 0 there, asked for 3" in capsys.readouterr().err
-    assert not (tmp_path / "other.mp4").exists()
 
 
 def test_the_progress_line_says_time_speed_memory_and_keyframes() -> None:

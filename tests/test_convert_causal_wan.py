@@ -604,6 +604,7 @@ def test_a_lora_that_does_not_fit_is_refused(
     assert "no LoRA" in line(whole | {"generator.model.head.head.bias": torch.zeros(64)})
     assert "no LoRA" in line({f"critic_lora.{name}": value for name, value in whole.items()})
     assert "above 0" in line(whole, "--lora-alpha", "0")
+    assert "above 0 and finite" in line(whole, "--lora-alpha", "inf")
     assert "give --lora with it" in refused(file, "--lora-alpha", "4")
     save_file(whole, tmp_path / "longlive.safetensors")
     assert "give it with --lora" in refused(tmp_path / "longlive.safetensors")

@@ -292,3 +292,13 @@ def test_the_text_of_a_chunk_is_that_of_its_scene():
     made = chunks_of(student(), state_of(student(), SMALL), 4, [scene("one"), scene("two", 2)])
     assert [chunk.prompt for chunk in made] == ["one", "one", "two", "two"]
     assert CONFIG["text_dim"] == text().shape[-1]
+
+
+def test_a_scene_added_while_the_rollout_runs_is_one_that_was_known_before():
+    scenes, made = [scene("a")], []
+    for chunk in rollout(student(), state_of(student(), SMALL), scenes, num_chunks=6):
+        made.append(chunk)
+        if len(made) == 3:
+            scenes.append(scene("b", 3))
+    assert same(made, chunks_of(student(), state_of(student(), SMALL), 6, [scene("a"), scene("b", 3)]))
+    assert not same(made, chunks_of(student(), state_of(student(), SMALL), 6))

@@ -23,9 +23,10 @@ from vidaccel.models.split_attention import (
     split_attention,
     use_split_attention,
 )
+from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.loop import rollout
-from vidaccel.rollout.passes import CapturedPass, captured, compiled, eager, make_pass
+from vidaccel.rollout.passes import CapturedPass, PassMode, captured, compiled, eager, make_pass, speed_up
 from vidaccel.rollout.state import new_state
 
 MEMORY = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, keyframe_rule="uniform")
@@ -154,6 +155,35 @@ def test_a_compiled_memory_rotates_as_the_plain_one() -> None:
         got = made(student, compile_memory=True)
     assert_same(expected, got, within=1e-5)
     assert counter.frame_count == 1  # for any number of frames that move
+
+
+def test_all_that_is_sped_up_makes_the_same_video() -> None:
+    student, plain = tiny_student(guidance=3.0), tiny_student(guidance=3.0)
+    small = TinyWanDecoder(latent_channels=4, channels=(4, 4, 4, 4)).eval()
+    texts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))
+    scene = Scene(start_chunk=0, prompt="a", embeddings=tuple(texts.unbind(0)))
+
+    def chunks(student: Student, mode: PassMode) -> list[Chunk]:
+        state = new_state(student, MEMORY, height=4, width=4)
+        state.decoder = StreamingTinyDecoder(small)
+        return list(rollout(speed_up(student, state, mode), state, [scene], num_chunks=6))
+
+    expected = chunks(plain, "eager")
+    assert not any(isinstance(block.ffn.net[0], FusedGELU) for block in plain.transformer.blocks)
+    counter = CompileCounterWithBackend("aot_eager")
+    with torch.compiler.set_stance("default", force_backend=counter):
+        found = chunks(student, "compiled")
+    assert all(isinstance(block.ffn.net[0], FusedGELU) for block in student.transformer.blocks)
+    assert small.memory_format == torch.channels_last
+    assert counter.frame_count == 2 + 1 + 1  # blocks, rotation, decoder
+    for before, after in zip(expected, found, strict=True):
+        torch.testing.assert_close(before.latents, after.latents, rtol=0, atol=1e-4)
+        assert before.frames is not None
+        assert after.frames is not None
+        assert (before.frames.int() - after.frames.int()).abs().max() <= 1
+    bare = tiny_student()
+    speed_up(bare, new_state(bare, MEMORY, height=4, width=4), "compiled", fuse=False)
+    assert not any(isinstance(block.ffn.net[0], FusedGELU) for block in bare.transformer.blocks)
 
 
 @pytest.mark.parametrize(("guidance", "num_prompts"), [(1.0, 1), (3.0, 1), (1.0, 2), (3.0, 2)])

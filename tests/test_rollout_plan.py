@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Student
+from vidaccel.models.fused_layers import fuse_layers
+from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
+from vidaccel.rollout.chunk import Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder
+from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.peak import peak_bytes
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
@@ -121,6 +124,37 @@ def test_weights_are_counted_as_they_are_loaded(tmp_path: Path, dtype: torch.dty
     loaded = CausalWanTransformer3DModel.from_pretrained(tmp_path, torch_dtype=dtype)
     held = sum(tensor.nbytes for tensor in (*loaded.parameters(), *loaded.buffers()))
     assert plan(size=replace(TINY_SIZE, dtypes={"default": dtype})).bytes_of("transformer") == held
+
+
+def test_a_small_decoder_and_joined_layers_are_counted(tiny: RolloutPlan) -> None:
+    torch.manual_seed(0)
+    small = TinyWanDecoder(channels=(8, 6, 4, 4)).eval()
+    transformer = CausalWanTransformer3DModel.from_config(TINY_TRANSFORMER)
+    fuse_layers(transformer)
+    model, size = replace(TINY, small_decoder=dict(small.config)), replace(TINY_SIZE, has_joined_layers=True)
+    planned = plan(model, size)
+    held = sum(tensor.nbytes for tensor in (*transformer.parameters(), *transformer.buffers()))
+    assert planned.bytes_of("transformer") == held > tiny.bytes_of("transformer")
+    assert planned.bytes_of("small decoder") == sum(tensor.nbytes for tensor in small.parameters())
+    assert planned.bytes_of("autoencoder") == tiny.bytes_of("autoencoder")
+    decoder, latents = StreamingTinyDecoder(small), torch.zeros(1, 16, 3, 8, 12)
+    decoder.decode(latents)
+    assert planned.bytes_of("decoder") == sum(tensor.nbytes for tensor in decoder.save_state()[0].values())
+    assert planned.bytes_of("decoding") == peak_bytes(lambda: decoder.decode(latents), device=CPU)
+
+
+def test_an_exact_state_on_disk_has_the_planned_size(tiny: RolloutPlan) -> None:
+    torch.manual_seed(0)
+    transformer = CausalWanTransformer3DModel.from_config(TINY_TRANSFORMER)
+    student = Student(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), num_inference_steps=1)
+    state = new_state(student, MemoryConfig(keyframe_rule="uniform"), height=8, width=12)
+    scene = Scene(start_chunk=0, prompt="a", embeddings=(torch.zeros(1, 8, 16),))
+    *_, last = rollout(student, state, [scene], num_chunks=30)
+    state.decoder = StreamingDecoder(AutoencoderKLWan.from_config(dict(TINY.vae)).eval())
+    state.decoder.decode(last.latents)
+    saved = state.save_state()[0]
+    latents = sum(tensor.nbytes for name, tensor in saved.items() if name.startswith("latents."))
+    assert sum(tensor.nbytes for tensor in saved.values()) - latents == tiny.state_bytes
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -85,6 +85,7 @@ def test_totals_are_those_of_the_chunks() -> None:
     chunks = made_chunks(40, MemoryConfig(), prompt_every=15)
     values = reported(chunks, MemoryConfig()).to_dict()
     assert values["num_chunks"] == 40
+    assert values["decoder"] is None
     assert values["num_pixel_frames"] == 9 + 39 * 12
     assert values["num_keyframes"] == sum(chunk.is_keyframe for chunk in chunks) > 5
     assert values["memory_bytes"] == {"sink": 117, "reserved": 21}

@@ -334,7 +334,8 @@ def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: P
     assert loaded.config.num_layers == 2
     index = json.loads((output / "model_index.json").read_text())
     assert index["_class_name"] == "ContextForcingWanPipeline"
-    assert MemoryConfig.parse(index["memory"], index["chunk_frames"]) == MEMORY
+    found = MemoryConfig.parse(index["memory"], index["chunk_frames"])
+    assert replace(found, similarity_threshold=MEMORY.similarity_threshold) == MEMORY
     assert index["transformer"] == ["vidaccel.models.causal_wan", "CausalWanTransformer3DModel"]
     scheduler = json.loads((output / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["shift"], scheduler["stochastic_sampling"]) == (3.0, False)
@@ -352,7 +353,7 @@ def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: P
 def test_the_pipeline_of_the_rollout_loads_an_export_and_makes_a_clip(trained: Path, tmp_path: Path) -> None:
     output = export_student(tmp_path / "student", causal=trained, weights="toy")
     spec = spec_of(str(output))
-    assert (spec.weights, spec.defaults.num_inference_steps, spec.defaults.guidance_scale) == ("toy", 8, 3.0)
+    assert (spec.weights, spec.defaults.num_inference_steps, spec.defaults.guidance_scale) == ("toy", 4, 1.0)
     pipe = ContextForcingWanPipeline.from_pretrained(output)
     chunk = next(iter(pipe.stream("a red ball", num_chunks=1, height=32, width=32, num_inference_steps=1)))
     assert chunk.frames is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 from vidaccel import video_stream
 from vidaccel.errors import UserError
 from vidaccel.metrics import psnr
-from vidaccel.video import read_video, write_video
+from vidaccel.video import read_video, run_ffmpeg, write_video
 from vidaccel.video_stream import PlayerClosedError, PlayerStream, VideoStream, encode_segment, open_stream
 
 
@@ -251,6 +251,43 @@ def test_a_player_closed_before_the_last_chunk_is_told_too() -> None:
             stream.append(encode_segment(moving_waves(2), fps=16))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_not_taken_for_a_closed_player() -> None:
+    with open("/dev/full", "wb") as target:
+        stream = PlayerStream(target, fps=16)
+        with (
+            pytest.raises(UserError, match="could not be written any more before the last of 1 chunks; make room") as (
+                caught
+            ),
+            stream,
+        ):
+            stream.append(encode_segment(moving_waves(2), fps=16))
+    assert not isinstance(caught.value, PlayerClosedError)
+
+
+def test_what_was_appended_is_in_the_unfinished_file_at_once(tmp_path: Path) -> None:
+    segment = encode_segment(moving_waves(2), fps=16)
+    with VideoStream(tmp_path / "clip.mp4", fps=16) as stream:
+        for count in (1, 2):
+            stream.append(segment)
+            (unfinished,) = tmp_path.iterdir()
+            assert unfinished.stat().st_size == count * len(segment)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups of this kind")
+def test_an_interrupt_of_the_terminal_does_not_reach_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!{sys.executable}\nimport os\nprint(os.getpgid(0))\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: str(program))
+    assert int(run_ffmpeg([])) != os.getpgid(0)
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as group, open(write_end, "wb") as target, PlayerStream(target, fps=16):
+        assert int(group.readline()) != os.getpgid(0)
+
+
 def test_a_failing_rollout_ends_the_player_and_keeps_its_own_error() -> None:
     read_end, write_end = os.pipe()
     with open(read_end, "rb"), open(write_end, "wb") as target:
@@ -267,4 +304,7 @@ def test_the_output_decides_between_a_file_and_a_player(tmp_path: Path, monkeypa
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", terminal)
     with pytest.raises(UserError, match="ffplay"):
+        open_stream("-", fps=16)
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the shell closed it
+    with pytest.raises(UserError, match="it is closed; open it"):
         open_stream("-", fps=16)

@@ -22,6 +22,9 @@ from diffusers import (
     WanVACETransformer3DModel,
     WanVideoToVideoPipeline,
 )
+from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
+
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 
 LATENT_CHANNELS = 16
 TEXT_DIM = 16
@@ -138,6 +141,22 @@ def call_arguments(pipe: Any, *, seed: int = 0, batch: int = 1, **changes: Any) 
         size = (changes.get("height", HEIGHT), changes.get("width", WIDTH))
         arguments["image"] = torch.rand(1, 3, *size, generator=generator)
     return arguments | changes
+
+
+def tiny_student(wan_folder: Path) -> ContextForcingWanPipeline:
+    """A random causal student with the VAE and the text encoder of `save_tiny_wan`."""
+    parts = WanPipeline.from_pretrained(wan_folder).components
+    transformer = CausalWanTransformer3DModel.from_config(tiny_transformer().config)
+    transformer.load_state_dict(tiny_transformer(seed=1).state_dict())
+    return ContextForcingWanPipeline(
+        tokenizer=parts["tokenizer"],
+        text_encoder=parts["text_encoder"],
+        vae=parts["vae"],
+        scheduler=tiny_scheduler("stochastic"),
+        transformer=transformer,
+        memory="slow-fast:3+3+6",
+        num_inference_steps=2,
+    )
 
 
 def save_tiny_wan(folder: str | Path, *, seed: int = 0, vocabulary: Sequence[str] = WORDS) -> Path:

@@ -5,7 +5,7 @@ The same function makes the video of the command line, the twin it is compared w
 
 import logging
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,6 +45,7 @@ __all__ = [
     "settings_with_preset",
     "unknown_words",
     "warm_up",
+    "warn_about_words",
 ]
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def generate(
     Raises `UserError` for a request the model cannot take and where memory runs out.
     """
     check_request(pipe, request)
-    _warn_about_words(pipe, request)
+    warn_about_words(pipe, (request.prompt, request.negative_prompt or ""), request.max_sequence_length)
     reports_steps = "callback_on_step_end" in parameters_of(pipe)
     recorder = Recorder(pipe, reports_steps=reports_steps, on_step=on_step)
     arguments = call_arguments(pipe, request) | recorder.callback_arguments()
@@ -175,8 +176,11 @@ def unknown_words(pipe: Any, prompt: str) -> tuple[str, ...]:
     return tuple(word for word in words if unknown in tokenizer(word, add_special_tokens=False).input_ids)
 
 
-def _warn_about_words(pipe: Any, request: GenerationRequest) -> None:
-    texts = (request.prompt, request.negative_prompt or "")
+def warn_about_words(pipe: Any, texts: Sequence[str], max_sequence_length: int | None) -> None:
+    """Log which words of `texts` have no effect: unknown ones and those too many.
+
+    max_sequence_length: tokens that the pipeline takes; None for its own number.
+    """
     words = dict.fromkeys(word for text in texts for word in unknown_words(pipe, text))
     if words:
         logger.warning("The model does not know %s; these words have no effect.", ", ".join(words))
@@ -184,7 +188,7 @@ def _warn_about_words(pipe: Any, request: GenerationRequest) -> None:
     parameter = parameters_of(pipe).get("max_sequence_length")
     if tokenizer is None or parameter is None:
         return
-    longest = parameter.default if request.max_sequence_length is None else request.max_sequence_length
+    longest = parameter.default if max_sequence_length is None else max_sequence_length
     if not isinstance(longest, int):  # the pipeline finds it out by itself
         return
     if any(len(tokenizer(text).input_ids) > longest for text in texts):

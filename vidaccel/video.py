@@ -233,7 +233,8 @@ def run_ffmpeg(arguments: list[str], *, data: bytes | memoryview = b"") -> bytes
     from imageio_ffmpeg import get_ffmpeg_exe
 
     command = [get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *arguments]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    # A group of its own: Ctrl-C is for this process, which ends what it started; ffmpeg would cut its output short.
+    done = subprocess.run(command, input=data, capture_output=True, check=False, start_new_session=True)
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise OSError(f"the encoder stopped ({lines[-1].split('] ')[-1]})")

@@ -7,6 +7,8 @@ segments can be stored and appended to one another; the same ones always give th
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
@@ -63,10 +65,12 @@ def encode_segment(frames: Tensor, *, fps: float) -> bytes:
 def open_stream(output: str | Path, *, fps: float) -> VideoStream | PlayerStream:
     """The stream to a file, or for the output "-" to whoever reads standard output, for instance `| ffplay -`.
 
-    Raises UserError as the streams do, and where standard output is a terminal.
+    Raises UserError as the streams do, and where standard output is a terminal or closed.
     """
     if str(output) != PLAYER:
         return VideoStream(output, fps=fps)
+    if sys.stdout is None:
+        raise UserError('The output "-" is standard output, and it is closed; open it, or name a file.')
     if sys.stdout.isatty():
         raise UserError('The output "-" is video for another program; write `vidaccel ... | ffplay -`, or name a file.')
     sys.stdout.flush()
@@ -103,6 +107,7 @@ class VideoStream:
         self._joint.check(segment)
         try:
             self._file.write(segment)
+            self._file.flush()
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from error
 
@@ -142,14 +147,15 @@ class PlayerStream:
             [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "quiet", *source, *sink],
             stdin=subprocess.PIPE,
             stdout=self.target,
+            start_new_session=True,  # Ctrl-C is for this process, see `run_ffmpeg`
         )
         return self
 
     def append(self, segment: bytes) -> None:
         """Pass the frames of a segment of `encode_segment` on; waits while the player is behind.
 
-        Raises UserError for bytes that are no segment and for one of another size or rate than those before, and
-        PlayerClosedError when nobody reads any more.
+        Raises UserError for bytes that are no segment, for one of another size or rate than those before and where a
+        file or a device takes no more, and PlayerClosedError when nobody reads any more.
         """
         self._joint.check(segment)
         assert self._process.stdin is not None
@@ -157,7 +163,7 @@ class PlayerStream:
             self._process.stdin.write(segment)
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise PlayerClosedError(f"The player was closed after {self._joint.num_segments} chunks.") from error
+            raise self._ended(f"after {self._joint.num_segments} chunks") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -168,7 +174,14 @@ class PlayerStream:
         with suppress(BrokenPipeError):  # the exit code says it too
             self._process.stdin.close()
         if self._process.wait() and kind is None:
-            raise PlayerClosedError(f"The player was closed before the last of {self._joint.num_segments} chunks.")
+            raise self._ended(f"before the last of {self._joint.num_segments} chunks")
+
+    def _ended(self, when: str) -> UserError:
+        """Why no more is taken: who reads from a pipe may stop at any time, and a file only on a full disk."""
+        kind = os.fstat(self.target.fileno()).st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+            return PlayerClosedError(f"The player was closed {when}.")
+        return UserError(f"Standard output could not be written any more {when}; make room and run it again.")
 
 
 class _Joint:

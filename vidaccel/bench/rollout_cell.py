@@ -25,7 +25,7 @@ from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout.chunk import Chunk, Pass, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.loop import rollout, start_from
-from vidaccel.rollout.passes import PassMode, make_pass
+from vidaccel.rollout.passes import PassMode, speed_up
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 
 DecoderKind = Literal["none", "tiny", "full"]
@@ -105,8 +105,7 @@ class RandomStudent:
             component = full if kind == "full" else tiny
             made = random_transformer(component, device=parameter.device, dtype=parameter.dtype)
             if kind == "tiny":
-                made.to(memory_format=torch.channels_last)
-                made.compile(fullgraph=True)
+                StreamingTinyDecoder(made).compile()
             self.decoders[kind] = made
         return StreamingDecoder(self.decoders[kind]) if kind == "full" else StreamingTinyDecoder(self.decoders[kind])
 
@@ -202,10 +201,10 @@ def measure_cell(
     """
     times = _ChunkTimes(model.device)
     began = time.monotonic()
-    run = make_pass(model.student.transformer, cell.mode)
-    student = replace(model.student, run=times.timed_pass(run))
-    state = new_state(student, memory_config(cell.memory), height=model.height, width=model.width)
-    state.memory.compile()
+    state = new_state(model.student, memory_config(cell.memory), height=model.height, width=model.width)
+    student = speed_up(model.student, state, cell.mode, fuse=False)  # for all cells or none, as the protocol says
+    assert student.run is not None
+    student = replace(student, run=times.timed_pass(student.run))
     with torch.no_grad(), _uncompiled(cell.mode):
         filled = 0 if cell.from_start else _fill(student, state, model.scene)
         state.decoder = model.decoder(cell.decoder)

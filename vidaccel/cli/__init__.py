@@ -39,15 +39,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
             say_error(text)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        remedy = _remedy(error)
+        if remedy is None:
             raise
-        say_error(f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room and run it again.")
+        say_error(f"{error.strerror}{f': {str(error.filename)[:80]}' if error.filename else ''}; {remedy}.")
         return 2
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        say_error("interrupted; what is finished is kept, and the same command can be run again.")
+        say_error("interrupted; what is finished is kept, and the same command (of a session: --resume) goes on.")
     return code if isinstance(code, int) else 0
+
+
+def _remedy(error: OSError) -> str | None:
+    """What to do about an error of the disk or of a name; None for one that is not the user's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "make room and run it again"
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return "give another name"
+    return "let it be read and written, or give another name" if isinstance(error, PermissionError) else None
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""`vidaccel bench easycache | caches | quality | speed | rollout`: a fixed protocol each; JSON, tables, a plot."""
+"""`vidaccel bench easycache | caches | quality | speed | rollout | recall`: fixed protocols; JSON, tables, a plot."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from vidaccel.bench.caches import CachesBenchConfig, run_caches_bench
 from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
+from vidaccel.bench.recall import RecallBenchConfig, run_recall_bench
 from vidaccel.bench.rollout import RolloutBenchConfig, run_rollout_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
 from vidaccel.bench.speed_shapes import SHAPES
@@ -21,7 +22,7 @@ from vidaccel.cli.jobs import check_writable, read_prompts
 from vidaccel.cli.runs import easycache_config
 from vidaccel.errors import UserError
 from vidaccel.metrics import METRICS
-from vidaccel.registry import EMBEDDED_MODEL
+from vidaccel.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
 
 Value = TypeVar("Value", int, float, str)
 
@@ -48,6 +49,7 @@ _PROTOCOL = EasyCacheBenchConfig(output=Path("results"))
 _CACHES = CachesBenchConfig(output=Path("results"))
 _SPEED = SpeedBenchConfig(output=Path("results"))
 _ROLLOUT = RolloutBenchConfig(output=Path("results"))
+_RECALL = RecallBenchConfig(output=Path("results"))
 
 
 def _listed(values: tuple[Value, ...]) -> str:
@@ -301,6 +303,46 @@ def rollout(
     check_writable(output)
     with _bar() as on_progress:
         run_rollout_bench(config, on_progress=on_progress)
+    say(f"results: {output}")
+
+
+@app.command()
+def recall(
+    output: Output = Path("results/recall"),
+    model: Model = EMBEDDED_STUDENT,
+    num_prompts: Annotated[int, typer.Option(help="Unseen scenes of the world.")] = _RECALL.num_prompts,
+    own_prompts: Annotated[int, typer.Option(help="Of these, for videos begun with nothing.")] = _RECALL.own_prompts,
+    seed: Annotated[int, typer.Option(help="Draws the scenes and the noise.")] = _RECALL.seed,
+    memories: Annotated[
+        str, typer.Option(help="For videos that begin with a clip; /uniform behind: keyframes at equal distances.")
+    ] = _listed(_RECALL.memories),
+    own_memories: Annotated[str, typer.Option(help="Of these, for videos that begin with nothing.")] = _listed(
+        _RECALL.own_memories
+    ),
+    settings: Annotated[str, typer.Option(help="steps@guidance of short rollouts.")] = _listed(_RECALL.settings),
+    keep_pictures: Annotated[bool, typer.Option("--keep-pictures", help="Keep what was compared.")] = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Is a place the same when the camera comes back, with each memory of a causal student: recall.json, .md, .png."""
+    config = RecallBenchConfig(
+        output=output,
+        model=model,
+        num_prompts=num_prompts,
+        own_prompts=own_prompts,
+        seed=seed,
+        memories=_values("memories", memories, str),
+        own_memories=_values("own_memories", own_memories, str),
+        settings=_values("settings", settings, str),
+        keep_pictures=keep_pictures,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+    )
+    check_writable(output)
+    with _bar() as on_progress:
+        run_recall_bench(config, on_progress=on_progress)
     say(f"results: {output}")
 
 

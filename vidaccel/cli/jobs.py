@@ -22,6 +22,7 @@ from vidaccel.request import GenerationRequest
 from vidaccel.video import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
+_FOR_READERS = (".md", ".png", ".jpg", ".gif")
 _DIGEST_BYTES = 2**16
 _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be called wan2.1
 
@@ -173,9 +174,12 @@ def request_settings(request: GenerationRequest) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path) -> str:
-    """A digest of a model folder that tells two trainings apart: names, sizes, first and last 64 KiB of each file."""
+    """A digest of a model folder that tells two trainings apart: names, sizes, first and last 64 KiB of each file.
+
+    What is for readers only, texts and pictures, does not count.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _FOR_READERS):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

@@ -73,17 +73,27 @@ def rollout(
     passes: Annotated[
         str, typer.Option(help=f"How the transformer is run: {', '.join(_PASSES)} (CUDA graphs).")
     ] = "eager",
+    decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A small decoder instead of the model's own: taew2_1.safetensors (TAEHV)."),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep every finished chunk there, to go on after an interrupt.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the session in --checkpoint.")] = False,
     branch: Annotated[str, typer.Option(help="The branch of the session to write.")] = MAIN,
     branch_from: Annotated[
-        int | None, typer.Option(metavar="N", help="Make --branch of the first N chunks of the main branch, and go on.")
+        int | None, typer.Option(metavar="N", help="Make --branch of the first N chunks of another one, and go on.")
     ] = None,
+    from_branch: Annotated[str, typer.Option(help="The branch that --branch-from takes chunks of.")] = MAIN,
     snapshot_every: Annotated[
-        int, typer.Option(metavar="N", help="Chunks between exact states in the session; 0: rebuild from latents.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Chunks between exact states in the session; 0: none. Without one the rollout goes on as exactly, by "
+            "a pass over every chunk before. [default: 1 for states below 64 MiB, else 20; --plan says their size]",
+        ),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how much memory it would take.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write what was remembered when as NAME.report.json and .png.")
@@ -94,13 +104,14 @@ def rollout(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Make a video of any length in bounded memory, chunk after chunk. Finished chunks can be kept to go on from."""
-    kept = None
-    if checkpoint is not None:
-        kept = Checkpoint(
-            folder=checkpoint, resume=resume, branch=branch, branch_from=branch_from, snapshot_every=snapshot_every
-        )
-    elif resume or branch_from is not None or branch != MAIN:
-        raise UserError("--resume, --branch and --branch-from need the session's folder; give --checkpoint DIR.")
+    kept = _checkpoint(
+        checkpoint,
+        resume=resume,
+        branch=branch,
+        branch_from=branch_from,
+        from_branch=from_branch,
+        snapshot_every=snapshot_every,
+    )
     if output == PLAYER and report:
         raise UserError("--report is written beside the video; give --output a file.")
     prompts = _timeline(prompt, timeline)
@@ -140,12 +151,22 @@ def rollout(
         dtype=dtype,
         attention=attention,
         passes=_passes(passes),
+        decoder=None if decoder is None else student.small_decoder(decoder),
     )
     if plan:
         _show(request.plan())
         return
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
     run_rollout(request, output=file, checkpoint=kept, report=report, overwrite=overwrite)
+
+
+def _checkpoint(folder: Path | None, **choices: Any) -> Checkpoint | None:
+    if folder is not None:
+        return Checkpoint(folder=folder, **choices)
+    for name, choice in choices.items():
+        if choice not in (None, MAIN) and choice is not False:
+            raise UserError(f"--{name.replace('_', '-')} is about a saved session; give --checkpoint DIR.")
+    return None
 
 
 def _timeline(prompt: str | None, file: Path | None) -> PromptTimeline:

@@ -1,5 +1,6 @@
 """What a rollout of the command line is, known before its model is loaded: settings, files, length, memory it takes."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from vidaccel.errors import UserError
 from vidaccel.footprint import gigabytes
 from vidaccel.loading import component_dtypes, model_folder, resolve_device
 from vidaccel.memory import MemoryConfig
-from vidaccel.registry import ModelSpec, model_index
+from vidaccel.models.taehv import TinyWanDecoder
+from vidaccel.registry import ModelSpec, model_index, pipeline_name
 from vidaccel.request import GenerationRequest
 from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
@@ -38,15 +40,14 @@ class StudentFolder:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> "StudentFolder":
-        """Read the files. Raises UserError for a model of another kind."""
+        """Read the files. Raises UserError for a model of another kind, before it is fetched where that is known."""
+        if (named := pipeline_name(spec)) is not None:
+            _check_kind(spec, named)
         folder = model_folder(spec)
         index = model_index(spec)
-        if index is None or index["_class_name"] != PIPELINE:
-            name = None if index is None else index["_class_name"]
-            raise UserError(
-                f"A rollout needs a causal student ({PIPELINE}), and {spec.name!r} is a {name}; make one with "
-                "`vidaccel convert causal-wan`, or use `vidaccel generate` for this model."
-            )
+        if index is None:
+            raise UserError(f"The model_index.json of {spec.name!r} in {folder} cannot be read; save the model again.")
+        _check_kind(spec, index["_class_name"])
         shared = shared_folder(folder)
 
         def part(name: str) -> Path:
@@ -78,9 +79,36 @@ class StudentFolder:
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    def small_decoder(self, path: Path) -> "SmallDecoder":
+        """The small decoder in a file. Raises UserError for another file, and for one of other models' latents."""
+        model = TinyWanDecoder.from_single_file(path)
+        shapes = {
+            "channels": (model.latent_channels, int(self.sizes.vae.get("z_dim", 16))),
+            "pixel frames a latent frame": (model.time_factor, int(self.sizes.vae.get("scale_factor_temporal", 4))),
+            "pixels a side": (model.spatial_factor, int(self.sizes.vae.get("scale_factor_spatial", 8))),
+        }
+        for what, (its, wanted) in shapes.items():
+            if its != wanted:
+                raise UserError(
+                    f"The decoder {path.name} is for latents of another model: {what} are {its}, and {self.spec.name!r}"
+                    f" has {wanted}; taew2_1.safetensors is for Wan2.1, taew2_2.safetensors for Wan2.2 5B."
+                )
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return SmallDecoder(model=model, name=path.name, digest=digest)
+
     def digests(self) -> list[str]:
         """Of the folders that the weights are in."""
         return [folder_digest(folder) for folder in (self.folder, self.shared) if folder is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallDecoder:
+    """What decodes instead of the autoencoder, the name of its file and the sha256 of it."""
+
+    model: TinyWanDecoder
+    name: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +131,7 @@ class RolloutRequest:
     dtype: str = "auto"
     attention: str = "native"
     passes: PassMode = "eager"
+    decoder: SmallDecoder | None = None
 
     def __post_init__(self) -> None:
         if self.passes == "captured" and (device := resolve_device(self.device)).type != "cuda":
@@ -143,6 +172,7 @@ class RolloutRequest:
             "memory": self.memory.to_dict(),
             "max_sequence_length": self.text_tokens,
             "start": self.start_digest,
+            "decoder": None if self.decoder is None else self.decoder.digest,
             "device": resolve_device(self.device).type,
             "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes().items()},
             "attention": self.attention,
@@ -159,8 +189,20 @@ class RolloutRequest:
             text_tokens=self.text_tokens,
             dtypes=self.dtypes(),
             text_encoder="dropped",
+            has_joined_layers=self.passes != "eager",
         )
-        return plan_rollout(self.student.sizes, size, device=resolve_device(self.device))
+        model = self.student.sizes
+        if self.decoder is not None:
+            model = replace(model, small_decoder=dict(self.decoder.model.config))
+        return plan_rollout(model, size, device=resolve_device(self.device))
+
+
+def _check_kind(spec: ModelSpec, pipeline: str) -> None:
+    if pipeline != PIPELINE:
+        raise UserError(
+            f"A rollout needs a causal student ({PIPELINE}), and {spec.name!r} is a {pipeline}; make one with "
+            "`vidaccel convert causal-wan`, or use `vidaccel generate` for this model."
+        )
 
 
 def grid_of(student: StudentFolder, memory: MemoryConfig, fps: float, start: Tensor | None) -> ChunkGrid:
@@ -180,4 +222,5 @@ def plan_table(plan: RolloutPlan) -> Table:
     table.add_row(
         "most at once", gigabytes(plan.total_bytes), "", f"{gigabytes(plan.free_bytes)} are free on {plan.device}"
     )
+    table.add_row("state", gigabytes(plan.state_bytes), "on disk", "an exact state in a session, --snapshot-every")
     return table

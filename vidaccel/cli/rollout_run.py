@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.records import write_json
@@ -20,17 +20,27 @@ from vidaccel.cli.jobs import Job, plain_values, unfinished
 from vidaccel.cli.rollout_progress import ChunkCounter, chunk_bar
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.errors import UserError
+from vidaccel.generation import warn_about_words
 from vidaccel.loading import load_pipeline, resolve_device
+from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout.branch import Branch
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
 from vidaccel.rollout.head import MAIN
 from vidaccel.rollout.loop import rollout, scene_at, start_from
-from vidaccel.rollout.passes import make_pass
+from vidaccel.rollout.passes import speed_up
+from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.report import RolloutReport
-from vidaccel.rollout.resume import past_scenes, restore, save_chunk, scenes_to_come
+from vidaccel.rollout.resume import (
+    check_prompts,
+    past_scenes,
+    restore,
+    save_chunk,
+    scenes_to_come,
+    usual_snapshot_every,
+)
 from vidaccel.rollout.session import SESSION_FILE, Session
-from vidaccel.rollout.state import RolloutState
+from vidaccel.rollout.state import Decoder, RolloutState
 from vidaccel.video import whole_file
 from vidaccel.video_stream import PLAYER, PlayerClosedError, PlayerStream, VideoStream, encode_segment, open_stream
 
@@ -39,21 +49,24 @@ from vidaccel.video_stream import PLAYER, PlayerClosedError, PlayerStream, Video
 class Checkpoint:
     """The session of a rollout.
 
-    resume: go on in a session that there is. branch_from: first make `branch` of so many chunks of the main branch.
-    snapshot_every: chunks between exact states, 0 for none.
+    resume: go on in a session that there is. branch_from: first make `branch` of so many chunks of `from_branch`.
+    snapshot_every: chunks between exact states, 0 for none; None: as many as their size suggests.
     """
 
     folder: Path
     resume: bool = False
     branch: str = MAIN
     branch_from: int | None = None
-    snapshot_every: int = 20
+    from_branch: str = MAIN
+    snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.snapshot_every < 0:
+        if self.snapshot_every is not None and self.snapshot_every < 0:
             raise UserError(f"`snapshot_every` must be at least 0 chunks, got {self.snapshot_every}.")
         if self.branch_from is not None and self.branch == MAIN:
             raise UserError("`--branch-from` makes a new branch; name it with --branch.")
+        if self.branch_from is None and self.from_branch != MAIN:
+            raise UserError("`--from-branch` is the branch that a new one begins with; say how far: --branch-from N.")
         if self.branch != MAIN and self.branch_from is None and not self.resume:
             raise UserError(f"Branch {self.branch!r} goes on with --resume, or begins with --branch-from.")
 
@@ -76,8 +89,11 @@ class Checkpoint:
             return Session.create(self.folder, settings)
         with ExitStack() as stack:
             session = stack.enter_context(Session.open(self.folder, settings))
-            if self.branch_from is not None and (self.branch not in session.branches or not self.resume):
-                session.new_branch(self.branch, MAIN, self.branch_from)
+            is_made = self.branch in session.branches
+            if self.branch_from is not None and is_made and not self.resume:
+                raise UserError(f"{self.folder} has a branch {self.branch!r}; give --resume to go on, or another name.")
+            if self.branch_from is not None and not is_made:
+                session.new_branch(self.branch, self.from_branch, self.branch_from)
             stack.pop_all()
         return session
 
@@ -86,53 +102,71 @@ def run_rollout(
     request: RolloutRequest, *, output: Path | None, checkpoint: Checkpoint | None, report: bool, overwrite: bool
 ) -> None:
     """Make the video. output: the file; None is standard output, for a player."""
-    job = None if output is None else _job(request, output, report=report)
+    job = None if output is None else _job(request, output, checkpoint, report=report)
     if job is not None and not unfinished([job], overwrite=overwrite):
         say(f"{job.video}: finished before, skipped")
         return
     for problem in request.timeline.problems(request.grid, num_chunks=request.num_chunks):
         say_warning(problem)
-    pipe = None
+    model = None
     if checkpoint is not None:
         checkpoint.check()
     if checkpoint is None or checkpoint.is_new:  # a session is not begun by a model that cannot be loaded
-        pipe = _load(request)
-    with ExitStack() as stack:
-        branch = None
-        if checkpoint is not None:
-            session = stack.enter_context(checkpoint.open(plain_values(request.settings())))
-            branch = _branch(session, checkpoint.branch, request.grid.num_given_chunks)
-        run = _Run(request, branch, job, snapshot_every=0 if checkpoint is None else checkpoint.snapshot_every)
-        try:
-            run.carry_out(pipe)
-        except PlayerClosedError as closed:
-            messages.print(str(closed), markup=False)
-        except KeyboardInterrupt:
-            if branch is not None:
-                say_warning(f"{branch.num_chunks} chunks are kept in {session.folder}; go on with --resume.")
-            raise
+        model = _load(request)
+    try:
+        with ExitStack() as stack:
+            branch = None
+            if checkpoint is not None:
+                session = stack.enter_context(checkpoint.open(plain_values(request.settings())))
+                branch = _branch(session, checkpoint.branch, request)
+                stack.enter_context(_saying_what_is_kept(branch, session.folder))
+            snapshot_every = None if checkpoint is None else checkpoint.snapshot_every
+            _Run(request, branch, job, snapshot_every=snapshot_every).carry_out(model)
+    except PlayerClosedError as closed:
+        messages.print(str(closed), markup=False)
 
 
-def _branch(session: Session, name: str, num_given_chunks: int) -> Branch:
-    """The branch to go on with; one that was interrupted within what it was given to begin with begins again."""
-    branch = session.branch(name)
-    return session.rewind(name, 0) if 0 < branch.num_chunks < num_given_chunks else branch
+def _branch(session: Session, name: str, request: RolloutRequest) -> Branch:
+    """The branch to go on with; one that was interrupted within what it was given to begin with begins again.
+
+    Raises UserError where it was made with other prompts.
+    """
+    branch, count = session.branch(name), request.num_chunks
+    check_prompts(branch, request.timeline.changes(request.grid, num_chunks=count), min(branch.num_chunks, count))
+    return session.rewind(name, 0) if 0 < branch.num_chunks < request.grid.num_given_chunks else branch
 
 
-def _job(request: RolloutRequest, output: Path, *, report: bool) -> Job:
+@contextmanager
+def _saying_what_is_kept(branch: Branch, folder: Path) -> Iterator[None]:
+    """Say how to go on where the rollout ends early: by Ctrl-C, SIGTERM, an error, a player that was closed."""
+    before = branch.num_chunks
+    try:
+        yield
+    except BaseException as error:
+        is_stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        if branch.num_chunks > (0 if is_stopped else before):
+            say_warning(f"{branch.num_chunks} chunks are kept in {folder}; go on with the same command and --resume.")
+        raise
+
+
+def _job(request: RolloutRequest, output: Path, checkpoint: Checkpoint | None, *, report: bool) -> Job:
     settings = {
         **request.settings(),
         "model": request.student.spec.name,
         "timeline": request.timeline.to_dict(),
         "num_chunks": request.num_chunks,
     }
+    if checkpoint is not None and checkpoint.branch != MAIN:  # what it begins with may be of other prompts
+        settings |= {"session": str(checkpoint.folder.resolve()), "branch": checkpoint.branch}
     return Job(request=request.request, video=output, settings=settings, report=report)
 
 
 class _Run:
     """One rollout from its first new chunk to its files."""
 
-    def __init__(self, request: RolloutRequest, branch: Branch | None, job: Job | None, *, snapshot_every: int) -> None:
+    def __init__(
+        self, request: RolloutRequest, branch: Branch | None, job: Job | None, *, snapshot_every: int | None
+    ) -> None:
         self.request, self.branch, self.job = request, branch, job
         self.snapshot_every = snapshot_every
         self.done = 0 if branch is None else min(branch.num_chunks, request.num_chunks)
@@ -142,13 +176,16 @@ class _Run:
             request.grid,
             passes_per_chunk=branches * (request.request.num_inference_steps + 1),
             num_branches=branches,
+            decoder=None if request.decoder is None else request.decoder.name,
         )
 
-    def carry_out(self, pipe: Any = None) -> None:
+    def carry_out(self, model: _Model | None = None) -> None:
         """Make what is missing, with the model if it is loaded already, and write the files."""
         request = self.request
         if self.done < request.num_chunks:
-            pipe = pipe or _load(request)
+            pipe, plan = model or _load(request)
+            if self.snapshot_every is None:
+                self.snapshot_every = usual_snapshot_every(plan.state_bytes)
             student, state, scenes = self._prepare(pipe)
         with open_stream(PLAYER if self.job is None else self.job.video, fps=request.fps) as stream:
             self._take_old(stream)
@@ -164,20 +201,22 @@ class _Run:
         """The student, the state after the finished chunks, and all scenes; then the text encoder is dropped."""
         request, settings = self.request, self.request.request
         student = pipe.student(settings.num_inference_steps, settings.guidance_scale)
-        student = replace(student, run=make_pass(pipe.transformer, request.passes))
         state = pipe.new_state(
             student,
             height=settings.height,
             width=settings.width,
             seeds=(settings.seed,),
             memory=request.memory,
-            decoder=StreamingDecoder(pipe.vae),
+            decoder=_decoder(pipe, request),
         )
+        student = speed_up(student, state, request.passes)
         encoding = {
             "negative_prompt": settings.negative_prompt,
             "guided": student.num_branches > 1,
             "max_sequence_length": request.text_tokens,
         }
+        prompts = [span.prompt for span in request.timeline.spans]
+        warn_about_words(pipe, [*prompts, settings.negative_prompt or ""], request.text_tokens)
         planned = pipe.scenes(request.timeline, num_chunks=request.num_chunks, grid=request.grid, **encoding)
         past: list[Scene] = []
         if self.branch is not None:
@@ -217,7 +256,7 @@ class _Run:
         with writer, chunk_bar(title, done=self.done, num_chunks=num_chunks) as show:
             for chunk in chunks:
                 number = chunk.index + 1
-                every = self.snapshot_every
+                every = self.snapshot_every or 0
                 is_exact = every > 0 and (number % every == 0 or number == num_chunks)
                 writer.add(chunk, scene_at(scenes, chunk.index), is_exact=is_exact)
                 sizes = _memory_bytes(state)
@@ -291,16 +330,31 @@ class _Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._pool:
-            if kind is None or issubclass(kind, KeyboardInterrupt):
+            if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit):
                 self._write()
 
 
-def _load(request: RolloutRequest) -> Any:
-    request.plan().check()
+class _Model(NamedTuple):
+    """The pipeline, and what was planned for it."""
+
+    pipe: Any
+    plan: RolloutPlan
+
+
+def _load(request: RolloutRequest) -> _Model:
+    plan = request.plan()
+    plan.check()
     with messages.status("loading the model"):
-        return load_pipeline(
+        pipe = load_pipeline(
             request.student.spec.name, device=request.device, dtype=request.dtype, attention=request.attention
         )
+    return _Model(pipe, plan)
+
+
+def _decoder(pipe: Any, request: RolloutRequest) -> Decoder:
+    if request.decoder is None:
+        return StreamingDecoder(pipe.vae)
+    return StreamingTinyDecoder(request.decoder.model.to(pipe.transformer.device, pipe.transformer.dtype))
 
 
 def _chunks(

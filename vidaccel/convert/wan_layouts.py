@@ -9,6 +9,7 @@ written.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -98,8 +99,8 @@ def with_lora(checkpoint: Checkpoint, lora: Checkpoint, alpha: float | None = No
 
     Raises `UserError` unless every tensor of the LoRA belongs to a pair that fits a weight of the checkpoint.
     """
-    if alpha is not None and not alpha > 0:
-        raise UserError(f"`lora_alpha` must be above 0, got {alpha}; left out it is the LoRA's rank.")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise UserError(f"`lora_alpha` must be above 0 and finite, got {alpha}; left out it is the LoRA's rank.")
     groups = _grouped(lora)
     tensors = groups.get(_LORA, groups.get(_BARE, {}))
     unknown = [name for group, names in groups.items() for name in names if tensors is not names or not _part(name)]

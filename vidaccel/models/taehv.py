@@ -62,6 +62,7 @@ class TinyWanDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         layers += [nn.ReLU(inplace=True), _convolution(channels[-1], 3 * patch_size**2)]
         self.decoder = nn.ModuleList(layers)
         self.time_factor, self.patch_size, self.latent_channels = math.prod(time_factors), patch_size, latent_channels
+        self.spatial_factor = 2 ** len(time_factors) * patch_size
         self.past_channels = [channels[level] for level in range(len(time_factors)) for _ in range(_BLOCKS)]
 
     @classmethod
@@ -137,6 +138,13 @@ class StreamingTinyDecoder:
     def __init__(self, model: TinyWanDecoder) -> None:
         self.model = model
         self.reset()
+
+    def compile(self) -> None:
+        """Compile the model, in place and once, with weights in the order that convolutions of a GPU are fastest in."""
+        model: Any = self.model
+        if getattr(model, "_compiled_call_impl", None) is None:
+            model.to(memory_format=torch.channels_last)
+            model.compile(fullgraph=True)
 
     def reset(self) -> None:
         """Forget the past, for a hard cut: the next latent frame is the first of a video."""

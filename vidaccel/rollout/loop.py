@@ -27,7 +27,8 @@ def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, n
 
     state: before the first chunk, or after any; between two chunks it may be saved. A chunk that was interrupted, by an
         error or Ctrl-C, has not happened: the state goes on with it as if for the first time.
-    scenes: prompts in the order of `start_chunk`, the first at 0.
+    scenes: prompts in the order of `start_chunk`, the first at 0. A list may be added to between two chunks: a scene
+        that starts with the next chunk is entered there.
     Raises ValueError for scenes out of order, UserError for a state or prompts that are not of this student.
     """
     starts = [scene.start_chunk for scene in scenes]

@@ -6,7 +6,7 @@ Arranging the memory and remembering a chunk stay outside. State belongs to the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 from weakref import WeakKeyDictionary
 
@@ -16,9 +16,30 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
-from vidaccel.rollout.chunk import Pass
+from vidaccel.models.fused_layers import fuse_layers
+from vidaccel.models.taehv import StreamingTinyDecoder
+from vidaccel.rollout.chunk import Pass, Student
+from vidaccel.rollout.state import RolloutState
 
 PassMode = Literal["eager", "compiled", "captured"]
+
+
+def speed_up(student: Student, state: RolloutState, mode: PassMode, *, fuse: bool = True) -> Student:
+    """The student whose passes run as `mode` says, for a rollout whose `state` is new.
+
+    But for "eager", what surrounds the passes is compiled too, in place: rotation of remembered keys, and a small
+    decoder. fuse: then also join layers, which keeps the weights of joined projections twice.
+    Raises UserError as `make_pass` and `fuse_layers` do.
+    """
+    if fuse and mode != "eager":
+        fuse_layers(student.transformer)
+    run = make_pass(student.transformer, mode)
+    if mode != "eager":
+        for memory in state.memories:
+            memory.compile()
+        if isinstance(state.decoder, StreamingTinyDecoder):
+            state.decoder.compile()
+    return replace(student, run=run)
 
 
 def make_pass(transformer: CausalWanTransformer3DModel, mode: PassMode) -> Pass:

@@ -124,7 +124,7 @@ def _draw_times(record: RolloutRecord, axes: Any) -> None:
     rate = record.pixel_frames_per_second
     words = "" if rate is None else f", {rate:.3g} pixel frames per second"
     words += "" if not beyond else f"; {beyond} longer than shown, up to {measured[-1] / 1000:.3g} s"
-    axes.set_title(f"median {measured[len(measured) // 2]:.3g} ms{words}", fontsize="medium")
+    axes.set_title(f"median {measured[len(measured) // 2]:.1f} ms{words}", fontsize="medium")
     axes.legend(loc="upper right", fontsize="small", ncols=len(phases), framealpha=0.9)
 
 

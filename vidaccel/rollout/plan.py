@@ -72,6 +72,14 @@ class RolloutPlan:
         """Bytes of the part called `name`."""
         return next(part.num_bytes for part in self.parts if part.name == name)
 
+    @property
+    def state_bytes(self) -> int:
+        """Size of an exact state on disk once the memory is full.
+
+        Keys before rotation and values, which are two thirds of the memory, and what the decoder keeps.
+        """
+        return sum(map(self.bytes_of, ("sink", "slow", "fast"))) * 2 // 3 + self.bytes_of("decoder")
+
     def advice(self) -> tuple[Advice, ...]:
         """Changes in the order of how little they cost, each on top of those before, up to the first that fits.
 
@@ -143,7 +151,8 @@ def _replanned(plan: RolloutPlan, size: RolloutSize) -> RolloutPlan:
 
 
 def _decoder_size(size: RolloutSize) -> tuple[object, ...]:
-    return (size.dtype("vae"), size.batch_size, size.memory.chunk_frames, size.height, size.width)
+    dtypes = (size.dtype("vae"), size.dtype("transformer"))  # of the autoencoder and of a small decoder
+    return (*dtypes, size.batch_size, size.memory.chunk_frames, size.height, size.width)
 
 
 def _text_encoder_parts(model: ModelSizes, size: RolloutSize) -> tuple[PlanPart, ...]:

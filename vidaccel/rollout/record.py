@@ -37,10 +37,19 @@ class RolloutRecord:
         another prompt are not counted.
     prompts: the prompt and the chunk it begins with, for every change.
     bytes_by_part: of the memory, as it said last.
+    decoder: name of the small decoder that made the pixels; None: the autoencoder did.
     """
 
-    def __init__(self, memory: MemoryConfig, grid: ChunkGrid, *, passes_per_chunk: int, num_branches: int = 1) -> None:
-        self.memory, self.grid = memory, grid
+    def __init__(
+        self,
+        memory: MemoryConfig,
+        grid: ChunkGrid,
+        *,
+        passes_per_chunk: int,
+        num_branches: int = 1,
+        decoder: str | None = None,
+    ) -> None:
+        self.memory, self.grid, self.decoder = memory, grid, decoder
         self.num_passes = 0
         self.prompts: list[tuple[int, str]] = []
         self.bytes_by_part: dict[str, int] = {}

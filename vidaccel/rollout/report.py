@@ -26,6 +26,7 @@ class RolloutReport(RolloutRecord):
             "num_passes": self.num_passes,
             "pixel_frames_per_second": self.pixel_frames_per_second,
             "seconds": {phase: spread(measured) for phase, measured in phases.items()},
+            "decoder": self.decoder,
             "memory": self.memory.to_dict(),
             "memory_bytes": self.bytes_by_part,
             "prompts": [{"chunk": chunk, "prompt": prompt} for chunk, prompt in self.prompts],

@@ -6,7 +6,7 @@ only saves that time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,7 +15,9 @@ from vidaccel.rollout.branch import Branch
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.loop import replay, scene_at
 from vidaccel.rollout.state import RolloutState
-from vidaccel.rollout.timeline import Cut
+from vidaccel.rollout.timeline import Cut, PromptChange
+
+_SMALL_STATE_BYTES = 64 * 2**20
 
 
 def save_chunk(
@@ -46,6 +48,11 @@ def save_chunk(
         "similarity": chunk.similarity,
     }
     branch.append(values, {"latents": chunk.latents}, segment, state.save_state() if exact else None)
+
+
+def usual_snapshot_every(state_bytes: int) -> int:
+    """Chunks between exact states of this size: every chunk while they are small, else so that disks keep up."""
+    return 1 if state_bytes < _SMALL_STATE_BYTES else 20
 
 
 def past_scenes(branch: Branch, num_chunks: int, encode: Callable[[str], tuple[Tensor, ...]]) -> list[Scene]:
@@ -94,6 +101,41 @@ def restore(
             yield branch.latents(index)["latents"]
 
     replay(student, state, scenes, left())
+
+
+def check_prompts(branch: Branch, planned: Sequence[PromptChange], num_chunks: int) -> None:
+    """Raise UserError where one of the first `num_chunks` chunks of a branch was made in another scene than is planned.
+
+    What the branch took from another may have been made in any scene. From there on prompts must agree, and for what
+    is planned to begin there also the chunk that it begins with, and the cut.
+    """
+    own = 0 if branch.parent is None else branch.parent.num_chunks
+    for index, values in enumerate(branch.chunks(min(own, num_chunks), num_chunks), own):
+        change = [change for change in planned if change.chunk <= index][-1]
+        made = _Beginning(values["prompt"], values["start_chunk"], values["cut"])
+        wanted = _Beginning(change.span.prompt, change.chunk, change.span.cut)
+        if made.prompt != wanted.prompt or (change.chunk >= own and made.place != wanted.place):
+            raise UserError(
+                f"Chunk {index} of branch {branch.name!r} was made with {made}, and asked for is {wanted}. Give the "
+                f"prompts that its {num_chunks} chunks were made with and change what comes after them, or go on in a "
+                f"branch: --branch NAME --branch-from {num_chunks}."
+            )
+
+
+class _Beginning(NamedTuple):
+    """How a scene begins."""
+
+    prompt: str
+    chunk: int
+    cut: Cut
+
+    @property
+    def place(self) -> tuple[int, Cut | None]:
+        """The first scene of a video has no cut."""
+        return self.chunk, self.cut if self.chunk else None
+
+    def __str__(self) -> str:
+        return f"{self.prompt!r}{f' from a {self.cut} cut at chunk {self.chunk} on' if self.chunk else ''}"
 
 
 def scenes_to_come(past: Sequence[Scene], planned: Sequence[Scene], num_chunks: int) -> list[Scene]:

@@ -20,6 +20,8 @@ from vidaccel.errors import UserError
 from vidaccel.footprint import weight_bytes
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.models.fused_layers import fuse_layers
+from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
 from vidaccel.rollout.chunk import Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.peak import peak_bytes
@@ -37,12 +39,14 @@ class ModelSizes:
     """What the files of a model say about its size.
 
     transformer, vae: their configurations, as `config.json` has them. text_encoder_numbers: how many numbers its
-    weights are; 0 leaves it out.
+    weights are; 0 leaves it out. small_decoder: configuration of the `TinyWanDecoder` that decodes instead of the
+    autoencoder, if one does.
     """
 
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
     text_encoder_numbers: int = 0
+    small_decoder: Mapping[str, Any] | None = None
 
     @classmethod
     def of_folders(cls, *, transformer: Path, vae: Path, text_encoder: Path | None = None) -> ModelSizes:
@@ -64,7 +68,7 @@ class RolloutSize:
     height, width: pixels. num_branches: 2 with guidance, which has a memory of its own. text_tokens: length that
     prompts are padded to. dtypes: precision by component, "default" for those without, as in `component_dtypes`.
     text_encoder: "kept" on the device all the time, "dropped" when the prompts are encoded, or "elsewhere": they are
-    encoded on another device.
+    encoded on another device. has_joined_layers: as `vidaccel.models.fused_layers` does it, for compiled passes.
     """
 
     memory: MemoryConfig
@@ -75,6 +79,7 @@ class RolloutSize:
     text_tokens: int = 512
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: {"default": torch.bfloat16})
     text_encoder: Literal["kept", "dropped", "elsewhere"] = "kept"
+    has_joined_layers: bool = False
 
     def dtype(self, component: str) -> torch.dtype:
         """The precision of a component."""
@@ -97,6 +102,8 @@ def transformer_parts(
     """Weights of the transformer, its memory, and what a pass over a chunk takes; `latent`: rows and columns."""
     dtype = size.dtype("transformer")
     transformer = _on_meta(CausalWanTransformer3DModel, model.transformer, dtype)
+    if size.has_joined_layers:
+        fuse_layers(transformer)
     student = Student(transformer=transformer, scheduler=None, guidance_scale=float(size.num_branches))
     try:
         seeds = tuple(range(size.batch_size))
@@ -167,16 +174,21 @@ def _memory_parts(state: RolloutState, size: RolloutSize) -> list[PlanPart]:
 def decoder_parts(
     model: ModelSizes, size: RolloutSize, latent: tuple[int, int], device: torch.device
 ) -> list[PlanPart]:
-    """Weights of the autoencoder, what its decoder keeps between chunks, and what decoding one takes."""
+    """Weights of the autoencoder, what the decoder keeps between chunks, and what decoding one takes."""
     vae = _on_meta(AutoencoderKLWan, model.vae, size.dtype("vae"))
-    decoder = StreamingDecoder(vae)
+    weights = [PlanPart(name="autoencoder", num_bytes=_num_bytes(vae), description="weights")]
+    decoder: StreamingDecoder | StreamingTinyDecoder = StreamingDecoder(vae)
+    if model.small_decoder is not None:
+        small = _on_meta(TinyWanDecoder, model.small_decoder, size.dtype("transformer"))
+        weights.append(PlanPart(name="small decoder", num_bytes=_num_bytes(small), description="weights"))
+        decoder = StreamingTinyDecoder(small)
     shape = (size.batch_size, vae.config.z_dim, size.memory.chunk_frames, *latent)
     latents = torch.empty(shape, device=_META)
     decoder.decode(latents)
     working = peak_bytes(lambda: decoder.decode(latents), device=device)  # of the second chunk, as of all later ones
     kept = sum(features.nbytes for features in decoder.save_state()[0].values())
     return [
-        PlanPart(name="autoencoder", num_bytes=_num_bytes(vae), description="weights"),
+        *weights,
         PlanPart(
             name="decoder",
             num_bytes=kept,
