@@ -206,8 +206,7 @@ class ContextForcingWanPipeline(WanPipeline):
                 f"got {[tuple(part.shape) for part in parts]}."
             )
         digest = hashlib.sha256(embeddings.detach().float().cpu().numpy().tobytes()).hexdigest()
-        moved = tuple(part.to(self._execution_device, self.transformer.dtype) for part in parts)
-        return Scene(start_chunk=0, prompt=f"embeddings {digest[:16]}", embeddings=moved)
+        return Scene(start_chunk=0, prompt=f"embeddings {digest[:16]}", embeddings=tuple(parts))
 
     # Making video
 

@@ -163,7 +163,8 @@ class _Runner:
                 f"rollout is of {count} videos and takes {student.num_branches} (with guidance also a negative one)."
             )
         bring_in(student.transformer)
-        return tuple(student.transformer.cache_prompt(part.to(self._device)) for part in embeddings)
+        given = [part.to(self._device, self.state.memory.dtype) for part in embeddings]
+        return tuple(student.transformer.cache_prompt(part) for part in given)
 
     def _forget(self) -> None:
         state = self.state
