@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from app import build_app, open_studio
 from easycache_tab import make
@@ -185,6 +184,7 @@ def test_visitors_do_not_reach_each_other(connect: Callable[[], Any], studio: St
 
 
 def test_no_request_reaches_the_files_of_a_session(connect: Callable[[], Any], studio: Studio) -> None:
+    httpx = pytest.importorskip("httpx", reason="comes with gradio")
     visitor = connect()
     _, _, _, video, _ = visitor.predict("a red square", 1, 0, MEMORY, api_name="/rollout")
     assert read_video(video)[1] == 24
@@ -198,6 +198,7 @@ def test_no_request_reaches_the_files_of_a_session(connect: Callable[[], Any], s
 def test_a_closed_page_ends_its_rollout_and_later_its_files_go(
     connect: Callable[[], Any], studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    httpx = pytest.importorskip("httpx", reason="comes with gradio")
     monkeypatch.setenv("GRADIO_IS_E2E_TEST", "1")  # the state of a closed page is kept for a second, not an hour
     address = connect().src.rstrip("/")
     functions = httpx.get(f"{address}/config").json()["dependencies"]

@@ -170,7 +170,8 @@ def test_the_examples_of_the_page_compile_and_the_recipe_makes_a_swap_in() -> No
     for example in examples:
         compile(example, "pipelines.md", "exec")
     recipe: dict[str, Any] = {"__name__": "recipe"}
-    exec(compile(examples[-1], "pipelines.md", "exec", dont_inherit=True), recipe)
+    (own,) = [example for example in examples if "class EasyCacheCogVideoXPipeline" in example]
+    exec(compile(own, "pipelines.md", "exec", dont_inherit=True), recipe)
     pipe = recipe["EasyCacheCogVideoXPipeline"].from_pipe(build_random("cogvideox-t2v"))
     output = pipe(**call_inputs("cogvideox-t2v"), threshold=0.5, warmup_steps=2)
     assert output.report.num_reused > 0

@@ -192,7 +192,11 @@ def _take_batch(
 def _scenes(pipe: Any, trips: Sequence[Trip], grid: TripGrid, max_sequence_length: int) -> list[PromptScene]:
     return [
         replace(
-            pipe.scenes([trip.prompts[segment] for trip in trips], max_sequence_length=max_sequence_length)[0],
+            pipe.scenes(
+                [trip.prompts[segment] for trip in trips],
+                num_videos=len(trips),
+                max_sequence_length=max_sequence_length,
+            )[0],
             start_chunk=grid.start_chunk(segment),
         )
         for segment in range(NUM_SEGMENTS)
