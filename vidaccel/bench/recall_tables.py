@@ -43,7 +43,8 @@ def recall_markdown(content: Mapping[str, Any]) -> str:
         "are medians over the last second of a visit, compared between sun and ground at the best horizontal shift. "
         "Resemblance is the cosine of what stands out from the background; recognised: how often the first visit of "
         "another prompt resembles the second less than its own. Other prompts mostly have "
-        "other backgrounds, so half is not the level of chance: read all figures against the windows. Means with 95 % bootstrap intervals "
+        "other backgrounds, so half is not the level of chance: read all figures against the "
+        "windows. Means with 95 % bootstrap intervals "
         "over prompts; shares have Wilson's.",
     ]
     for (place, begin), title in _TITLES.items():
