@@ -123,12 +123,17 @@ class SlowFastMemory:
 
     def view(self, block_index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of one block: the chunk's keys before rotation, all attended keys, all attended values."""
-        start, stop = (frame * self.shape.tokens_per_frame for frame in (self._current.start, self._current.stop))
+        start, stop = self._token_span
         return (
             self._raw[block_index, :, start:stop],
             self._keys[block_index, :, :stop],
             self._values[block_index, :, :stop],
         )
+
+    @property
+    def _token_span(self) -> tuple[int, int]:
+        """Where the chunk's tokens lie in the buffers."""
+        return self._current.start * self.shape.tokens_per_frame, self._current.stop * self.shape.tokens_per_frame
 
     @property
     def attended_frames(self) -> int:
@@ -266,26 +271,17 @@ class SlowFastMemory:
 
     def _arrange(self) -> None:
         """Lay the buffers out for a pass over the current chunk: remembered frames in front, the chunk behind them."""
-        batch = range(self.shape.batch_size)
         kept = [_slots_of(entry for entry in index.entries if entry.part != "current") for index in self._indexes]
         start = max(map(len, kept))
-        for sample in batch:  # an interrupt between the lines leaves tables that are true
+        for sample in range(self.shape.batch_size):  # an interrupt between the lines leaves tables that are true
             slots, moves = self._moves(sample, kept[sample], start)
             self._copy_frames(sample, moves)
             self._slots[sample] = slots
-        self._current = range(start, start + len(self._indexes[0].current))
-        for sample in batch:
-            index = self._indexes[sample]
-            places = dict(zip(_slots_of(index.entries), index.positions, strict=True))
-            known = {slot: place for slot, place in places.items() if slot in set(kept[sample])}
-            self._rotate_changed(sample, known)
-        entries = [[entry.part == "current" for entry in index.entries] for index in self._indexes]
-        self._set_rotary(
-            [
-                [place for place, is_current in zip(index.positions, row, strict=True) if is_current]
-                for index, row in zip(self._indexes, entries, strict=True)
-            ]
-        )
+        size = len(self._indexes[0].current)
+        self._current = range(start, start + size)
+        for sample, index in enumerate(self._indexes):  # the chunk's own entries are the last ones
+            self._rotate_changed(sample, dict(zip(kept[sample], index.positions, strict=False)))
+        self._set_rotary([index.positions[-size:] for index in self._indexes])
         self._set_mask()
 
     def _moves(self, sample: int, kept: Sequence[Slot], stop: int) -> tuple[list[Slot | None], list[tuple[int, int]]]:
@@ -350,7 +346,7 @@ class SlowFastMemory:
         """Mean keys of the chunk, (layers, B, heads * D); None if the rule does not ask for them."""
         if self.config.keyframe_rule != "similarity":
             return None
-        start, stop = (frame * self.shape.tokens_per_frame for frame in (self._current.start, self._current.stop))
+        start, stop = self._token_span
         return self._raw[:, :, start:stop].mean(2, dtype=torch.float32).flatten(2)
 
     def _similarity_to_previous(self, mean: Tensor | None) -> Tensor | None:
