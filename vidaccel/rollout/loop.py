@@ -19,6 +19,7 @@ from vidaccel.errors import UserError
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import PromptCache
 from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.passes import eager
 from vidaccel.rollout.state import RolloutState
 
 
@@ -119,7 +120,7 @@ class _Runner:
             memory.begin_chunk()
         latents = self._denoise()
         self._seconds = {"denoising": time.perf_counter() - began}
-        return self._finish(scene, latents)
+        return self._finish(scene, latents, is_made=True)
 
     def given_chunk(self, scene: Scene, latents: Tensor) -> Chunk:
         if self.state.memory.config.mode == "official":
@@ -224,14 +225,14 @@ class _Runner:
     def _pass(self, latents: Tensor, timestep: Tensor | None, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
         """Velocity (float32) of one pass; timestep None: 0."""
         times = latents.new_zeros(latents.shape[0]) if timestep is None else timestep.expand(latents.shape[0])
-        transformer = self.student.transformer
-        given = latents.to(transformer.patch_embedding.weight.dtype)
-        if self.student.run is not None:
-            return self.student.run(given, times, prompt, memory).float()
-        return transformer(given, times, prompt, memory=memory, return_dict=False)[0].float()
+        run = self.student.run or eager(self.student.transformer)
+        return run(latents.to(memory.dtype), times, prompt, memory).float()
 
-    def _finish(self, scene: Scene, latents: Tensor) -> Chunk:
-        """Write the memory, decode, count; an error before the end leaves the state as it was."""
+    def _finish(self, scene: Scene, latents: Tensor, *, is_made: bool = False) -> Chunk:
+        """Write the memory, decode, count; an error before the end leaves the state as it was.
+
+        is_made: after a chunk that was made another is likely to be, whose noise is drawn while a GPU is still at work.
+        """
         state, decoder = self.state, self.state.decoder
         began = time.perf_counter()
         for memory, prompt in zip(state.memories, self._prompts, strict=True):
@@ -240,7 +241,8 @@ class _Runner:
         before = None if decoder is None else decoder.save_state()
         try:
             pixels = None if decoder is None else decoder.decode(latents)
-            self._draw(state.num_chunks + 1)  # while a GPU is still at work
+            if is_made:
+                self._draw(state.num_chunks + 1)
             frames = None if pixels is None else _on_host(pixels)
             self._commit()
         except BaseException:
