@@ -13,8 +13,7 @@ from typing import Any
 
 from vidaccel.errors import UserError
 from vidaccel.model_spec import asset_path
-
-SETTINGS_FILE = "vidaccel.json"
+from vidaccel.registry import SETTINGS_FILE
 
 
 def shared_folder(folder: Path) -> Path | None:
