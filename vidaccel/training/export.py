@@ -1,14 +1,12 @@
 """From two checkpoints to a folder that the stock `WanPipeline.from_pretrained(folder)` loads, weights in bf16."""
 
-import os
-import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Literal
 
 import torch
 from diffusers import WanPipeline
 
+from vidaccel.convert.folder import whole_folder
 from vidaccel.errors import UserError
 from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
 from vidaccel.training.architecture import new_scheduler, new_tokenizer
@@ -38,16 +36,8 @@ def export_pipeline(
     """
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already; give another output or --overwrite.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        _write(unfinished, vae=vae, transformer=transformer, weights=weights)
-        unfinished.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(output) as folder:
+        _write(folder, vae=vae, transformer=transformer, weights=weights)
     return output
 
 
