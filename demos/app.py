@@ -19,9 +19,9 @@ from live_rollout import Studio
 from rollout_tab import add_rollout_tab
 from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 
+from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT, GenerationDefaults, spec_of
 from vidaccel.errors import UserError
-from vidaccel.loading import load_pipeline
-from vidaccel.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT, GenerationDefaults, spec_of
+from vidaccel.generation.loading import load_pipeline
 
 _LOOK_EVERY, _OLD = 600, 7200  # seconds: files that gradio sends are removed when they are old
 

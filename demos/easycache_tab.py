@@ -9,10 +9,10 @@ from typing import Any
 
 from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 
-from vidaccel.generation import Generation, easycache_settings, generate, request_for, unknown_words
-from vidaccel.metrics import compare_videos
-from vidaccel.registry import GenerationDefaults
-from vidaccel.video import side_by_side, write_video
+from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.generation.generate import Generation, easycache_settings, generate, request_for, unknown_words
+from vidaccel.video.files import side_by_side, write_video
+from vidaccel.video.metrics import compare_videos
 
 EXAMPLES = ("a red star hops up and down in the cold snow, near a house", "a blue ball flies in circles at the seaside")
 MOST_STEPS = 100

@@ -22,21 +22,21 @@ from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 from PIL import Image
 from torch import Tensor
 
+from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.errors import UserError
-from vidaccel.generation import unknown_words
+from vidaccel.generation.generate import unknown_words
 from vidaccel.memory import MemoryConfig
-from vidaccel.registry import GenerationDefaults
-from vidaccel.rollout.branch import Branch
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder
-from vidaccel.rollout.head import MAIN
 from vidaccel.rollout.loop import rollout, scene_at
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import past_scenes, restore, save_chunk, scenes_to_come
-from vidaccel.rollout.session import Session
 from vidaccel.rollout.state import RolloutState
 from vidaccel.rollout.timeline import ChunkGrid
-from vidaccel.video_stream import VideoStream, encode_segment
+from vidaccel.sessions.branch import Branch
+from vidaccel.sessions.head import MAIN
+from vidaccel.sessions.session import Session
+from vidaccel.video.streams import VideoStream, encode_segment
 
 MOST_SECONDS = 120
 _SNAPSHOT_EVERY = 10  # chunks: a branch passes at most so many again

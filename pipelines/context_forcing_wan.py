@@ -24,15 +24,15 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
-from vidaccel.rollout.loop import rollout, start_from
+from vidaccel.rollout.loop import ingest, rollout
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
-from vidaccel.shares import shared_components
 
 _ENDLESS = 2**62
 
@@ -266,7 +266,7 @@ class ContextForcingWanPipeline(WanPipeline):
             )
         begin: Iterator[Chunk] = iter(())
         if start is not None:
-            begin = start_from(student, state, scenes[0], start)
+            begin = ingest(student, state, scenes[0], start)
         going_on = rollout(student, state, scenes, num_chunks=_ENDLESS if num_chunks is None else num_chunks)
         return itertools.chain(begin, going_on)
 

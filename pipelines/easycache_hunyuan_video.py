@@ -14,7 +14,7 @@ from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_output import HunyuanVideoPipelineOutput
 
 from vidaccel import EasyCacheReport
-from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
+from vidaccel.easycache.swap_in import EasyCacheSwapIn, easycache_call
 
 
 @dataclass

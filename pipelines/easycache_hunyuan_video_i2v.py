@@ -11,7 +11,7 @@ from __future__ import annotations
 from diffusers import HunyuanVideoImageToVideoPipeline
 from vidaccel.pipelines.easycache_hunyuan_video import EasyCacheHunyuanVideoPipelineOutput
 
-from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
+from vidaccel.easycache.swap_in import EasyCacheSwapIn, easycache_call
 
 
 class EasyCacheHunyuanVideoImageToVideoPipeline(EasyCacheSwapIn, HunyuanVideoImageToVideoPipeline):

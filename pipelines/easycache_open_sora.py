@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import vidaccel.pipelines.open_sora as module  # diffusers loads a file with one pipeline class only, so not by name
 
 from vidaccel import EasyCacheReport
-from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
+from vidaccel.easycache.swap_in import EasyCacheSwapIn, easycache_call
 
 
 @dataclass

@@ -14,7 +14,7 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
 from vidaccel import EasyCacheReport
-from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
+from vidaccel.easycache.swap_in import EasyCacheSwapIn, easycache_call
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 from diffusers import WanVACEPipeline
 from vidaccel.pipelines.easycache_wan import EasyCacheWanPipelineOutput
 
-from vidaccel.swap_in import EasyCacheSwapIn, easycache_call
+from vidaccel.easycache.swap_in import EasyCacheSwapIn, easycache_call
 
 
 class EasyCacheWanVACEPipeline(EasyCacheSwapIn, WanVACEPipeline):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_tiny_wan
+
+from tests.support.tiny_models import save_tiny_wan
 
 # More threads only make tensors of a few hundred numbers slower, several times so on a busy machine.
 torch.set_num_threads(1)

@@ -25,8 +25,8 @@ from diffusers import (
 from diffusers.hooks import SeaCacheConfig
 from torch import nn
 
-from vidaccel.generation import GenerationRequest, generate
-from vidaccel.hooks.install import find_transformers
+from vidaccel.easycache.apply import find_transformers
+from vidaccel.generation.generate import GenerationRequest, generate
 
 FAILURES = (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 """What the caches raise where a model does not suit them."""

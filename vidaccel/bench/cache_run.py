@@ -21,10 +21,11 @@ from vidaccel.bench.requests import decision_letters
 from vidaccel.bench.schedules import random_schedule, scheduled_reuse
 from vidaccel.bench.summary import METRIC_FIELDS
 from vidaccel.bench.work import BlockWork
+from vidaccel.easycache.apply import find_transformers
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, GenerationRequest, generate
-from vidaccel.hooks.install import find_transformers
-from vidaccel.metrics import VideoComparison, compare_videos, json_number
+from vidaccel.files.text import json_number
+from vidaccel.generation.generate import Generation, GenerationRequest, generate
+from vidaccel.video.metrics import VideoComparison, compare_videos
 
 Tell = Callable[[BenchProgress], None] | None
 _PLAIN_EVERY = 8  # timed methods between two timed plain runs

@@ -20,7 +20,6 @@ from vidaccel.bench.builtin_caches import calibrate_mag_cache
 from vidaccel.bench.cache_run import FidelityPass, MethodRunner, TimingPass
 from vidaccel.bench.cache_summary import summarise_caches
 from vidaccel.bench.cache_tables import caches_markdown
-from vidaccel.bench.environment import describe_environment, hardware_line, without_folders
 from vidaccel.bench.methods import (
     Method,
     builtin_methods,
@@ -33,14 +32,16 @@ from vidaccel.bench.methods import (
 )
 from vidaccel.bench.plots import save_pareto
 from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile, write_text
+from vidaccel.bench.records import ResultFile
 from vidaccel.bench.requests import bench_requests
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import GenerationRequest, request_for
-from vidaccel.loading import load_pipeline
-from vidaccel.metrics import METRICS
-from vidaccel.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.files.text import write_text
+from vidaccel.generation.generate import GenerationRequest, request_for
+from vidaccel.generation.loading import load_pipeline
+from vidaccel.machine.environment import describe_environment, hardware_line, without_folders
+from vidaccel.video.metrics import METRICS
 from vidaccel.world import unseen_prompts
 
 RECORD_KEY = ("kind", "prompt", "seed", "method")

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from vidaccel.bench.environment import describe_environment, hardware_line, without_folders
 from vidaccel.bench.methods import (
     PREDICTOR_NAMES,
     Method,
@@ -25,16 +24,18 @@ from vidaccel.bench.methods import (
 )
 from vidaccel.bench.plots import save_pareto
 from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile, write_text
+from vidaccel.bench.records import ResultFile
 from vidaccel.bench.requests import bench_requests, decision_letters
 from vidaccel.bench.summary import METRIC_FIELDS, ratios, summarise_methods
 from vidaccel.bench.tables import easycache_markdown
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, GenerationRequest, generate
-from vidaccel.loading import load_pipeline
-from vidaccel.metrics import METRICS, compare_videos, json_number
-from vidaccel.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.files.text import json_number, write_text
+from vidaccel.generation.generate import Generation, GenerationRequest, generate
+from vidaccel.generation.loading import load_pipeline
+from vidaccel.machine.environment import describe_environment, hardware_line, without_folders
+from vidaccel.video.metrics import METRICS, compare_videos
 from vidaccel.world import unseen_prompts
 
 _DEFAULTS = EasyCacheConfig()
@@ -49,7 +50,7 @@ class EasyCacheBenchConfig:
     seeds: each prompt is made once per seed; the noise seed is 1000 x seed + the prompt's number.
     predictors: reuse rules of EasyCache and of the uniform baseline.
     thresholds, uniform_intervals, fewer_steps: one method each (per rule for the former two).
-    metrics: of `vidaccel.metrics.METRICS`; one that this machine cannot take is left out of the tables.
+    metrics: of `vidaccel.video.metrics.METRICS`; one that this machine cannot take is left out of the tables.
     weights: "trained", "toy", "random" or "external"; None takes what the model's folder or the registry says.
     """
 

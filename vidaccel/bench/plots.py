@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.video import whole_file
+from vidaccel.files.atomic import atomic_write
 
 _MARKERS = "osD^v<>Ppx*"
 _COLOURS = 10  # of matplotlib's cycle
@@ -31,7 +31,7 @@ def save_pareto(path: Path, methods: Sequence[Mapping[str, Any]], *, caption: st
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9 if len(axes.lines) < _COLOURS else 6)
     figure.suptitle(caption, fontsize=9)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path
 

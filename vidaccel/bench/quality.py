@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidaccel.bench.environment import describe_environment, without_folders
 from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile, easycache_settings, write_text
+from vidaccel.bench.records import ResultFile, easycache_settings
 from vidaccel.bench.statistics import share_interval, summarise
 from vidaccel.bench.tables import quality_markdown
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import GenerationRequest, generate, request_for
-from vidaccel.loading import load_pipeline
-from vidaccel.metrics import json_number, psnr
-from vidaccel.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.video import write_video
+from vidaccel.files.text import json_number, write_text
+from vidaccel.generation.generate import GenerationRequest, generate, request_for
+from vidaccel.generation.loading import load_pipeline
+from vidaccel.machine.environment import describe_environment, without_folders
+from vidaccel.video.files import write_video
+from vidaccel.video.metrics import psnr
 from vidaccel.world import FRAME_SIZE, Prompt, make_clip, read_clip, unseen_prompts
 
 ATTRIBUTES = ("colour", "background", "shape", "motion")

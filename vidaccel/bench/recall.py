@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vidaccel.bench.environment import describe_environment, without_folders
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.recall_pictures import compare_places, resemblance, sharpness, still, subject_area
 from vidaccel.bench.recall_settings import Settings, measure_settings
@@ -36,13 +35,15 @@ from vidaccel.bench.recall_trip import (
     rendered_windows,
     take_trips,
 )
-from vidaccel.bench.records import ResultFile, write_text
+from vidaccel.bench.records import ResultFile
+from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
 from vidaccel.errors import UserError
-from vidaccel.loading import load_pipeline
+from vidaccel.files.atomic import atomic_write
+from vidaccel.files.text import json_number, write_text
+from vidaccel.generation.loading import load_pipeline
+from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.memory.config import MemoryConfig
-from vidaccel.metrics import json_number
-from vidaccel.registry import EMBEDDED_STUDENT, spec_of
-from vidaccel.video import rounded_to_uint8, whole_file
+from vidaccel.video.files import rounded_to_uint8
 from vidaccel.world import Reading, read_clip
 from vidaccel.world.scene import SEGMENT_FRAMES
 
@@ -218,7 +219,7 @@ class _Bench:
         rows = [visits.stills[segment] for place in places for segment in RETURNS[place]]
         picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         name = memory.replace(":", "-").replace("/", "-")
-        with whole_file(self.config.output / "pictures" / f"{begin}-{name}.png") as unfinished:
+        with atomic_write(self.config.output / "pictures" / f"{begin}-{name}.png") as unfinished:
             Image.fromarray(rounded_to_uint8(picture).permute(1, 2, 0).numpy()).save(unfinished, format="PNG")
 
 

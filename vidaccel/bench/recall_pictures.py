@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.metrics import psnr, ssim
+from vidaccel.video.metrics import psnr, ssim
 from vidaccel.world import Reading
 from vidaccel.world.scene import GROUND_Y
 from vidaccel.world.sprites import SUBJECT_RADIUS

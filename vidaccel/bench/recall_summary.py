@@ -8,7 +8,7 @@ from typing import Any
 from vidaccel.bench.recall_settings import ATTRIBUTES
 from vidaccel.bench.recall_trip import NUM_SEGMENTS, RETURNS
 from vidaccel.bench.statistics import percentile, share_interval, summarise
-from vidaccel.metrics import json_number
+from vidaccel.files.text import json_number
 
 Record = Mapping[str, Any]
 MEASURES = (

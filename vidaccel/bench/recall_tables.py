@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.environment import hardware_line
 from vidaccel.bench.recall_settings import ATTRIBUTES
 from vidaccel.bench.tables import captions, markdown_table
-from vidaccel.video import whole_file
+from vidaccel.files.atomic import atomic_write
+from vidaccel.machine.environment import hardware_line
 
 Row = Mapping[str, Any]
 _TITLES = {
@@ -178,7 +178,7 @@ def save_recall_plot(path: Path, content: Mapping[str, Any]) -> Path:
             axes[0].legend(fontsize=7)
         axes[0].set_title(_TITLES[key], fontsize=9, loc="left")
     figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path
 

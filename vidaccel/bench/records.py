@@ -8,21 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.metrics import json_number
-from vidaccel.video import whole_file
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+from vidaccel.files.text import json_number, write_json
 
 
 def easycache_settings(config: EasyCacheConfig) -> dict[str, Any]:

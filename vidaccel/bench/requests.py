@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vidaccel.generation import Generation, GenerationRequest, request_for
-from vidaccel.registry import GenerationDefaults
+from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.generation.generate import Generation, GenerationRequest, request_for
 
 
 def bench_requests(

@@ -15,15 +15,16 @@ from typing import Any, get_args
 
 import torch
 
-from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile, write_text
+from vidaccel.bench.records import ResultFile
 from vidaccel.bench.rollout_attention import AUTO, time_attention, use_attention
 from vidaccel.bench.rollout_cell import Cell, DecoderKind, RandomStudent, measure_cell, memory_config, random_student
 from vidaccel.bench.rollout_tables import rollout_markdown, save_rollout_plot, summarise_cells
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.errors import UserError
-from vidaccel.loading import resolve_device
+from vidaccel.files.text import write_text
+from vidaccel.generation.loading import resolve_device
+from vidaccel.machine.environment import describe_environment
 from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.rollout.passes import PassMode
 

@@ -11,15 +11,15 @@ from diffusers.models.attention_dispatch import attention_backend, dispatch_atte
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from vidaccel.attention_backends import (
+from vidaccel.bench.clock import DeviceClock
+from vidaccel.errors import UserError
+from vidaccel.machine.attention import (
     NATIVE,
     AttentionCall,
     check_attention_backend,
     set_attention_backend,
     usable_attention_backends,
 )
-from vidaccel.bench.clock import DeviceClock
-from vidaccel.errors import UserError
 from vidaccel.memory.slow_fast import MemoryShape
 from vidaccel.models.split_attention import (
     KeySplit,

@@ -15,8 +15,8 @@ from torch import Tensor
 from vidaccel.bench.clock import DeviceClock
 from vidaccel.bench.speed_model import call_tensors, random_transformer
 from vidaccel.bench.speed_shapes import SHAPES
+from vidaccel.catalog.families.family import Component
 from vidaccel.errors import UserError
-from vidaccel.families.family import Component
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.slow_fast import SlowFastMemory
@@ -24,7 +24,7 @@ from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout.chunk import Chunk, Pass, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder
-from vidaccel.rollout.loop import rollout, start_from
+from vidaccel.rollout.loop import ingest, rollout
 from vidaccel.rollout.passes import PassMode, speed_up
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 
@@ -251,7 +251,7 @@ def _fill(student: Student, state: RolloutState, scene: Scene) -> int:
     frames = count * state.memory.config.chunk_frames
     channels, height, width = state.size
     latents = torch.randn(1, channels, frames, height, width, generator=torch.Generator().manual_seed(0))
-    for _ in start_from(student, state, scene, latents):
+    for _ in ingest(student, state, scene, latents):
         pass
     return count
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.environment import hardware_line
 from vidaccel.bench.statistics import percentile
 from vidaccel.bench.tables import captions, markdown_table
-from vidaccel.video import whole_file
+from vidaccel.files.atomic import atomic_write
+from vidaccel.machine.environment import hardware_line
 
 Record = Mapping[str, Any]
 
@@ -230,6 +230,6 @@ def save_rollout_plot(path: Path, content: Mapping[str, Any]) -> Path:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7)
     figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path

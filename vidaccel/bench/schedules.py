@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vidaccel.easycache import EasyCacheConfig
-from vidaccel.hooks import apply_easycache, remove_easycache
+from vidaccel.easycache.apply import apply_easycache, remove_easycache
+from vidaccel.easycache.rule import EasyCacheConfig
 
 
 @contextmanager

@@ -16,18 +16,19 @@ from typing import Any
 
 import torch
 
-from vidaccel.attention_backends import NATIVE, attention_call, check_attention_backend, set_attention_backend
 from vidaccel.bench.clock import LoopClock, LoopTimes
-from vidaccel.bench.environment import describe_environment
 from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import easycache_settings, write_json, write_text
+from vidaccel.bench.records import easycache_settings
 from vidaccel.bench.speed_model import call_tensors, random_pipeline
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.bench.tables import speed_markdown
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.hooks import apply_easycache, easycache_report, remove_easycache
-from vidaccel.loading import resolve_device
+from vidaccel.files.text import write_json, write_text
+from vidaccel.generation.loading import resolve_device
+from vidaccel.machine.attention import NATIVE, attention_call, check_attention_backend, set_attention_backend
+from vidaccel.machine.environment import describe_environment
 
 _REHEARSED_REUSES = 2
 

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from vidaccel.bench.speed_shapes import Embedding, SpeedShape
-from vidaccel.families.family import Component
+from vidaccel.catalog.families.family import Component
 
 
 def random_pipeline(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from vidaccel.families.family import Component
+from vidaccel.catalog.families.family import Component
 
 Fill = Literal["noise", "ones"]
 

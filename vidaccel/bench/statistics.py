@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from vidaccel.metrics import json_number
+from vidaccel.files.text import json_number
 
 NUM_DRAWS = 2000
 ROUNDING = 1e-9  # the mean of equal shares is a little off the share

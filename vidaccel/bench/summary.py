@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vidaccel.bench.statistics import summarise, value_at
-from vidaccel.metrics import json_number
+from vidaccel.files.text import json_number
 
 Record = Mapping[str, Any]
 METRIC_FIELDS = ("psnr", "psnr_mean", "ssim", "ms_ssim", "temporal_difference_error", "vmaf")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.environment import hardware_line
+from vidaccel.machine.environment import hardware_line
 
 Content = Mapping[str, Any]
 

@@ -17,12 +17,12 @@ from vidaccel.bench.recall import RecallBenchConfig, run_recall_bench
 from vidaccel.bench.rollout import RolloutBenchConfig, run_rollout_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
 from vidaccel.bench.speed_shapes import SHAPES
+from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
 from vidaccel.cli.console import messages, say
 from vidaccel.cli.jobs import check_writable, read_prompts
 from vidaccel.cli.runs import easycache_config
 from vidaccel.errors import UserError
-from vidaccel.metrics import METRICS
-from vidaccel.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
+from vidaccel.video.metrics import METRICS
 
 Value = TypeVar("Value", int, float, str)
 

@@ -7,13 +7,13 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from vidaccel.bench.records import write_json
 from vidaccel.cli.console import console, say
 from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation
-from vidaccel.metrics import VideoComparison, compare_videos
-from vidaccel.video import VIDEO_SUFFIXES, load_frames, read_video, side_by_side, write_video
+from vidaccel.files.text import write_json
+from vidaccel.generation.generate import Generation
+from vidaccel.video.files import VIDEO_SUFFIXES, load_frames, read_video, side_by_side, write_video
+from vidaccel.video.metrics import VideoComparison, compare_videos
 
 _ROWS = (
     ("psnr", "PSNR, all pixels pooled", "dB"),

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.cli.inputs import read_arguments, read_inputs
 from vidaccel.cli.jobs import read_prompts
 from vidaccel.cli.runs import CacheFlags, Run, run_jobs
+from vidaccel.easycache.predictors import PREDICTORS
 from vidaccel.errors import UserError
-from vidaccel.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.request import request_for
-from vidaccel.reuse import PREDICTORS
+from vidaccel.generation.request import request_for
 
 _CLIP = "a video, a folder of images or a .safetensors file of frames"
 

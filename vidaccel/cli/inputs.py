@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.request import Input
-from vidaccel.video import IMAGE_SUFFIXES, load_frames, read_image
+from vidaccel.generation.request import Input
+from vidaccel.video.files import IMAGE_SUFFIXES, load_frames, read_image
 
 
 def read_inputs(**files: Path | None) -> Mapping[Input, Tensor]:

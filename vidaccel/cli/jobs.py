@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.records import write_json
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
-from vidaccel.metrics import json_number
-from vidaccel.request import GenerationRequest
-from vidaccel.video import VIDEO_SUFFIXES
+from vidaccel.files.text import json_number, write_json
+from vidaccel.generation.request import GenerationRequest
+from vidaccel.video.files import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
 _FOR_READERS = (".md", ".png", ".jpg", ".gif")

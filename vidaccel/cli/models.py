@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from vidaccel.catalog.families.checks import CHECKS
+from vidaccel.catalog.families.family import Family
+from vidaccel.catalog.families.table import FAMILIES, family_named
+from vidaccel.catalog.presets import preset_for
+from vidaccel.catalog.registry import MODELS, ModelSpec
 from vidaccel.cli.console import say
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.families.checks import CHECKS
-from vidaccel.families.family import Family
-from vidaccel.families.table import FAMILIES, family_named
-from vidaccel.presets import config_of, preset_for
-from vidaccel.registry import MODELS, ModelSpec
 
 _COLUMN = 26
 
@@ -54,7 +55,7 @@ def models(
 
 
 def _make_random(name: str, folder: Path, *, seed: int, overwrite: bool) -> None:
-    from vidaccel.families.random_weights import make_random  # its libraries take seconds
+    from vidaccel.random_models.build import make_random  # its libraries take seconds
 
     family = family_named(name)
     make_random(family, folder, seed=seed, overwrite=overwrite)
@@ -85,7 +86,7 @@ def _settings(family: Family) -> str:
         transformers={kind.rpartition(":")[2] for kind in networks},
         config=family.settings,
     )
-    config = config_of(preset)
+    config = EasyCacheConfig.published(preset)
     source = "the defaults, none are published for it" if preset is None else preset.source
     return f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps: {source}"
 

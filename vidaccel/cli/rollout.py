@@ -9,20 +9,20 @@ import torch
 import typer
 from torch import Tensor
 
+from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
 from vidaccel.cli.console import console, say
 from vidaccel.cli.inputs import read_inputs
 from vidaccel.cli.jobs import video_paths
 from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, grid_of, plan_table
 from vidaccel.cli.rollout_run import Checkpoint, run_rollout
 from vidaccel.errors import UserError
-from vidaccel.footprint import gigabytes
-from vidaccel.registry import EMBEDDED_STUDENT, spec_of
-from vidaccel.request import request_for
-from vidaccel.rollout.head import MAIN
+from vidaccel.generation.request import request_for
+from vidaccel.machine.footprint import gigabytes
 from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.timeline import PromptTimeline
-from vidaccel.video_stream import PLAYER
+from vidaccel.sessions.head import MAIN
+from vidaccel.video.streams import PLAYER
 
 _PASSES = get_args(PassMode)
 

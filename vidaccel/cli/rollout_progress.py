@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidaccel.cli.console import messages
-from vidaccel.footprint import gigabytes
+from vidaccel.machine.footprint import gigabytes
 from vidaccel.rollout.chunk import Chunk
 
 _RECENT = 16  # chunks whose speed is shown

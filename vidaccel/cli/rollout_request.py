@@ -10,19 +10,19 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name
+from vidaccel.catalog.shares import shared_folder
 from vidaccel.cli.jobs import folder_digest
 from vidaccel.errors import UserError
-from vidaccel.footprint import gigabytes
-from vidaccel.loading import component_dtypes, model_folder, resolve_device
+from vidaccel.generation.loading import component_dtypes, model_folder, resolve_device
+from vidaccel.generation.request import GenerationRequest
+from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.taehv import TinyWanDecoder
-from vidaccel.registry import ModelSpec, model_index, pipeline_name
-from vidaccel.request import GenerationRequest
 from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
-from vidaccel.shares import shared_folder
 
 PIPELINE = "ContextForcingWanPipeline"
 _USUAL_TEXT_TOKENS = 512  # of ContextForcingWanPipeline

@@ -13,21 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vidaccel.bench.environment import describe_environment
-from vidaccel.bench.records import write_json
 from vidaccel.cli.console import messages, say, say_warning
 from vidaccel.cli.jobs import Job, plain_values, unfinished
 from vidaccel.cli.rollout_progress import ChunkCounter, chunk_bar
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.errors import UserError
-from vidaccel.generation import warn_about_words
-from vidaccel.loading import load_pipeline, resolve_device
+from vidaccel.files.atomic import atomic_write
+from vidaccel.files.text import write_json
+from vidaccel.generation.generate import warn_about_words
+from vidaccel.generation.loading import load_pipeline, resolve_device
+from vidaccel.machine.environment import describe_environment
 from vidaccel.models.taehv import StreamingTinyDecoder
-from vidaccel.rollout.branch import Branch
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
-from vidaccel.rollout.head import MAIN
-from vidaccel.rollout.loop import rollout, scene_at, start_from
+from vidaccel.rollout.loop import ingest, rollout, scene_at
 from vidaccel.rollout.passes import speed_up
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.report import RolloutReport
@@ -39,10 +38,11 @@ from vidaccel.rollout.resume import (
     scenes_to_come,
     usual_snapshot_every,
 )
-from vidaccel.rollout.session import SESSION_FILE, Session
 from vidaccel.rollout.state import Decoder, RolloutState
-from vidaccel.video import whole_file
-from vidaccel.video_stream import PLAYER, PlayerClosedError, PlayerStream, VideoStream, encode_segment, open_stream
+from vidaccel.sessions.branch import Branch
+from vidaccel.sessions.head import MAIN
+from vidaccel.sessions.session import SESSION_FILE, Session
+from vidaccel.video.streams import PLAYER, PlayerClosedError, PlayerStream, VideoStream, encode_segment, open_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +119,9 @@ def run_rollout(
             if checkpoint is not None:
                 session = stack.enter_context(checkpoint.open(plain_values(request.settings())))
                 branch = _branch(session, checkpoint.branch, request)
-                stack.enter_context(_saying_what_is_kept(branch, session.folder))
+                stack.enter_context(_reporting_kept_chunks(branch, session.folder))
             snapshot_every = None if checkpoint is None else checkpoint.snapshot_every
-            _Run(request, branch, job, snapshot_every=snapshot_every).carry_out(model)
+            _Run(request, branch, job, snapshot_every=snapshot_every).run(model)
     except PlayerClosedError as closed:
         messages.print(str(closed), markup=False)
 
@@ -137,7 +137,7 @@ def _branch(session: Session, name: str, request: RolloutRequest) -> Branch:
 
 
 @contextmanager
-def _saying_what_is_kept(branch: Branch, folder: Path) -> Iterator[None]:
+def _reporting_kept_chunks(branch: Branch, folder: Path) -> Iterator[None]:
     """Say how to go on where the rollout ends early: by Ctrl-C, SIGTERM, an error, a player that was closed."""
     before = branch.num_chunks
     try:
@@ -179,7 +179,7 @@ class _Run:
             decoder=None if request.decoder is None else request.decoder.name,
         )
 
-    def carry_out(self, model: _Model | None = None) -> None:
+    def run(self, model: _Model | None = None) -> None:
         """Make what is missing, with the model if it is loaded already, and write the files."""
         request = self.request
         if self.done < request.num_chunks:
@@ -188,9 +188,9 @@ class _Run:
                 self.snapshot_every = usual_snapshot_every(plan.state_bytes)
             student, state, scenes = self._prepare(pipe)
         with open_stream(PLAYER if self.job is None else self.job.video, fps=request.fps) as stream:
-            self._take_old(stream)
+            self._replay_saved(stream)
             if self.done < request.num_chunks:
-                self._make_new(_chunks(pipe, request, student, state, scenes), scenes, state, stream)
+                self._generate_missing(_chunks(pipe, request, student, state, scenes), scenes, state, stream)
             if self.job is not None:
                 self.job.write_sidecar(self._sidecar())
         if self.job is not None:
@@ -234,7 +234,7 @@ class _Run:
                 )
         return student, state, scenes_to_come(past, planned, self.done)
 
-    def _take_old(self, stream: VideoStream | PlayerStream) -> None:
+    def _replay_saved(self, stream: VideoStream | PlayerStream) -> None:
         """The chunks of earlier processes: into the report, and into a file; a player gets what is new."""
         if self.branch is None:
             return
@@ -246,7 +246,7 @@ class _Run:
                     raise UserError(f"Chunk {index} of branch {self.branch.name!r} was saved without its frames.")
                 stream.append(segment)
 
-    def _make_new(
+    def _generate_missing(
         self, chunks: Iterator[Chunk], scenes: Sequence[Scene], state: RolloutState, stream: VideoStream | PlayerStream
     ) -> None:
         num_chunks = self.request.num_chunks
@@ -280,8 +280,8 @@ class _Run:
         if not job.report:
             return
         write_json(job.report_json, self.report.to_dict())
-        with whole_file(job.report_picture) as unfinished_file:
-            self.report.save_picture(unfinished_file)
+        with atomic_write(job.report_picture) as unfinished:
+            self.report.save_picture(unfinished)
         say(f"report: {job.report_json}, {job.report_picture}")
 
     def _summary(self) -> str:
@@ -362,7 +362,7 @@ def _chunks(
 ) -> Iterator[Chunk]:
     """The chunks that are missing, those that the video begins with first."""
     if request.start is not None and not state.num_chunks:
-        yield from start_from(student, state, scenes[0], encode_start(pipe.vae, request.start))
+        yield from ingest(student, state, scenes[0], encode_start(pipe.vae, request.start))
     yield from rollout(student, state, scenes, num_chunks=request.num_chunks)
 
 

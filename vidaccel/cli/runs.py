@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.environment import describe_environment
-from vidaccel.bench.records import write_json
+from vidaccel.catalog.presets import preset_of
+from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name, recorded_preset
 from vidaccel.cli.compare import twin_table
 from vidaccel.cli.console import console, messages, say
 from vidaccel.cli.jobs import (
@@ -19,16 +19,17 @@ from vidaccel.cli.jobs import (
     video_paths,
 )
 from vidaccel.cli.progress import step_bar
-from vidaccel.components import execution_device
-from vidaccel.easycache import EasyCacheConfig
+from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation import Generation, check_request, generate, settings_with_preset, warm_up
-from vidaccel.loading import component_dtypes, load_pipeline, resolve_device
-from vidaccel.metrics import VideoComparison, compare_videos
-from vidaccel.presets import preset_of
-from vidaccel.registry import ModelSpec, model_index, pipeline_name, recorded_preset
-from vidaccel.request import GenerationRequest
-from vidaccel.video import side_by_side, whole_file, write_video
+from vidaccel.files.atomic import atomic_write
+from vidaccel.files.text import write_json
+from vidaccel.generation.generate import Generation, check_request, generate, settings_with_preset, warm_up
+from vidaccel.generation.loading import component_dtypes, load_pipeline, resolve_device
+from vidaccel.generation.request import GenerationRequest
+from vidaccel.machine.components import execution_device
+from vidaccel.machine.environment import describe_environment
+from vidaccel.video.files import side_by_side, write_video
+from vidaccel.video.metrics import VideoComparison, compare_videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +165,8 @@ def _carry_out(pipe: Any, run: Run, job: Job, config: EasyCacheConfig | None) ->
         write_video(job.side_by_side, pair, fps=run.fps)
     if job.report and result.report is not None:
         write_json(job.report_json, plain_values(result.report.to_dict()))
-        with whole_file(job.report_picture) as unfinished_file:
-            result.report.save_picture(unfinished_file)
+        with atomic_write(job.report_picture) as unfinished:
+            result.report.save_picture(unfinished)
     say(f"{job.video}: {_summary(job.request, result)}")
     if plain is not None and comparison is not None:
         console.print(twin_table(plain, result, comparison))

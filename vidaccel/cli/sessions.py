@@ -8,9 +8,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from vidaccel.cli.console import console, say
-from vidaccel.rollout.branch import Branch
-from vidaccel.rollout.head import MAIN
-from vidaccel.rollout.session import Session
+from vidaccel.sessions.branch import Branch
+from vidaccel.sessions.head import MAIN
+from vidaccel.sessions.session import Session
 
 app = typer.Typer(
     help="Look at the saved session of a rollout, branch it, rewind it, clean it.",

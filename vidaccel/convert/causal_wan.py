@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.convert.base_folder import BaseFolder, read_base
 from vidaccel.convert.causal_wan_map import REFUSED, STUDENT
 from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints, is_pickled
@@ -25,7 +26,6 @@ from vidaccel.convert.folder import (
     Recipe,
     check_output,
     check_room,
-    whole_folder,
     write_networks,
     write_settings,
 )
@@ -33,7 +33,7 @@ from vidaccel.convert.formats import Format
 from vidaccel.convert.plan import Plan, make_plan
 from vidaccel.convert.wan_layouts import student_weights, with_lora
 from vidaccel.errors import UserError
-from vidaccel.registry import GenerationDefaults
+from vidaccel.files.atomic import atomic_folder
 
 _FROM_BASE = ("attention_head_dim", "num_layers", "eps", "rope_max_seq_len")
 
@@ -113,7 +113,7 @@ def convert_causal_wan(
     if base is not None:
         _check_fits(plan, base)
     check_room(output, plan.num_bytes + (0 if base is None else base.num_bytes))
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         _write(folder, recipe, plan, base, options)
     return Converted(recipe=recipe, weights=weights)
 

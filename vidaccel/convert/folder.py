@@ -6,28 +6,25 @@ Nothing stands under the output's name before everything is written.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import diffusers
-import psutil
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults
 from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints
 from vidaccel.convert.formats import Format
 from vidaccel.convert.plan import Plan, make_plan
 from vidaccel.convert.tokenizers import find_tokenizer, save_tokenizer
 from vidaccel.convert.weights import MOST_SHARD_BYTES, write_weights
 from vidaccel.errors import UserError
-from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
+from vidaccel.files.atomic import atomic_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ def convert(
         for name, encoder in recipe.tokenizers.items()
     }
     check_room(output, sum(plan.num_bytes for plan in plans.values()))
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         classes: dict[str, tuple[str, str]] = {}
         for name, source in tokenizers.items():
             classes[name] = ("transformers", save_tokenizer(source, folder / name))
@@ -105,44 +102,6 @@ def convert(
         write_networks(folder, plans, options)
         write_settings(folder, recipe, classes)
     return recipe
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that takes its place if the block ends well, and is removed if it does not.
-
-    Raises `UserError` where it cannot be made. What stood there before is kept until the new one is complete.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        unfinished.mkdir()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-    try:
-        yield unfinished
-        if path.exists():
-            path.rename(replaced)
-        unfinished.rename(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Tidy up after processes that were killed while they wrote `path`."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(part|old)")
-    for folder in path.parent.iterdir():
-        found = pattern.fullmatch(folder.name)
-        if not found or psutil.pid_exists(int(found[1])):
-            continue
-        if found[2] == "old" and not path.exists():  # killed between taking the old away and putting the new there
-            folder.rename(path)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: Path, paths: Sequence[Path], *, overwrite: bool) -> None:

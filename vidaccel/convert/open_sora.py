@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.convert.folder import Recipe
 from vidaccel.convert.formats import Format
 from vidaccel.convert.open_sora_2_map import TRANSFORMER_RULES
-from vidaccel.registry import GenerationDefaults
 
 STDIT3 = Format(
     title="Open-Sora 1.2's transformer (OpenSora-STDiT-v3)",

@@ -37,7 +37,7 @@ class MemoryIndex:
         self._num_passes = 0
         self._current = range(0)
         self._is_keyframe = False
-        self._is_marked = False  # whether a pass over the current chunk made it a keyframe
+        self._was_promoted = False  # whether a pass over the current chunk made it a keyframe
 
     @property
     def num_frames(self) -> int:
@@ -98,7 +98,7 @@ class MemoryIndex:
         if not self._current:
             frames = range(self._num_frames, self._num_frames + count)
             self._parts.begin(frames)
-            self._current, self._is_marked = frames, False
+            self._current, self._was_promoted = frames, False
 
     def observe(self, similarity: float | None = None) -> None:
         """Counts a denoising pass over the chunk. Arguments and errors are those of `commit`."""
@@ -119,7 +119,7 @@ class MemoryIndex:
         for value in values[:-1]:
             self.observe(value)
         self._run(values[-1] if values else None, "clean")
-        self._is_keyframe = self._is_marked
+        self._is_keyframe = self._was_promoted
         self._num_frames = self._current.stop
         self._num_chunks += 1
         self._num_passes = 0
@@ -134,7 +134,7 @@ class MemoryIndex:
             "num_current": len(self._current),
             "num_passes": self._num_passes,
             "is_keyframe": self._is_keyframe,
-            "is_marked": self._is_marked,
+            "is_marked": self._was_promoted,
             "parts": self._parts.state(),
         }
 
@@ -171,16 +171,16 @@ class MemoryIndex:
             raise UserError("its parts are missing")
         self._num_frames, self._num_chunks, self._num_passes = num_frames, num_chunks, num_passes
         self._current = range(num_frames, num_frames + num_current)
-        self._is_keyframe, self._is_marked = (state[name] for name in _FLAGS)
+        self._is_keyframe, self._was_promoted = (state[name] for name in _FLAGS)
         self._parts.load_state(state["parts"], num_frames, self._current)
 
     def _run(self, similarity: float | None, source: Source) -> None:
         if not self._current:
             raise RuntimeError("No chunk was begun; call `begin_chunk` before its passes.")
-        if self._parts.run(self._current, self._decides(similarity), source):
-            self._is_marked = True
+        if self._parts.run(self._current, self._is_keyframe_by_rule(similarity), source):
+            self._was_promoted = True
 
-    def _decides(self, similarity: float | None) -> bool:
+    def _is_keyframe_by_rule(self, similarity: float | None) -> bool:
         _check_similarity(similarity)
         config = self.config
         if self._current.start < config.fast_frames or not config.slow_frames:

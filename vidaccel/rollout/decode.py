@@ -17,9 +17,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
-from vidaccel.components import bring_in
 from vidaccel.errors import UserError
-from vidaccel.video import rounded_to_uint8
+from vidaccel.machine.components import onload
+from vidaccel.video.files import rounded_to_uint8
 
 # diffusers' `AutoencoderKLWan`; its `config` and `device` are not typed there.
 Vae: TypeAlias = Any
@@ -65,7 +65,7 @@ class StreamingDecoder:
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """As `decode`, but what `vae.decode` returns: (B, 3, f, H, W) in [-1, 1], in the autoencoder's precision."""
         self._check(latents)
-        latents = latents.to(bring_in(self.vae))
+        latents = latents.to(onload(self.vae))
         features = list(self._features)
         mean, std = _statistics(self.vae, latents)
         # Divided by the inverse as in WanPipeline, so that not even the last bit differs from its video.
@@ -147,7 +147,7 @@ def encode_start(vae: Vae, frames: Tensor) -> Tensor:
             f"The clip has {batch.shape[1]} frames and the autoencoder takes {step} k + 1: "
             f"the first {surplus} are left out."
         )
-    kept = batch[:, surplus:].transpose(1, 2).to(bring_in(vae))
+    kept = batch[:, surplus:].transpose(1, 2).to(onload(vae))
     video = kept.float() / 255 if kept.dtype == torch.uint8 else kept.float()
     mode = vae.encode((video * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
     mean, std = _statistics(vae, mode)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vidaccel.components import bring_in
 from vidaccel.errors import UserError
+from vidaccel.machine.components import onload
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import PromptCache
 from vidaccel.rollout.chunk import Chunk, Scene, Student
@@ -41,7 +41,7 @@ def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, n
 
 
 @torch.no_grad()
-def start_from(student: Student, state: RolloutState, scene: Scene, latents: Tensor) -> Iterator[Chunk]:
+def ingest(student: Student, state: RolloutState, scene: Scene, latents: Tensor) -> Iterator[Chunk]:
     """Remember given latents (B, C, F, H, W), of an image or a clip, as if they had been made; yields their chunks.
 
     Those that the state has seen already are left out. Raises UserError for latents of another size.
@@ -54,7 +54,7 @@ def start_from(student: Student, state: RolloutState, scene: Scene, latents: Ten
     runner = _Runner(student, state)
     left = latents[:, :, min(state.num_frames, latents.shape[2]) :].float()
     for part in left.split(state.memory.config.chunk_frames, dim=2) if left.shape[2] else ():
-        yield runner.given_chunk(scene, part)
+        yield runner.ingest_chunk(scene, part)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def replay(student: Student, state: RolloutState, scenes: Sequence[Scene], chunk
     """
     runner = _Runner(student, state)
     for latents in chunks:
-        runner.given_chunk(scene_at(scenes, state.num_chunks), latents)
+        runner.ingest_chunk(scene_at(scenes, state.num_chunks), latents)
 
 
 def _on_host(frames: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class _Runner:
         self._seconds = {"denoising": time.perf_counter() - began}
         return self._finish(scene, latents, is_made=True)
 
-    def given_chunk(self, scene: Scene, latents: Tensor) -> Chunk:
+    def ingest_chunk(self, scene: Scene, latents: Tensor) -> Chunk:
         if self.state.memory.config.mode == "official":
             raise UserError("The official mode remembers noisy passes, which given latents do not have; use clean.")
         self._enter(scene)
@@ -163,7 +163,7 @@ class _Runner:
                 f"The scene {scene.prompt!r} has embeddings of {[len(part) for part in embeddings]} prompts; this "
                 f"rollout is of {count} videos and takes {student.num_branches} (with guidance also a negative one)."
             )
-        bring_in(student.transformer)
+        onload(student.transformer)
         given = [part.to(self._device, self.state.memory.dtype) for part in embeddings]
         return tuple(student.transformer.cache_prompt(part) for part in given)
 

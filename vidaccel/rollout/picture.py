@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vidaccel.rollout.record import RolloutRecord, Stay
-from vidaccel.video import whole_file
+from vidaccel.files.atomic import atomic_write
+from vidaccel.rollout.record import Residence, RolloutRecord
 
 _SLOW = "#e08a2e"
 _PARTS = {
@@ -57,7 +57,7 @@ def draw_rollout(record: RolloutRecord, path: Path) -> Path:
         one.tick_params(labelbottom=False)
     _write_prompts(record, axes[0], first)
     axes[-1].set_xlabel("time in the video [s]")
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path
 
@@ -180,5 +180,5 @@ def _first_bar(record: RolloutRecord) -> int:
     return 0 if record.num_chunks <= _MOST_BARS else record.num_chunks - _SHOWN_BARS
 
 
-def _times_of(stay: Stay, times: list[float]) -> tuple[float, float]:
+def _times_of(stay: Residence, times: list[float]) -> tuple[float, float]:
     return times[stay.entered], times[-1] if stay.left is None else times[stay.left]

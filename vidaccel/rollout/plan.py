@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vidaccel.errors import UserError
-from vidaccel.footprint import available_bytes, gigabytes
+from vidaccel.machine.footprint import available_bytes, gigabytes
 from vidaccel.memory import MemoryConfig
 from vidaccel.rollout.sizes import (
     PHASES,

@@ -21,7 +21,7 @@ PARTS = ("sink", "slow", "fast")
 _RECORDED = ("first_frame", "num_pixel_frames", "prompt", "similarity", "is_keyframe")
 
 
-class Stay(NamedTuple):
+class Residence(NamedTuple):
     """A frame was in a part of the memory after chunks `entered`, ..., `left` - 1; `left` None: it still is."""
 
     frame: int
@@ -155,7 +155,7 @@ class RolloutRecord:
         """Time of every chunk by phase: denoising, commit, decoding; NaN where it was not measured."""
         return {phase: list(measured) for phase, measured in self._seconds.items()}
 
-    def stays(self, part: str) -> list[Stay]:
+    def stays(self, part: str) -> list[Residence]:
         """When each frame was in a part of the memory ("sink", "slow", "fast"), in the order of leaving it."""
-        left = [Stay(*row) for row in zip(*self._stays[part], strict=True)]
-        return [*left, *(Stay(frame, entered, None) for frame, entered in self._inside[part].items())]
+        left = [Residence(*row) for row in zip(*self._stays[part], strict=True)]
+        return [*left, *(Residence(frame, entered, None) for frame, entered in self._inside[part].items())]

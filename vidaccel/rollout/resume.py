@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.branch import Branch
 from vidaccel.rollout.chunk import Chunk, Scene, Student
 from vidaccel.rollout.loop import replay, scene_at
 from vidaccel.rollout.state import RolloutState
 from vidaccel.rollout.timeline import Cut, PromptChange
+from vidaccel.sessions.branch import Branch
 
 _SMALL_STATE_BYTES = 64 * 2**20
 

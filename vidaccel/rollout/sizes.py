@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from vidaccel.errors import UserError
-from vidaccel.footprint import weight_bytes
+from vidaccel.machine.footprint import weight_bytes
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.fused_layers import fuse_layers

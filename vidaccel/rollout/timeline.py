@@ -190,7 +190,7 @@ class PromptTimeline:
     def start_seconds(self, chunk: int, grid: ChunkGrid) -> float:
         """Time of a chunk's first pixel frame, which is the length of the video of the chunks before it."""
         cuts = sum(_is_new_video(change) for change in self._changes(grid) if change.chunk < chunk)
-        return grid.start_seconds(chunk) - cuts * _lost_at_a_cut(grid)
+        return grid.start_seconds(chunk) - cuts * _seconds_lost_at_hard_cut(grid)
 
     def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
         """One line for every span that a rollout of `num_chunks` chunks does not show, with what to do about it."""
@@ -217,7 +217,7 @@ class PromptTimeline:
         found: list[PromptChange] = []
         for span in self.spans:
             cuts = sum(map(_is_new_video, found))
-            chunk = grid.chunk_from(span.start_seconds + cuts * _lost_at_a_cut(grid))
+            chunk = grid.chunk_from(span.start_seconds + cuts * _seconds_lost_at_hard_cut(grid))
             if found and found[-1].chunk == chunk:
                 found.pop()
             found.append(PromptChange(chunk, span))
@@ -311,7 +311,7 @@ def _is_new_video(change: PromptChange) -> bool:
     return change.span.cut == "hard" and change.chunk > 0
 
 
-def _lost_at_a_cut(grid: ChunkGrid) -> float:
+def _seconds_lost_at_hard_cut(grid: ChunkGrid) -> float:
     """Seconds that a chunk is shorter whose first latent frame is one pixel frame."""
     return (grid.temporal_stride - 1) / grid.fps
 

@@ -8,10 +8,10 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from vidaccel.convert.folder import whole_folder
+from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults, spec_of
+from vidaccel.catalog.spec import ASSET
 from vidaccel.errors import UserError
-from vidaccel.model_spec import ASSET
-from vidaccel.registry import SETTINGS_FILE, GenerationDefaults, spec_of
+from vidaccel.files.atomic import atomic_folder
 from vidaccel.training.architecture import FLOW_SHIFT, NUM_TRAIN_TIMESTEPS
 from vidaccel.training.card import recipe_text, round_rows, settings_text
 from vidaccel.training.causal_student import load_donor
@@ -90,7 +90,7 @@ def export_student(
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already; give another output or --overwrite.")
     state, student = trained_student(causal)
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         student.to(torch.bfloat16).eval().save_pretrained(folder / "transformer")
         scheduler: Any = FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=FLOW_SHIFT, stochastic_sampling=False

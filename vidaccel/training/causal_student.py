@@ -14,10 +14,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig, MemoryIndex
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.registry import spec_of
 from vidaccel.training.architecture import FLOW_SHIFT, TextEncoder, Transformer, Vae, WordTokenizer
 from vidaccel.training.causal_layout import ChunkSequence, chunk_sequence, layout_of, num_context_slots
 from vidaccel.training.device import autocast

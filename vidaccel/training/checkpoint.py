@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.video import whole_file
+from vidaccel.files.atomic import atomic_write
 
 STATE_FILE = "state.json"
 _SHARD_BYTES = 14_000_000
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Te
         names.append(f"weights-{state.step:06d}-{index}.safetensors")
         save_file(shard, folder / names[-1])
     text = json.dumps({**asdict(state), "files": names}, indent=2)
-    with whole_file(folder / STATE_FILE) as unfinished:
+    with atomic_write(folder / STATE_FILE) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     for path in folder.glob("weights-*.safetensors"):
         if path.name not in names:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from diffusers import WanPipeline
 
-from vidaccel.convert.folder import whole_folder
+from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults
 from vidaccel.errors import UserError
-from vidaccel.registry import SETTINGS_FILE, GenerationDefaults
+from vidaccel.files.atomic import atomic_folder
 from vidaccel.training.architecture import new_scheduler, new_tokenizer
 from vidaccel.training.card import model_card, settings_text
 from vidaccel.training.checkpoint import load_checkpoint
@@ -36,7 +36,7 @@ def export_pipeline(
     """
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already; give another output or --overwrite.")
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         _write(folder, vae=vae, transformer=transformer, weights=weights)
     return output
 

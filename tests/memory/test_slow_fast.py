@@ -1,0 +1,227 @@
+"""The tensors of the memory: what is remembered is what the clean pass wrote, in buffers that never grow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.tiny_causal import CONFIG, causal_model, memory_of, text, video
+from vidaccel.errors import UserError
+from vidaccel.memory import MemoryConfig
+from vidaccel.memory.rotary import rotate
+from vidaccel.memory.slow_fast import SlowFastMemory
+
+SMALL = {"sink_frames": 3, "slow_frames": 3, "fast_frames": 6}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def contents(memory: SlowFastMemory, sample: int = 0) -> dict[Any, tuple[Tensor, Tensor]]:
+    """Keys before rotation and values by remembered frame (with a mark for copies), of all layers."""
+    assert memory.indexes
+    frames = [
+        part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, sample] for part in (memory._raw, memory._values)
+    ]
+    slots = enumerate(memory._slots[sample])
+    return {slot: tuple(part[:, place].clone() for part in frames) for place, slot in slots if slot is not None}
+
+
+def run(memory: SlowFastMemory, chunks: int, *, passes: int = 1, seed: int = 1, on_pass: Any = None) -> None:
+    """Chunks of a random video: noisy passes, then a clean one."""
+    model = causal_model()
+    batch, size = memory.shape.batch_size, memory.config.chunk_frames
+    frames = video(chunks * size, batch, seed)
+    for index, chunk in enumerate(frames.split(size, dim=2)):
+        memory.begin_chunk()
+        for number in range(passes):
+            noisy = chunk + torch.randn(chunk.shape, generator=torch.Generator().manual_seed(100 * index + number))
+            model(noisy, torch.full((batch,), 900.0 - 100 * number), text(batch), memory=memory)
+            if on_pass is not None:
+                on_pass(memory, index, number)
+            memory.observe()
+        model(chunk, torch.zeros(batch), text(batch), memory=memory)
+        if on_pass is not None:
+            on_pass(memory, index, "clean")
+        memory.commit()
+        if on_pass is not None:
+            on_pass(memory, index, "committed")
+
+
+@pytest.mark.parametrize("passes", [2, 4, 7])
+def test_the_number_of_denoising_passes_leaves_no_trace(passes: int):
+    """Behaviour 7, invariant I5."""
+    few, many = (memory_of(causal_model(), MemoryConfig(**SMALL, similarity_threshold=1.0)) for _ in range(2))
+    run(few, 9)
+    run(many, 9, passes=passes)
+    assert few.indexes[0].slow
+    assert contents(few).keys() == contents(many).keys()
+    for slot, pair in contents(few).items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, contents(many)[slot], strict=True))
+
+
+def test_remembered_frames_are_what_their_clean_pass_wrote():
+    """Behaviours 8 (clean) and 9, invariants I2, I3, I8: bit for bit, for as long as they are remembered."""
+    written: dict[Any, Any] = {}
+
+    def note(memory: SlowFastMemory, index: int, number: Any) -> None:
+        if number == "clean":
+            raw, values = (
+                part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, 0, list(memory._current)].clone()
+                for part in (memory._raw, memory._values)
+            )
+            for offset in range(3):
+                written[index * 3 + offset] = (raw[:, offset], values[:, offset])
+        if number == "committed":
+            for (frame, _), pair in contents(memory).items():
+                assert all(torch.equal(a, b) for a, b in zip(pair, written[frame], strict=True)), frame
+
+    memory = memory_of(causal_model(), MemoryConfig(**SMALL, similarity_threshold=1.0))
+    run(memory, 30, passes=2, on_pass=note)
+    assert memory.indexes[0].sink == (0, 1, 2)
+    assert len(memory.indexes[0].slow) == 3
+
+
+def test_the_official_mode_remembers_the_noisiest_pass_with_the_uniform_rule():
+    """Behaviour 8 (official): finding A of the research, kept on purpose for students that were trained so."""
+    noisiest: dict[int, Tensor] = {}
+
+    def note(memory: SlowFastMemory, index: int, number: Any) -> None:
+        if number == 0:
+            raw = memory._raw.unflatten(2, (-1, memory.shape.tokens_per_frame))
+            noisiest[index * 3] = raw[:, 0, memory._current.start].clone()
+
+    memory = memory_of(causal_model(), MemoryConfig(mode="official", keyframe_rule="uniform"))
+    run(memory, 30, passes=2, on_pass=note)
+    copies = {slot: pair for slot, pair in contents(memory).items() if slot[1] is not None}
+    assert sorted(frame for frame, _ in copies) == list(memory.indexes[0].slow)
+    for (frame, source), (raw, _) in copies.items():
+        assert source == 0
+        assert torch.equal(raw, noisiest[frame])
+
+
+def test_all_attended_keys_are_rotated_for_the_position_they_have_now():
+    """Behaviour 10: positions stay under the size of the memory and are constant once it is full."""
+    positions, most = [], 0
+
+    def note(memory: SlowFastMemory, index: int, number: Any) -> None:
+        nonlocal most
+        if number != 0:
+            return
+        table, tokens = causal_model().rotary_table(4, 6), memory.shape.tokens_per_frame
+        entries = memory.indexes[0].entries
+        places = dict(zip([(entry.frame, None) for entry in entries], memory.indexes[0].positions, strict=True))
+        for place, slot in enumerate(memory._slots[0][: memory._current.start]):
+            span = slice(place * tokens, (place + 1) * tokens)
+            turned = rotate(memory._raw[1, 0, span], *table.at(torch.tensor([places[slot]])))
+            torch.testing.assert_close(memory._keys[1, 0, span], turned)
+        positions.append(memory.indexes[0].positions)
+        most = max(most, *positions[-1])
+
+    config = MemoryConfig(**SMALL, similarity_threshold=1.0)
+    run(memory_of(causal_model(), config), 20, on_pass=note)
+    assert most == config.total_frames - 1
+    assert len(set(positions[8:])) == 1
+    assert all(row[-3:] == tuple(range(row[-1] - 2, row[-1] + 1)) for row in positions)
+
+
+def test_the_buffers_never_grow_and_say_how_full_they_are():
+    """Behaviour 14, invariant I10."""
+    memory = memory_of(causal_model(), MemoryConfig(**SMALL, keyframe_rule="uniform"))
+    places = [(buffer.data_ptr(), buffer.nbytes) for buffer in (memory._raw, memory._keys, memory._values)]
+    run(memory, 40)
+    assert places == [(buffer.data_ptr(), buffer.nbytes) for buffer in (memory._raw, memory._keys, memory._values)]
+    used = memory.bytes_by_part()
+    head = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
+    per_frame = 3 * CONFIG["num_layers"] * 6 * head * 4  # three buffers, six tokens, float32
+    assert used == {
+        "sink": 3 * per_frame,
+        "slow": 3 * per_frame,
+        "fast": 6 * per_frame,
+        "reserved": 12 * per_frame + memory._rotary.nbytes,
+    }
+
+
+def test_samples_of_a_batch_remember_what_each_would_alone():
+    """Behaviour 15: similarities differ, so samples hold different numbers of frames; a mask tells them apart."""
+    config = MemoryConfig(sink_frames=3, slow_frames=6, fast_frames=6, similarity_threshold=0.93)
+    model, frames = causal_model(), video(45, batch_size=3, seed=4)
+    frames[1] = frames[1, :, :3].repeat(1, 15, 1, 1)  # a still picture: no keyframes
+    together = memory_of(model, config, batch_size=3)
+    alone = [memory_of(model, config) for _ in range(3)]
+    masks = 0
+    for chunk in frames.split(3, dim=2):
+        together.begin_chunk()
+        output = model(chunk, torch.zeros(3), text().expand(3, -1, -1), memory=together).sample
+        masks += together.attention_mask is not None
+        together.commit()
+        for sample, memory in enumerate(alone):
+            memory.begin_chunk()
+            expected = model(chunk[sample : sample + 1], torch.zeros(1), text(), memory=memory).sample
+            torch.testing.assert_close(output[sample : sample + 1], expected, atol=1e-5, rtol=0)
+            memory.commit()
+    assert masks > 3
+    indexes = [(index.slow, index.fast) for index in together.indexes]
+    assert indexes == [(memory.indexes[0].slow, memory.indexes[0].fast) for memory in alone]
+    assert len({len(slow) for slow, _ in indexes}) > 1
+
+
+def test_state_goes_on_bit_for_bit():
+    config = MemoryConfig(**SMALL, similarity_threshold=1.0)
+    whole, first = (memory_of(causal_model(), config, batch_size=2) for _ in range(2))
+    model, frames = causal_model(), video(36, batch_size=2)
+
+    def go_on(memory: SlowFastMemory, chunks: tuple[Tensor, ...]) -> list[Tensor]:
+        outputs = []
+        for chunk in chunks:
+            memory.begin_chunk()
+            outputs.append(model(chunk, torch.zeros(2), text(2), memory=memory).sample)
+            memory.commit()
+        return outputs
+
+    chunks = frames.split(3, dim=2)
+    expected = go_on(whole, chunks)
+    go_on(first, chunks[:7])
+    tensors, values = first.save_state()
+    second = memory_of(causal_model(), config, batch_size=2)
+    go_on(second, chunks[5:8])  # whatever it held before is gone
+    second.load_state({name: tensor.clone() for name, tensor in tensors.items()}, values)
+    assert all(torch.equal(a, b) for a, b in zip(go_on(second, chunks[7:]), expected[7:], strict=True))
+
+
+def test_state_of_another_memory_is_refused():
+    tensors, values = memory_of(causal_model(), MemoryConfig(**SMALL)).save_state()
+    with pytest.raises(UserError, match="resume with the model"):
+        memory_of(causal_model(num_layers=2), MemoryConfig(**SMALL)).load_state(tensors, values)
+    with pytest.raises(UserError, match="resume with the model"):
+        memory_of(causal_model(), MemoryConfig(**SMALL), batch_size=2).load_state(tensors, values)
+
+
+def test_a_window_is_the_memory_without_sink_and_slow_part():
+    """Behaviour 31: the last frames, the chunk's own included; and with all frames in the sink the first ones stay."""
+    window = memory_of(causal_model(), MemoryConfig.sliding_window(9))
+    run(window, 12)
+    assert [entry.frame for entry in window.indexes[0].entries] == list(range(27, 36))
+    first = memory_of(causal_model(), MemoryConfig(sink_frames=9, slow_frames=0, fast_frames=0))
+    run(first, 12)
+    first.begin_chunk()
+    assert [entry.frame for entry in first.indexes[0].entries] == [*range(6), 36, 37, 38]
+
+
+def test_a_single_first_frame_is_remembered_like_any_other():
+    """A rollout that starts from an image: one frame, then chunks."""
+    config, model, frames = MemoryConfig(**SMALL, prefill="linear"), causal_model(), video(10)
+    memory, outputs = memory_of(model, config), []
+    for chunk in (frames[:, :, :1], *frames[:, :, 1:].split(3, dim=2)):
+        memory.begin_chunk(chunk.shape[2])
+        outputs.append(model(chunk, torch.zeros(1), text(), memory=memory).sample)
+        memory.commit()
+    group = torch.tensor([0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
+    twin = model(frames, torch.zeros(1), text(), visibility=group[:, None] >= group[None, :]).sample
+    torch.testing.assert_close(torch.cat(outputs, dim=2), twin, atol=1e-5, rtol=0)

@@ -1,0 +1,1 @@
+"""What several test files use: tiny models, scripted models, fixtures on disk."""

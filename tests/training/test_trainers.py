@@ -1,0 +1,314 @@
+"""Training end to end at toy size: repeatable, resumable, exported to the stock pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from torch import Tensor
+from typer.testing import CliRunner
+
+from vidaccel.catalog.registry import spec_of
+from vidaccel.errors import UserError
+from vidaccel.training import app as training_app
+from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, TRANSFORMER_ARCHITECTURE, VAE_ARCHITECTURE
+from vidaccel.training.averaging import WeightAverage
+from vidaccel.training.budget import Budget
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from vidaccel.training.curves import read_records
+from vidaccel.training.export import export_pipeline
+from vidaccel.training.loop import Schedule, start_round
+from vidaccel.training.transformer_trainer import TransformerTrainingConfig, train_transformer, trained_vae
+from vidaccel.training.vae_trainer import VaePhase, VaeTrainingConfig, train_vae
+
+SMALL_VAE = {**VAE_ARCHITECTURE, "base_dim": 4, "dim_mult": [1, 1, 2, 2]}
+SMALL_TRANSFORMER = {
+    **TRANSFORMER_ARCHITECTURE,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "freq_dim": 32,
+    "text_dim": 16,
+}
+SMALL_TEXT_ENCODER = {**TEXT_ENCODER_ARCHITECTURE, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2}
+SCHEDULE = Schedule(steps=4, log_steps=2, num_validations=2, warmup_steps=2)
+
+
+def vae_config(**changes: object) -> VaeTrainingConfig:
+    config = VaeTrainingConfig(
+        schedule=SCHEDULE,
+        device="cpu",
+        architecture=SMALL_VAE,
+        phases=(
+            VaePhase(until=0.5, batch_size=2, num_frames=1, size=32),
+            VaePhase(until=1.0, batch_size=1, num_frames=5, size=32),
+        ),
+        num_frames=5,
+        pool_clips=2,
+        refresh_clips=1,
+        refresh_steps=2,
+        validation_clips=1,
+    )
+    return replace(config, **changes)
+
+
+def transformer_config(**changes: object) -> TransformerTrainingConfig:
+    config = TransformerTrainingConfig(
+        schedule=replace(SCHEDULE, num_validations=1),
+        device="cpu",
+        transformer=SMALL_TRANSFORMER,
+        text_encoder=SMALL_TEXT_ENCODER,
+        num_frames=5,
+        bank_clips=3,
+        batch_size=2,
+        validation_prompts=1,
+        validation_steps=2,
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "vae"
+    list(train_vae(vae_config(), folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transformer_folder(vae_folder: Path) -> Path:
+    folder = vae_folder.parent / "transformer"
+    list(train_transformer(transformer_config(), folder, vae=vae_folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(vae_folder: Path, transformer_folder: Path) -> Path:
+    return export_pipeline(
+        vae_folder.parent / "exported", vae=vae_folder, transformer=transformer_folder, weights="toy"
+    )
+
+
+def weights(folder: Path, kind: str) -> dict[str, Tensor]:
+    return load_checkpoint(folder, kind=kind)[1]  # type: ignore[arg-type]
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_the_same_seed_trains_the_same_autoencoder(vae_folder: Path, tmp_path: Path) -> None:
+    list(train_vae(vae_config(), tmp_path / "again"))
+    list(train_vae(vae_config(seed=1), tmp_path / "other"))
+    assert_same(weights(vae_folder, "vae"), weights(tmp_path / "again", "vae"))
+    other = weights(tmp_path / "other", "vae")
+    assert any(not torch.equal(value, other[name]) for name, value in weights(vae_folder, "vae").items())
+
+
+def test_the_same_seed_trains_the_same_transformer(vae_folder: Path, transformer_folder: Path, tmp_path: Path) -> None:
+    list(train_transformer(transformer_config(), tmp_path / "again", vae=vae_folder))
+    assert_same(weights(transformer_folder, "transformer"), weights(tmp_path / "again", "transformer"))
+
+
+def test_training_lowers_the_loss_of_the_autoencoder(tmp_path: Path) -> None:
+    schedule = Schedule(steps=30, log_steps=10, num_validations=1, learning_rate=5e-3, warmup_steps=2)
+    one_image = (VaePhase(until=1.0, batch_size=1, num_frames=1, size=128),)
+    config = vae_config(schedule=schedule, phases=one_image, pool_clips=1, num_frames=1, refresh_steps=1000)
+    records = [record for record in train_vae(config, tmp_path) if "loss" in record]
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+    assert records[-1]["train_psnr"] > records[0]["train_psnr"] + 1
+
+
+def test_an_interrupted_round_goes_on_and_a_finished_one_is_followed_by_another(tmp_path: Path) -> None:
+    config, folder = vae_config(), tmp_path / "vae"
+    records = train_vae(config, folder)
+    while "psnr" not in (record := next(records)):
+        pass
+    records.close()
+    interrupted, _ = load_checkpoint(folder, kind="vae")
+    assert 0 < interrupted.round_step < 4
+    assert interrupted.step == record["step"]
+
+    list(train_vae(config, folder, resume=folder))
+    finished, _ = load_checkpoint(folder, kind="vae")
+    assert (finished.round, finished.step, finished.fraction) == (0, 4, 1.0)
+
+    list(train_vae(config, tmp_path / "second", resume=folder))
+    second, _ = load_checkpoint(tmp_path / "second", kind="vae")
+    assert (second.round, second.round_step, second.step) == (1, 4, 8)
+    assert second.seconds > finished.seconds
+    steps = [record["step"] for record in read_records(tmp_path / "second" / "metrics.jsonl")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 8, "the records of the first round are carried along"
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidaccel.training.vae_trainer import VaeTask
+
+    def loss(task: VaeTask, fraction: float, original: Callable = VaeTask.loss) -> object:
+        if task._steps == 1:
+            raise KeyboardInterrupt
+        return original(task, fraction)
+
+    monkeypatch.setattr(VaeTask, "loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        list(train_vae(vae_config(), tmp_path))
+    assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
+
+
+def test_a_second_round_keeps_the_normalisation_of_the_latents(
+    vae_folder: Path, transformer_folder: Path, tmp_path: Path
+) -> None:
+    config = transformer_config(bank_clips=2)
+    list(train_transformer(config, tmp_path, vae=vae_folder, resume=transformer_folder))
+    first, _ = load_checkpoint(transformer_folder, kind="transformer")
+    second, _ = load_checkpoint(tmp_path, kind="transformer")
+    assert second.latents_mean == first.latents_mean
+    assert second.latents_std == first.latents_std
+
+
+def test_the_stock_pipeline_loads_the_export_and_runs(exported: Path, vae_folder: Path) -> None:
+    pipe = WanPipeline.from_pretrained(str(exported), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe(
+        "A red ball, on a zeppelin!", num_frames=5, height=32, width=32, num_inference_steps=2, output_type="pt"
+    ).frames
+    assert frames.shape == (1, 5, 3, 32, 32)
+    assert torch.isfinite(frames).all()
+    assert pipe.vae.config.latents_std != trained_vae(vae_folder).config.latents_std
+    assert pipe.scheduler.config.flow_shift == 3.0
+    assert pipe.tokenizer("A red ball, on a zeppelin!").input_ids.count(pipe.tokenizer.unk_token_id) == 1
+
+
+def test_the_exported_weights_are_the_trained_ones_in_bf16(exported: Path, transformer_folder: Path) -> None:
+    pipe = WanPipeline.from_pretrained(str(exported), local_files_only=True, dtype=torch.bfloat16)
+    trained = weights(transformer_folder, "transformer")
+    for network in ("transformer", "text_encoder"):
+        for name, value in getattr(pipe, network).state_dict().items():
+            if "embed_tokens" not in name:
+                assert torch.equal(value.bfloat16(), trained[f"{network}.{name}"].bfloat16()), name
+
+
+def test_the_export_says_what_it_is(exported: Path) -> None:
+    spec = spec_of(str(exported))
+    assert spec.weights == "toy"
+    assert (spec.defaults.num_frames, spec.defaults.height, spec.defaults.max_sequence_length) == (5, 128, 64)
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert "| transformer | 1 | 4 |" in card
+    assert "optimizer muon" in card
+    assert (exported / "transformer_curves.png").stat().st_size > 1000
+
+
+def test_an_export_is_whole_or_not_there(vae_folder: Path, transformer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        export_pipeline(tmp_path / "out", vae=vae_folder, transformer=tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export_pipeline(tmp_path / "out", vae=vae_folder, transformer=transformer_folder)
+
+
+def test_a_checkpoint_of_the_wrong_kind_or_a_broken_one_is_one_clear_line(vae_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="checkpoint of the vae, not of the transformer"):
+        load_checkpoint(vae_folder, kind="transformer")
+    (tmp_path / "state.json").write_text(json.dumps({"kind": "vae", "files": ["weights"]}), encoding="utf-8")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path, kind="vae")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, TrainingState(kind="vae", step=1), {"a": torch.ones(2)})
+    with pytest.raises(FloatingPointError, match="diverged at step 2"):
+        save_checkpoint(tmp_path, TrainingState(kind="vae", step=2), {"a": torch.tensor([1.0, float("nan")])})
+    state, tensors = load_checkpoint(tmp_path, kind="vae")
+    assert state.step == 1
+    assert torch.equal(tensors["a"], torch.ones(2))
+
+
+def test_large_checkpoints_are_split_and_read_back_whole(tmp_path: Path) -> None:
+    tensors = {str(index): torch.full((1_500_000,), float(index)) for index in range(4)}
+    save_checkpoint(tmp_path, TrainingState(kind="vae"), tensors)
+    save_checkpoint(tmp_path, TrainingState(kind="vae", step=1), tensors)
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    assert len(sizes) == 2
+    assert max(sizes) < 16_000_000
+    assert_same(load_checkpoint(tmp_path, kind="vae")[1], tensors)
+
+
+def test_the_budget_follows_the_clock_and_keeps_what_was_used_before() -> None:
+    now = 100.0
+    budget = Budget(seconds=10.0, steps=None, start=0.25, clock=lambda: now)
+    assert budget.fraction(round_step=7) == 0.25
+    now = 105.0
+    assert budget.fraction(round_step=7) == 0.75
+    assert Budget(seconds=None, steps=8).fraction(round_step=2) == 0.25
+
+
+def test_the_average_lies_between_the_weights_it_saw_and_gives_them_back() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    average = WeightAverage([parameter], decay=0.5)
+    for value in (1.0, 2.0):
+        parameter.data.fill_(value)
+        average.update()
+    with average.applied():
+        inside = parameter.detach().clone()
+    expected = torch.full((3,), 0.0)
+    for step, value in enumerate((1.0, 2.0), start=1):
+        decay = min(0.5, step / (step + 20))
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(inside, expected)
+    assert parameter.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_learning_rate_warms_up_and_ends_low() -> None:
+    schedule = Schedule(steps=100, learning_rate=1.0, warmup_steps=10, final_share=0.01)
+    assert schedule.learning_rate_at(0.0, warm_step=0) == pytest.approx(0.1)
+    assert schedule.learning_rate_at(0.5, warm_step=50) == pytest.approx(0.5)
+    assert schedule.learning_rate_at(1.0, warm_step=99) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"seconds": 1.0, "steps": 1}, {"steps": 0}, {"seconds": -1.0}])
+def test_a_training_without_a_clear_length_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        Schedule(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_new_round_takes_the_new_recipe_and_the_old_steps() -> None:
+    old = TrainingState(kind="vae", step=9, round_step=9, fraction=1.0, seconds=3.0, recipe={"seed": 0})
+    started = start_round(old, TrainingState(kind="vae", recipe={"seed": 5}))
+    assert (started.round, started.step, started.round_step, started.fraction) == (1, 9, 0, 0.0)
+    assert started.recipe == {"seed": 5}
+    assert started.history == [{"steps": 9, "seconds": 3.0, "recipe": {"seed": 0}}]
+    third = start_round(replace(started, fraction=1.0, seconds=5.0, round_step=2), TrainingState(kind="vae"))
+    assert [past["seconds"] for past in third.history] == [3.0, 2.0]
+
+
+def test_the_commands_train_and_export_and_refuse_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training_app, "_toy_vae", lambda config: vae_config())
+    monkeypatch.setattr(training_app, "_toy_transformer", lambda config: transformer_config())
+    vae, transformer, exported = (str(tmp_path / name) for name in ("vae", "transformer", "exported"))
+    run = CliRunner().invoke
+    for arguments in (
+        ["vae", "--toy", "--steps", "4", "--output", vae],
+        ["transformer", "--toy", "--steps", "4", "--vae", vae, "--output", transformer],
+        ["export", "--vae", vae, "--transformer", transformer, "--output", exported, "--weights", "toy"],
+    ):
+        result = run(training_app.app, arguments)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "vae" / "curves.png").is_file()
+    assert (tmp_path / "exported" / "model_index.json").is_file()
+
+    monkeypatch.setattr("sys.argv", ["train", "vae", "--steps", "4", "--output", vae])
+    with pytest.raises(SystemExit) as exit_info:
+        training_app.main()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

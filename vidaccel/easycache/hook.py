@@ -1,0 +1,210 @@
+"""The one place where EasyCache touches a model: a diffusers `ModelHook` around the forward of a whole transformer.
+
+A reused call runs no part of the transformer. The hook lies outside anything that may be compiled, so
+`compile_repeated_blocks(fullgraph=True)` keeps whole graphs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn, cast
+
+import torch
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vidaccel.catalog.traits import traits_of
+from vidaccel.easycache.adapters import adapters_of
+from vidaccel.easycache.batch import Batch, select_rows
+from vidaccel.easycache.layout import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
+from vidaccel.easycache.run import EasyCacheRun, Plan
+from vidaccel.easycache.steps import Call
+from vidaccel.machine.timing import moment
+
+logger = logging.getLogger(__name__)
+
+HOOK_NAME = "vidaccel_easycache"
+TIMESTEP_ARGUMENT = "timestep"
+
+
+class _ContextReceiver(StateManager):
+    """Receives the cache context of the pipeline; holds no state of its own, see `EasyCacheRun`."""
+
+    def __init__(self) -> None:
+        super().__init__(cast(Any, BaseState))
+
+    @property
+    def current(self) -> CacheContext | None:
+        return self._context
+
+
+class EasyCacheHook(ModelHook):
+    """Asks the run about every call of one transformer and computes, or returns a predicted output.
+
+    installed, guard: the forward that leads here, and the handle of the check that it is still in place.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, run: EasyCacheRun, transformer: str) -> None:
+        super().__init__()
+        self.run = run
+        self.transformer = transformer
+        self.contexts = _ContextReceiver()
+        self.installed: Any = None
+        self.guard: RemovableHandle | None = None
+        self._matchings: tuple[Matching, ...] | None = None
+        self._output_type: type | None = None
+        self._warned = False
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        self._signature = inspect.signature(type(unwrap_module(module)).forward)
+        self._traits = traits_of(unwrap_module(module))
+        return module
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        """diffusers calls this at the end of a pipeline call."""
+        self.run.finish()
+        return module
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "A transformer with EasyCache cannot be copied or pickled: the copy would run the original's weights. "
+            "Call remove_easycache first, copy, then apply_easycache to both."
+        )
+
+    @torch.compiler.disable
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward = cast(Any, self.fn_ref).original_forward
+        if torch.is_grad_enabled() or module.training:
+            self._warn_that_it_stays_away(module)
+            return forward(*args, **kwargs)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise RuntimeError(
+                f"{type(module).__name__} was compiled as a whole beneath EasyCache, which would leave it uncompiled; "
+                "use compile_repeated_blocks(fullgraph=True) instead of compile()."
+            )
+        if getattr(module, "_cache_config", None) is not None:
+            raise RuntimeError(
+                f"{type(module).__name__} has {type(module._cache_config).__name__} enabled beside EasyCache; "
+                "call disable_cache() or remove_easycache, one cache at a time."
+            )
+        bound = self._signature.bind(module, *args, **kwargs)
+        call = self._call(module, bound.arguments)
+        plan = self.run.enter(self.transformer, call)
+        if not plan.reused:
+            return self._compute(forward, args, kwargs, call=call, plan=plan)
+        if plan.computed:
+            return self._compute_some(module, forward, bound, call=call, plan=plan)
+        return self._packed(self.run.predict(self.transformer, call, plan), plan, bound)
+
+    def _warn_that_it_stays_away(self, module: nn.Module) -> None:
+        """Only training mode and gradients together are training; either alone is likely an oversight."""
+        if self._warned or module.training == torch.is_grad_enabled():
+            return
+        self._warned = True
+        where, remedy = (
+            ("in training mode", ".eval()") if module.training else ("run with gradients", "torch.no_grad()")
+        )
+        logger.warning(
+            "%s is %s, where EasyCache stays out of the way; use %s to reuse steps.",
+            type(module).__name__,
+            where,
+            remedy,
+        )
+
+    def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, plan: Plan) -> Any:
+        with self._undone_if_interrupted():
+            start = moment(call.source.device)
+            result = forward(*args, **kwargs)
+            span = start, moment(call.source.device)
+            outputs = unpack(result, self._traits)
+            matchings = self._learn(call, result, outputs)
+            call = replace(call, streams=_narrowed(call.sources, matchings))
+            pieces = dict(enumerate(split_outputs(outputs, matchings, plan.batch)))
+            self.run.record(self.transformer, call, plan, pieces, span)
+        return result
+
+    def _compute_some(
+        self, module: nn.Module, forward: Any, bound: inspect.BoundArguments, *, call: Call, plan: Plan
+    ) -> Any:
+        """Run the model for some samples of the batch and predict the others.
+
+        Compiled blocks run for the whole batch: another size would have them compiled again, which costs more.
+        """
+        assert self._matchings is not None
+        with self._undone_if_interrupted():
+            some, part = (bound, plan.batch) if _is_compiled(module) else self._selected(bound, plan)
+            predicted = self.run.predict(self.transformer, call, plan)
+            start = moment(call.source.device)
+            outputs = unpack(forward(*some.args[1:], **some.kwargs), self._traits)
+            span = start, moment(call.source.device)
+            pieces = split_outputs(outputs, self._matchings, part)
+            groups = range(part.num_groups) if part is plan.batch else plan.computed
+            computed = {group: piece for group, piece in zip(groups, pieces, strict=True) if group in plan.computed}
+            self.run.record(self.transformer, call, plan, computed, span)
+        return self._packed({**predicted, **computed}, plan, bound)
+
+    def _selected(self, bound: inspect.BoundArguments, plan: Plan) -> tuple[inspect.BoundArguments, Batch]:
+        """The arguments for the samples to compute, and their batch."""
+        rows, num_rows = plan.batch.rows(plan.computed), plan.batch.num_rows
+        chosen = select_rows(bound.arguments, rows, num_rows=num_rows, traits=self._traits)
+        return inspect.BoundArguments(self._signature, OrderedDict(chosen)), plan.batch.part(plan.computed)
+
+    def _packed(self, pieces: Pieces, plan: Plan, bound: inspect.BoundArguments) -> Any:
+        assert self._matchings is not None
+        return pack(join_outputs(pieces, self._matchings, plan.batch), bound.arguments, self._output_type)
+
+    @contextmanager
+    def _undone_if_interrupted(self) -> Iterator[None]:
+        """An interrupted step leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            self.run.reset()
+            raise
+
+    def _learn(self, call: Call, result: Any, outputs: list[Tensor]) -> tuple[Matching, ...]:
+        """How inputs and outputs fit together, and in which form outputs come."""
+        if isinstance(result, BaseOutput):
+            self._output_type = type(result)
+        self._matchings = tuple(
+            match_channels(source, output, self._traits) for source, output in zip(call.sources, outputs, strict=True)
+        )
+        return self._matchings
+
+    def _call(self, module: nn.Module, arguments: dict[str, Any]) -> Call:
+        sources = tuple(arguments[name] for name in self._traits.streams)
+        conditions = {
+            name: value
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and name not in (*self._traits.streams, TIMESTEP_ARGUMENT)
+        }
+        return Call(
+            streams=sources if self._matchings is None else _narrowed(sources, self._matchings),
+            sources=sources,
+            timestep=arguments.get(TIMESTEP_ARGUMENT),
+            conditions=conditions,
+            context=self.contexts.current,
+            splits_batch=self._traits.splits_batch,
+            find_adapters=partial(adapters_of, unwrap_module(module)),
+        )
+
+
+def _narrowed(sources: Sequence[Tensor], matchings: Sequence[Matching]) -> tuple[Tensor, ...]:
+    return tuple(matching.narrow(source) for source, matching in zip(sources, matchings, strict=True))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether any part of the model is compiled, as `compile_repeated_blocks` does with its blocks."""
+    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())

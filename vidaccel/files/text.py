@@ -1,0 +1,27 @@
+"""Strict JSON and text, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vidaccel.files.atomic import atomic_write
+
+
+def json_number(value: float) -> float | str:
+    """`value` as strict JSON can hold it: infinity and nan become "inf", "-inf", "nan"; `float()` reads all back."""
+    return value if math.isfinite(value) else str(float(value))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""One video from one request: loading, calling, timing."""

@@ -1,0 +1,307 @@
+"""How a pipeline of any family is called: what it takes, which sizes it can make, and how its frames come back.
+
+What a pipeline takes is read from the signature of its call. The few things no signature says are tables below.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.generation.request import GenerationRequest
+from vidaccel.machine.components import denoisers, patch_sizes, strides
+
+logger = logging.getLogger(__name__)
+
+FRAME_COUNTS = ("num_frames", "frames", "video_length")
+_RATES = ("fps", "frame_rate")
+# The parameters that an input may go to: the first one that the pipeline has.
+_PLACES = {
+    "image": ("image", "cond_image", "reference_images"),
+    "last_image": ("last_image",),
+    "video": ("video", "control_video", "background_video"),
+    "mask": ("mask", "mask_video"),
+    "pose_video": ("pose_video",),
+    "face_video": ("face_video",),
+}
+# Pipelines that make the frames asked for by whole sections, whatever their number, or by a rule of their own.
+_OWN_FRAME_RULE = ("HunyuanVideoFramepack", "Helios", "OpenSora", "WanAnimate")
+_PADS_PATCHES = ("OpenSora",)  # the transformer fills up its last patches, so that only the VAE's stride counts
+_SAMPLE_RATES = {"vocoder": "output_sampling_rate", "sound_tokenizer": "sampling_rate"}  # part and its setting
+_NEED_NEGATIVE = ("EasyAnimate",)  # guide against a negative prompt and have none of their own
+_ONLY_ARRAYS = ("LTXI2VLong",)  # tensors come back as the VAE leaves them, in [-1, 1]
+_TWO_STEPS = ("Mochi",)  # the schedule of a single step is undefined
+_WITHOUT_FIRST_FRAME = ("Allegro",)  # latent frames are equal groups of frames; elsewhere the first one stands alone
+
+
+def plain_call(pipe: Any) -> Callable[..., Any]:
+    """The unbound call of a pipeline; of a swap-in with EasyCache built in, that of the pipeline below it.
+
+    EasyCache is then applied by the caller, as on any other pipeline.
+    """
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    for owner in kind.__mro__:
+        call = owner.__dict__.get("__call__")
+        if call is not None and "easycache" not in inspect.signature(call).parameters:
+            return call
+    raise UserError(f"{kind.__name__} cannot be called; use another --model.")
+
+
+def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the pipeline's call by name, without `self`."""
+    parameters = inspect.signature(plain_call(pipe)).parameters
+    return {name: parameter for name, parameter in parameters.items() if name != "self"}
+
+
+def check_inputs(pipe: Any, request: GenerationRequest) -> None:
+    """Raise `UserError` where the pipeline makes no video from a prompt, or an input is missing or superfluous."""
+    parameters, name = parameters_of(pipe), type(pipe).__name__
+    if "prompt" not in parameters or not _makes_video(parameters):
+        raise UserError(f"{name} makes no video from a prompt, which is what this command does; use another --model.")
+    given = set(request.inputs)
+    for key in request.inputs:
+        if _place(parameters, key) is None:
+            taken = [f"--{_flag(other)}" for other in _PLACES if _place(parameters, other) is not None]
+            others = f"it takes {', '.join(taken)}" if taken else "it takes a prompt alone"
+            raise UserError(f"{name} takes no {_flag(key)}; leave --{_flag(key)} out ({others}).")
+    missing = [key for key in _PLACES if key not in given and _is_needed(name, parameters, key)]
+    if missing:
+        flags = " and ".join(f"--{_flag(key)}" for key in missing)
+        raise UserError(f"{name} starts from more than a prompt: give {flags}.")
+    if "last_image" in given and "image" not in given and "image" in parameters:
+        raise UserError("--last-image is the end of a video that begins with --image: give that too.")
+    if "mask" in given and "video" not in given:
+        raise UserError("--mask says which part of a video is made anew: give that --video too.")
+    _check_arguments(name, parameters, request)
+
+
+def check_sizes(pipe: Any, request: GenerationRequest) -> None:
+    """Raise `UserError` for sizes the pipeline would round or its transformer has no positions for."""
+    temporal, spatial = strides(pipe)
+    parameters, transformer = parameters_of(pipe), denoisers(pipe)[0]
+    patch = (1, 1, 1) if _plain_name(pipe).startswith(_PADS_PATCHES) else patch_sizes(transformer)
+    if temporal is not None and any(name in parameters for name in FRAME_COUNTS):
+        _check_frames(pipe, request.num_frames, temporal)
+    if spatial is None or "height" not in parameters:
+        return
+    for name, multiple in (("height", spatial * patch[1]), ("width", spatial * patch[2])):
+        size = getattr(request, name)
+        if size % multiple:
+            nearest = max(multiple, round(size / multiple) * multiple)
+            raise UserError(f"`{name}` must be a multiple of {multiple} for this model, got {size}; try {nearest}.")
+    longest = getattr(transformer.config, "rope_max_seq_len", None)
+    patches = {
+        "num_frames": ((request.num_frames - 1) // (temporal or 1) + 1) // patch[0],
+        "height": request.height // (spatial * patch[1]),
+        "width": request.width // (spatial * patch[2]),
+    }
+    for name, count in patches.items():
+        if longest is not None and count > longest:
+            raise UserError(
+                f"`{name}` {getattr(request, name)} is too large: {count} positions, the model has {longest}."
+            )
+
+
+def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
+    """The keyword arguments of the pipeline's call that mean `request`; frames are asked for as a tensor."""
+    parameters = parameters_of(pipe)
+    rates = {} if request.fps is None else {name: _whole(request.fps) for name in _RATES}
+    negative = request.negative_prompt
+    if negative is None and (request.true_cfg_scale is not None or _plain_name(pipe).startswith(_NEED_NEGATIVE)):
+        negative = ""  # HunyuanVideo guides against a negative prompt only where one is given
+    optional = {
+        "negative_prompt": negative,
+        "guidance_scale": request.guidance_scale,
+        "true_cfg_scale": request.true_cfg_scale,
+        "max_sequence_length": request.max_sequence_length,
+    }
+    wanted: dict[str, Any] = {
+        "prompt": request.prompt,
+        "num_inference_steps": request.num_inference_steps,
+        **dict.fromkeys(FRAME_COUNTS, request.num_frames),
+        "height": request.height,
+        "width": request.width,
+        "use_resolution_binning": False,  # the size asked for, not the nearest of a list
+        "generator": torch.Generator().manual_seed(request.seed),  # on the CPU: the same noise on every device
+        "output_type": "np" if _plain_name(pipe).startswith(_ONLY_ARRAYS) else "pt",
+        **rates,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+    arguments = {name: value for name, value in wanted.items() if name in parameters}
+    if "pyramid_num_inference_steps_list" in parameters:
+        stages = len(parameters["pyramid_num_inference_steps_list"].default)
+        arguments["pyramid_num_inference_steps_list"] = _shares(request.num_inference_steps, stages)
+    return {**arguments, **_pictures(parameters, request), **request.arguments}
+
+
+def fewest_steps(pipe: Any) -> int:
+    """The smallest `num_inference_steps` that the pipeline runs with; `strength` takes its share of the steps."""
+    return 2 if _plain_name(pipe).startswith(_TWO_STEPS) or "strength" in parameters_of(pipe) else 1
+
+
+@contextmanager
+def guidance(pipe: Any, request: GenerationRequest) -> Iterator[None]:
+    """For the block, tell a pipeline that guides by a component of its own (`guider`) the scale of the request."""
+    guider = getattr(pipe, "guider", None)
+    if guider is None or request.guidance_scale is None or not hasattr(guider, "guidance_scale"):
+        yield
+        return
+    pipe.guider = guider.new(guidance_scale=request.guidance_scale)
+    try:
+        yield
+    finally:
+        pipe.guider = guider
+
+
+def frames_of(output: Any) -> Tensor:
+    """The first video of a pipeline's output, (F, 3, H, W) float32 on the CPU.
+
+    Takes tensors (B, F, 3, H, W) or (B, 3, F, H, W), arrays (B, F, H, W, 3) and lists of pictures, with or without B.
+    """
+    video = next(getattr(output, name) for name in ("frames", "videos", "video") if hasattr(output, name))
+    if isinstance(video[0], list) or getattr(video[0], "ndim", 0) == 4:  # a batch of videos
+        video = video[0]
+    if isinstance(video, list):
+        video = torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in video]).float() / 255
+    frames = torch.as_tensor(video).detach().float().cpu()
+    if frames.shape[-1] == 3 and frames.shape[1] != 3:
+        frames = frames.permute(0, 3, 1, 2)
+    return frames if frames.shape[1] == 3 else frames.transpose(0, 1)
+
+
+def sound_of(pipe: Any, output: Any) -> tuple[Tensor, int] | None:
+    """The first waveform (channels, samples) of a pipeline that makes sound too, and its samples a second.
+
+    Takes `audio`, (B, channels, samples) or (B, samples) (LTX-2, Kandinsky 6), and `sound`, (channels, samples)
+    (Cosmos 3). Where the pipeline does not say how many samples a second are, there is a warning instead.
+    """
+    audio, sound = (getattr(output, name, None) for name in ("audio", "sound"))
+    waveform = sound if audio is None else audio[0]
+    if waveform is None:
+        return None
+    rate = _sample_rate(pipe)
+    if rate is None:
+        logger.warning("%s makes sound too, at an unknown rate; the sound is not written.", type(pipe).__name__)
+        return None
+    waveform = torch.as_tensor(waveform).detach().float().cpu()
+    return (waveform if waveform.ndim == 2 else waveform[None]), rate
+
+
+def _sample_rate(pipe: Any) -> int | None:
+    own = getattr(pipe, "audio_sample_rate", None)
+    for part, setting in _SAMPLE_RATES.items():
+        own = own or getattr(getattr(getattr(pipe, part, None), "config", None), setting, None)
+    return None if own is None else int(own)
+
+
+def _makes_video(parameters: Mapping[str, Any]) -> bool:
+    return any(name in parameters for name in (*FRAME_COUNTS, "video", "control_video", "pose_video"))
+
+
+def _place(parameters: Mapping[str, Any], key: str) -> str | None:
+    if key == "last_image" and "mask_strategy" in parameters:
+        return "image"  # Open-Sora 1.2 takes a list of both
+    return next((place for place in _PLACES[key] if place in parameters), None)
+
+
+def _is_needed(name: str, parameters: Mapping[str, inspect.Parameter], key: str) -> bool:
+    place = _place(parameters, key)
+    if place is None:
+        return False
+    if parameters[place].default is inspect.Parameter.empty:
+        return True
+    if key == "image":
+        return "ImageToVideo" in name or "Image2Video" in name
+    return place in ("video", "control_video") and not any(count in parameters for count in FRAME_COUNTS)
+
+
+def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], request: GenerationRequest) -> None:
+    places = {_place(parameters, key) for key in _PLACES} | {"prompt"} | set(request.arguments)
+    others = [
+        key
+        for key, value in parameters.items()
+        if value.default is value.empty and value.kind is not value.VAR_KEYWORD and key not in places
+    ]
+    if others:
+        raise UserError(f"{name} also needs {', '.join(others)}, which this command cannot give.")
+    for key in request.arguments:
+        if key not in parameters:
+            raise UserError(f"{name} takes no argument `{key}`; it takes {', '.join(parameters)}.")
+    if request.true_cfg_scale is not None and "true_cfg_scale" not in parameters:
+        raise UserError(f"{name} takes no true_cfg_scale; use --guidance-scale.")
+
+
+def _check_frames(pipe: Any, count: int, temporal: int) -> None:
+    name = _plain_name(pipe)
+    if name.startswith(_OWN_FRAME_RULE):
+        return
+    first = 0 if name.startswith(_WITHOUT_FIRST_FRAME) else 1
+    if count % temporal == first % temporal:
+        return
+    below = max(0, (count - first) // temporal) * temporal + first
+    rule = f"{temporal}k + 1" if first else f"a multiple of {temporal}"
+    nearest = [number for number in (below, below + temporal) if number > 0]
+    raise UserError(
+        f"`num_frames` must be {rule} for this model, got {count}; nearest are {' and '.join(map(str, nearest))}."
+    )
+
+
+def _pictures(parameters: Mapping[str, inspect.Parameter], request: GenerationRequest) -> dict[str, Any]:
+    """The inputs as PIL images, under the names the pipeline has for them."""
+    found: dict[str, Any] = {}
+    for key in (key for key in _PLACES if key in request.inputs):
+        place, value = _place(parameters, key), request.inputs[key]  # type: ignore[index]
+        if place is not None:
+            pictures = _as_pictures(value) if value.ndim == 4 else _as_pictures(value[None])[0]
+            found[place] = [found[place], pictures] if place in found else pictures
+    controls = "video" in found and "mask" in parameters
+    if controls or ("video" in found and not any(count in parameters for count in FRAME_COUNTS)):
+        found["video"] = found["video"][: request.num_frames]
+    if controls:
+        size = (request.width, request.height)  # the pipeline would take the size of the video instead
+        found["video"] = [picture.resize(size) for picture in found["video"]]
+        if len(found["video"]) < request.num_frames:
+            raise UserError(
+                f"--video has {len(found['video'])} frames and {request.num_frames} are asked for; "
+                "give a longer one or fewer --num-frames."
+            )
+    for place in ("mask", "mask_video"):
+        if place in found:
+            frames = found.get("video") or found.get("background_video") or found[place]
+            masks = (found[place] * len(frames) if len(found[place]) == 1 else found[place])[: len(frames)]
+            if len(masks) < len(frames):
+                raise UserError(f"--mask has {len(masks)} frames and --video {len(frames)}; give as many, or one.")
+            found[place] = masks
+    if "background_video" in found and "mode" in parameters:
+        found["mode"] = "replace"
+    return found
+
+
+def _as_pictures(frames: Tensor) -> list[Any]:
+    from PIL import Image
+
+    pixels = (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def _plain_name(pipe: Any) -> str:
+    return type(pipe).__name__.removeprefix("EasyCache")
+
+
+def _flag(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _whole(rate: float) -> float:
+    return int(rate) if float(rate).is_integer() else rate
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    """`total` steps in nearly equal shares of at least one."""
+    return [max(1, total // parts + (index < total % parts)) for index in range(parts)]

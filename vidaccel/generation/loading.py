@@ -1,0 +1,281 @@
+"""Loading a diffusers pipeline so that what is wrong with the model, the machine or a flag is said before it runs."""
+
+import inspect
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+
+from vidaccel.catalog.pipelines import pipeline_class
+from vidaccel.catalog.registry import ModelSpec, pipeline_name, spec_of
+from vidaccel.errors import UserError
+from vidaccel.machine.attention import (
+    NATIVE,
+    check_attention_backend,
+    check_attention_of_folder,
+    set_attention_backend,
+)
+from vidaccel.machine.components import denoisers, modules
+from vidaccel.machine.footprint import available_bytes, gigabytes, weight_bytes
+
+Offload = Literal["none", "model", "sequential", "group"]
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load_pipeline(
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+    attention: str = NATIVE,
+    compile: bool = False,
+) -> DiffusionPipeline:
+    """Load the pipeline class that the model's `model_index.json` names, one of diffusers or of `vidaccel.pipelines`.
+
+    model: a name of `vidaccel.catalog.registry.MODELS`, a local folder, or a Hub id.
+    device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+    dtype: `auto`, `float32`, `bfloat16`, `float16`. `auto` is bfloat16 on CUDA; on a CPU float32, and bfloat16 for
+        the VAE where the CPU calculates in it (see `component_dtypes`).
+    offload: `none`, `model`, `sequential` or `group`: what waits in main memory while a GPU works.
+    attention: a backend name of diffusers; the call that the model will make is tried before its weights are loaded.
+    compile: compile the repeated blocks of the transformer (`compile_repeated_blocks(fullgraph=True)`).
+
+    Raises `UserError`, with one line that says what to change.
+    """
+    target = resolve_device(device)
+    spec = spec_of(model)
+    dtypes = component_dtypes(dtype, target, pipeline=pipeline_name(spec))
+    _check_offload(offload, target)
+    check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
+    if compile:
+        _check_compiler(target)
+    folder = model_folder(spec)
+    if attention != NATIVE:
+        with _loading_errors(folder):
+            check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
+    for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
+        _check_room_for_weights(folder, place, dtypes["default"])
+    kind = _pipeline_class(folder)
+    with _loading_errors(folder):
+        pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
+    _check_parts(pipe)
+    _check_complete(pipe, folder)
+    if isinstance(pipe.components.get("vae"), diffusers.AutoencoderKLAllegro):
+        pipe.vae.enable_tiling()  # it decodes no other way
+    _place(pipe, target, cast(Offload, offload))
+    for denoiser in denoisers(pipe):
+        if attention != NATIVE:
+            set_attention_backend(denoiser, attention)
+        if compile:
+            denoiser.compile_repeated_blocks(fullgraph=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device meant by `auto`, or the named one if this machine has it; else `UserError`."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"`device` must be auto, cpu, cuda, cuda:N or mps; got {device!r}.") from error
+    if target.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (target.index or 0) >= count:
+            raise UserError(
+                f"Device {device!r} was asked for, but PyTorch sees {count} CUDA devices; use --device cpu."
+            )
+    elif target.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(f"Device {device!r} was asked for, but PyTorch has no MPS here; use --device cpu.")
+    elif target.type != "cpu":
+        raise UserError(f"`device` must be auto, cpu, cuda, cuda:N or mps; got {device!r}.")
+    return target
+
+
+def component_dtypes(
+    dtype: str, device: torch.device, *, pipeline: str | None = "WanPipeline"
+) -> dict[str, torch.dtype]:
+    """The number format of each component, as `from_pretrained(dtype=...)` takes it: `default` and exceptions.
+
+    With `auto` on a CPU that calculates in bfloat16 (AVX512-BF16 or AMX) the VAE of Wan alone is bfloat16: PyTorch's
+    float32 3-D convolution takes a slow path for one clip, 9.4 s against 2.0 s for 49 frames of 128x128 on one core,
+    and the frames differ by 60 dB PSNR. Pipelines of other families want one format for all components.
+    """
+    if dtype != "auto":
+        if dtype not in _DTYPES:
+            raise UserError(f"`dtype` must be auto, {', '.join(_DTYPES)}; got {dtype!r}.")
+        return {"default": _DTYPES[dtype]}
+    if device.type == "cuda":
+        return {"default": torch.bfloat16}
+    is_wan = (pipeline or "").removeprefix("EasyCache").removeprefix("ContextForcing").startswith("Wan")
+    if device.type == "cpu" and is_wan and cpu_has_bfloat16():
+        return {"default": torch.float32, "vae": torch.bfloat16}
+    return {"default": torch.float32}
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 numbers itself, instead of PyTorch emulating it."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _check_offload(offload: str, device: torch.device) -> None:
+    if offload not in get_args(Offload):
+        raise UserError(f"`offload` must be one of {', '.join(get_args(Offload))}; got {offload!r}.")
+    if offload != "none" and device.type == "cpu":
+        raise UserError(f"`offload` {offload!r} needs a GPU to offload from, and the device is the CPU; use none.")
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "cl")):
+        raise UserError("--compile on a CPU needs a C++ compiler and there is none on the path; leave --compile out.")
+
+
+def model_folder(spec: ModelSpec) -> Path:
+    """The folder of a model, fetched from the Hub where it is not here yet. Raises `UserError` if there is none."""
+    if (folder := spec.folder) is not None:
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"The model {spec.name!r} has no model_index.json in {folder}; install or save it again.")
+        return folder
+    try:
+        return Path(DiffusionPipeline.download(spec.source, use_safetensors=True))
+    except HFValidationError as error:
+        raise UserError(f"{spec.source!r} is no Hub id (owner/name).") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"The weights of {spec.name!r} are not on this machine and the Hub gave none "
+            f"({_first_sentence(error)}); check the name and the network, or pass a local folder to --model."
+        ) from error
+
+
+def _pipeline_class(folder: Path) -> Any:
+    """The class that `model_index.json` names, found here: a folder brings no code of its own.
+
+    Modules of this package that the components are from are imported, as diffusers does not do it.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        name, entries = index["_class_name"], list(index.values())
+        for library in {entry[0] for entry in entries if isinstance(entry, list) and entry}:
+            if str(library).startswith(("vidaccel.models.", "vidaccel.catalog.families.")):
+                import_module(library)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{folder / 'model_index.json'} cannot be used ({_first_sentence(error)}).") from error
+    kind = pipeline_class(str(name))
+    if kind is None:
+        raise UserError(
+            f"The model in {folder} cannot be loaded: it names the pipeline {name}, which neither diffusers "
+            f"{diffusers.__version__} nor this package has."
+        )
+    return kind
+
+
+def _check_room_for_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    with _loading_errors(folder):
+        need = weight_bytes(folder, dtype.itemsize)
+    free = available_bytes(device)
+    if need > free:
+        raise UserError(
+            f"The weights need {gigabytes(need)} of memory on {device} and {gigabytes(free)} are free; "
+            "use --offload, a smaller --dtype or a smaller --model."
+        )
+
+
+@contextmanager
+def _loading_errors(folder: Path) -> Iterator[None]:
+    kinds = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError)
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(
+            f"The model in {folder} cannot be loaded, it may be corrupt or incomplete ({_first_sentence(error)})."
+        ) from error
+
+
+def _check_parts(pipe: DiffusionPipeline) -> None:
+    """Refuse diffusers models of another class than the pipeline says it works with; diffusers only warns."""
+    name = type(pipe).__name__
+    if not denoisers(pipe):
+        raise UserError(f"{name} has no transformer, which is what this package runs; use another --model.")
+    for part, parameter in inspect.signature(type(pipe)).parameters.items():
+        kinds = [kind for kind in get_args(parameter.annotation) or (parameter.annotation,) if isinstance(kind, type)]
+        wanted = tuple(kind for kind in kinds if issubclass(kind, ModelMixin))
+        found = modules(pipe).get(part)
+        if wanted and found is not None and not isinstance(found, wanted):
+            raise UserError(
+                f"{name} needs a {wanted[0].__name__} as its `{part}`, and the model has a {type(found).__name__}."
+            )
+
+
+def _check_complete(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Refuse weights that were missing in the files and that the libraries filled in with random numbers."""
+    for name, module in modules(pipe).items():
+        files = sorted((folder / name).glob("*.safetensors"))
+        if not files or getattr(module, "hf_quantizer", None) is not None:  # whose files hold each weight in parts
+            continue
+        stored: dict[str, int] = {}
+        for path in files:
+            with safe_open(path, framework="pt") as weights:
+                stored |= {key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+        missing = _missing_weights(module, stored)
+        if missing:
+            raise UserError(f"The checkpoint {folder / name} lacks {len(missing)} weights, {missing[0]} among them.")
+
+
+def _missing_weights(module: torch.nn.Module, stored: Mapping[str, int]) -> list[str]:
+    """Names of parameters that no stored weight is for; `stored` are the numbers in each.
+
+    transformers renames and joins weights of older files as it loads them: parameters without a namesake are there
+    all the same if the stored weights that nothing else accounts for hold as many numbers.
+    """
+    names_of: dict[int, list[str]] = {}
+    sizes: dict[int, int] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):  # tied weights share one entry
+        names_of.setdefault(id(parameter), []).append(name)
+        sizes[id(parameter)] = parameter.numel()
+    suffixes = {key.split(".", depth)[-1]: key for key in stored for depth in range(3)}  # base-model prefixes differ
+    used: set[str] = set()
+    missing: dict[int, str] = {}
+    for key, names in names_of.items():
+        found = {suffixes[name] for name in names if name in suffixes}
+        found |= {tail for name in names if (tail := name.split(".", 1)[-1]) in stored}
+        used |= found
+        if not found:
+            missing[key] = names[0]
+    spare = sum(size for key, size in stored.items() if key not in used)
+    return [] if spare >= sum(sizes[key] for key in missing) else list(missing.values())
+
+
+def _place(pipe: Any, device: torch.device, offload: Offload) -> None:
+    if offload == "none":
+        try:
+            pipe.to(device)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"The model does not fit on {device}; use --offload model or sequential.") from error
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level")
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

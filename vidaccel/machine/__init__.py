@@ -1,0 +1,1 @@
+"""What this pipeline and this computer are: parts, memory, attention backends, environment, clocks."""

@@ -1,0 +1,1 @@
+"""Tiny random models of every family, made from the rows of the catalog."""

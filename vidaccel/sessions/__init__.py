@@ -1,0 +1,1 @@
+"""Rollouts on disk: sessions, branches, exact states. Knows no model."""

@@ -1,0 +1,1 @@
+"""Frames, video files, streams, and how close one video is to another."""
