@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
+    from vidaccel.easycache.config import EasyCacheConfig
     from vidaccel.easycache.report import EasyCacheReport
-    from vidaccel.easycache.rule import EasyCacheConfig
 
 __all__ = ["EasyCacheConfig", "EasyCacheReport", "apply_easycache", "easycache_report", "remove_easycache"]
 

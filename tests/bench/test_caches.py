@@ -25,7 +25,7 @@ from vidaccel.bench.statistics import value_at
 from vidaccel.bench.work import BlockWork
 from vidaccel.cli import run
 from vidaccel.easycache.apply import apply_easycache, remove_easycache
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import GenerationRequest
 from vidaccel.generation.loading import load_pipeline

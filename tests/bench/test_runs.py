@@ -22,7 +22,7 @@ from vidaccel.bench.quality import (
     run_quality_bench,
     summarise_quality,
 )
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.generation.loading import load_pipeline
 
 PROMPTS = ("a red circle moves right", "the blue square moves left")

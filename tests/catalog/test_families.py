@@ -22,7 +22,7 @@ from vidaccel.catalog.pipelines import is_modular, named_class
 from vidaccel.catalog.presets import preset_of
 from vidaccel.catalog.registry import MODELS, model_index, recorded_preset, spec_of
 from vidaccel.cli import run
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.machine.components import denoisers, modules

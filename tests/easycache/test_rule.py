@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.support.scripted_models import TOY_B_START, Outcome, closed_loop, double, open_loop, stream, toy_b
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.predictors import Evaluation, add_transformation, hold_output
-from vidaccel.easycache.rule import EasyCacheConfig, EasyCacheController
+from vidaccel.easycache.rule import EasyCacheController
 
 
 @pytest.mark.parametrize("warmup", [2, 5, 13, 14, 30])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.support.scripted_models import Outcome, double, one_step, open_loop, stream
-from vidaccel.easycache.rule import EasyCacheConfig, EasyCacheController
+from vidaccel.easycache.config import EasyCacheConfig
+from vidaccel.easycache.rule import EasyCacheController
 
 
 def test_another_shape_or_type_starts_the_history_again() -> None:

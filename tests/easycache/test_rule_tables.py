@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.scripted_models import TOY_B_START, closed_loop, double, open_loop, stream, toy_b
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 
 TOY_A = EasyCacheConfig(threshold=0.5, warmup_steps=2)
 # step: (predicted change, accumulated error, rate after the step, output)

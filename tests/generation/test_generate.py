@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests.support.tiny_models import tiny_wan_v2v
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import (
     GenerationRequest,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.report import StepDecision
-from vidaccel.easycache.rule import EasyCacheConfig, EasyCacheController
+from vidaccel.easycache.rule import EasyCacheController
 
 Model = Callable[[Tensor, int], Tensor]
 

@@ -12,7 +12,7 @@ from diffusers import WanPipeline
 
 from vidaccel.bench.quality import reconstruct
 from vidaccel.catalog.registry import EMBEDDED_MODEL, asset_path
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.generation.generate import GenerationRequest, generate
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.video.metrics import psnr

@@ -35,7 +35,7 @@ from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.records import ResultFile
 from vidaccel.bench.requests import bench_requests
 from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import write_text
 from vidaccel.generation.generate import GenerationRequest, request_for

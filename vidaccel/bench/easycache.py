@@ -29,7 +29,7 @@ from vidaccel.bench.requests import bench_requests, decision_letters
 from vidaccel.bench.summary import METRIC_FIELDS, ratios, summarise_methods
 from vidaccel.bench.tables import easycache_markdown
 from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import json_number, write_text
 from vidaccel.generation.generate import Generation, GenerationRequest, generate

@@ -9,8 +9,8 @@ from typing import Any
 
 from vidaccel.bench import builtin_caches
 from vidaccel.bench.builtin_caches import CacheBuilder
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.predictors import PREDICTORS
-from vidaccel.easycache.rule import EasyCacheConfig
 
 _CacheFamily = tuple[str, str, tuple[float, ...], Callable[[Any], CacheBuilder]]  # name, knob, its values, builder
 

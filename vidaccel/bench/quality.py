@@ -19,7 +19,7 @@ from vidaccel.bench.records import ResultFile, easycache_settings
 from vidaccel.bench.statistics import share_interval, summarise
 from vidaccel.bench.tables import quality_markdown
 from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import json_number, write_text
 from vidaccel.generation.generate import GenerationRequest, generate, request_for

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vidaccel.easycache.apply import apply_easycache, remove_easycache
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 
 
 @contextmanager

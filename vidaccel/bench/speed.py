@@ -23,7 +23,7 @@ from vidaccel.bench.speed_model import call_tensors, random_pipeline
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.bench.tables import speed_markdown
 from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import write_json, write_text
 from vidaccel.generation.loading import resolve_device

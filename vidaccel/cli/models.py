@@ -11,7 +11,7 @@ from vidaccel.catalog.families.table import FAMILIES, family_named
 from vidaccel.catalog.presets import preset_for
 from vidaccel.catalog.registry import MODELS, ModelSpec
 from vidaccel.cli.console import say
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 
 _COLUMN = 26

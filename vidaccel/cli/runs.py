@@ -19,7 +19,7 @@ from vidaccel.cli.jobs import (
     video_paths,
 )
 from vidaccel.cli.progress import step_bar
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
 from vidaccel.files.text import write_json

@@ -17,9 +17,9 @@ from torch import nn
 from vidaccel.catalog.presets import preset_of
 from vidaccel.catalog.traits import traits_of
 from vidaccel.easycache.batch import CONDITIONAL
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.hook import HOOK_NAME, EasyCacheHook
 from vidaccel.easycache.report import EasyCacheReport, StepDecision
-from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.easycache.run import EasyCacheRun
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from vidaccel.easycache.batch import Batch
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.layout import Piece, Pieces
 from vidaccel.easycache.report import Reason, StepDecision
-from vidaccel.easycache.rule import EasyCacheConfig, EasyCacheController
+from vidaccel.easycache.rule import EasyCacheController
 
 Streams = Sequence[Tensor]
 

@@ -13,9 +13,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line reads the names of the tables before it loads PyTorch
+    from torch import Tensor
 
 MAX_EXTRAPOLATION = 4.0  # of a line: the gap that is bridged, in lengths of the one it was drawn over
 
@@ -33,14 +34,14 @@ class Evaluation:
         return self.latents, self.output
 
 
-Predictor = Callable[[Tensor, Evaluation], Tensor] | Callable[[Tensor, Evaluation, Evaluation | None], Tensor]
+Predictor = Callable[["Tensor", Evaluation], "Tensor"] | Callable[["Tensor", Evaluation, Evaluation | None], "Tensor"]
 """`(latents, last evaluation) -> output`, a new tensor with shape and type of the evaluation's output.
 
 A function with a third parameter is also given the evaluation before the last one, None while there is none; only then
 is that one kept. A parameter with another default than None is a setting of the function and left alone.
 """
 
-Statistic = Callable[[Tensor], Tensor]
+Statistic = Callable[["Tensor"], "Tensor"]
 """`difference or output, at least float32 -> (G,)`: one magnitude for each group that is watched on its own."""
 
 
@@ -51,7 +52,7 @@ def difference(left: Tensor, right: Tensor) -> Tensor:
 
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in at least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.is_floating_point() and tensor.dtype.itemsize >= 4 else tensor.float()
 
 
 def add_transformation(latents: Tensor, last: Evaluation) -> Tensor:
@@ -75,7 +76,7 @@ def extrapolate_output(latents: Tensor, last: Evaluation, previous: Evaluation |
         return hold_output(latents, last)
     displacement = difference(last.latents, previous.latents)
     progress = (difference(latents, last.latents) * displacement).sum() / displacement.square().sum()
-    reach = torch.nan_to_num(progress, nan=0.0, posinf=0.0, neginf=0.0).clamp(0.0, MAX_EXTRAPOLATION)
+    reach = progress.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(0.0, MAX_EXTRAPOLATION)
     return (widened(last.output) + reach * difference(last.output, previous.output)).to(last.output.dtype)
 
 

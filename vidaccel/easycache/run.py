@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vidaccel.catalog.traits import GUIDANCE_CONTEXT, batched_guidance_of, has_several_loops, left_out_steps_of
 from vidaccel.easycache.batch import Batch, batch_of
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.ensemble import Ensemble
 from vidaccel.easycache.layout import Pieces
 from vidaccel.easycache.report import EasyCacheReport, Reason, StepDecision
-from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.easycache.steps import Call, Place, PlaceTracker, is_view
 from vidaccel.machine.timing import Moment, seconds_between
 

@@ -24,7 +24,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from vidaccel.catalog.presets import preset_of
 from vidaccel.easycache.apply import apply_easycache, find_transformers, remove_easycache
-from vidaccel.easycache.rule import EasyCacheConfig
+from vidaccel.easycache.config import EasyCacheConfig
 
 _ARGUMENTS = {"threshold": float | None, "warmup_steps": int | None, "easycache": EasyCacheConfig | None}
 _DOCUMENTATION = """{base}'s call with EasyCache: the same arguments and result, fewer forwards of the transformer.

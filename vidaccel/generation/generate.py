@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vidaccel.catalog.presets import Preset, preset_of
 from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.report import EasyCacheReport
-from vidaccel.easycache.rule import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.generation.calls import (
     call_arguments,
