@@ -9,8 +9,10 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -434,3 +436,53 @@ def test_an_append_costs_the_same_after_5000_chunks(folder: Path) -> None:
         assert late[1] == pytest.approx(early[1], rel=0.02, abs=2000)
         assert kept_bytes < 16 * 5000  # 8 bytes a chunk, and room to grow
         assert sum(1 for _ in branch.chunks()) == 5020
+
+
+def test_threads_that_share_a_session_append_whole_chunks_one_after_the_other(folder: Path) -> None:
+    expected = set(range(3, 43))
+    with Session.open(folder) as session, ThreadPoolExecutor(8) as pool:
+        session.new_branch("other")
+        started = threading.Barrier(8)
+
+        def append(number: int) -> None:
+            if number < 11:
+                started.wait()
+            add(session.branch("other" if number % 4 == 0 else "main"), number)
+
+        list(pool.map(append, expected))
+    found = everything(folder)["branches"]
+    main, other = (found[name][0] for name in ("main", "other"))
+    assert main[:3] == other[:3] == [0, 1, 2]
+    assert set(main[3:]) == {number for number in expected if number % 4}
+    assert set(other[3:]) == {number for number in expected if number % 4 == 0}
+    assert len(main) + len(other) == 6 + len(expected)
+
+
+def test_two_rollouts_cannot_write_chunks_of_the_same_place(folder: Path) -> None:
+    with Session.open(folder) as session:
+        first, second = session.branch(), session.branch()
+        first.append({"number": 3}, {}, index=3)
+        with pytest.raises(UserError, match="has 4 chunks and this is chunk 3, counted from 0: somebody else"):
+            second.append({"number": 3}, {}, index=3)
+        assert second.num_chunks == 4
+        second.append({"number": 4}, {}, index=4)
+
+
+def test_a_second_writer_of_the_same_process_is_refused(folder: Path) -> None:
+    with Session.open(folder), pytest.raises(UserError, match=rf"process {os.getpid()} \(this one\); wait for it"):
+        Session.open(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+def test_a_fork_of_the_writer_may_not_write(folder: Path) -> None:
+    with Session.open(folder) as session:
+        child = os.fork()
+        if child == 0:
+            try:
+                add(session.branch(), 3)
+            except UserError as error:
+                os._exit(7 if "this is a fork of it" in str(error) else 8)
+            os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        add(session.branch(), 3)
+    assert everything(folder)["branches"]["main"][0] == [0, 1, 2, 3]

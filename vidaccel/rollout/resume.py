@@ -47,7 +47,7 @@ def save_chunk(
         "is_keyframe": chunk.is_keyframe,
         "similarity": chunk.similarity,
     }
-    branch.append(values, {"latents": chunk.latents}, segment, state.save_state() if exact else None)
+    branch.append(values, {"latents": chunk.latents}, segment, state.save_state() if exact else None, index=chunk.index)
 
 
 def usual_snapshot_every(state_bytes: int) -> int:

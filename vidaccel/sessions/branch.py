@@ -26,8 +26,9 @@ class Branch:
     def __init__(self, files: SessionFiles, name: str) -> None:
         self.name = name
         self._files = files
-        for span in self._head.spans:
-            files.journal(span.journal).verify(span.num_chunks, span.digest)
+        with files.guard:
+            for span in self._head.spans:
+                files.journal(span.journal).verify(span.num_chunks, span.digest)
 
     @property
     def num_chunks(self) -> int:
@@ -50,6 +51,8 @@ class Branch:
         latents: Mapping[str, Tensor],
         segment: bytes | None = None,
         state: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
+        *,
+        index: int | None = None,
     ) -> None:
         """Add a finished chunk; it is on disk, whole, when this returns.
 
@@ -59,14 +62,22 @@ class Branch:
         segment: the encoded frames (H.264).
         state: tensors and JSON values from which the rollout goes on exactly; older ones are removed as the session's
         `keep_snapshots` and `snapshot_every` say.
+        index: of the chunk, counted from 0, where the caller knows it: refused unless it is the next.
 
-        Raises UserError for values that are no JSON, tensors that safetensors cannot hold, and a full disk. The branch
-        is then as it was before and can be appended to again; only if the disk fails in the very last step, bringing
-        the name of the branch's file to disk, the chunk counts already, as `num_chunks` says.
+        Raises UserError for values that are no JSON, tensors that safetensors cannot hold, another `index`, and a full
+        disk. The branch is then as it was before and can be appended to again; only if the disk fails in the very last
+        step, bringing the name of the branch's file to disk, the chunk counts already, as `num_chunks` says.
         """
-        files, head = self._files, self._head
-        record: dict[str, Any] = {"index": head.num_chunks, "values": json_values(values, "The values of a chunk")}
+        files = self._files
+        plain = json_values(values, "The values of a chunk")
         with files.change():
+            head = self._head
+            if index not in (None, head.num_chunks):
+                raise UserError(
+                    f"Branch {self.name!r} has {head.num_chunks} chunks and this is chunk {index}, counted from 0: "
+                    "somebody else has written to it; let one rollout write to a branch, or make another branch."
+                )
+            record: dict[str, Any] = {"index": head.num_chunks, "values": plain}
             record["latents"] = files.objects.put_tensors(latents)
             record["segment"] = None if segment is None else files.objects.put_bytes(segment, _SEGMENT_SUFFIX)
             sync_folder(files.objects.folder)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,10 @@ class SnapshotRule:
 
 
 class SessionFiles:
-    """The files of one session; changed only between `change()` by the one process that has the lock."""
+    """The files of one session; changed only within `change()` by the one process that has the lock.
+
+    guard: held by the thread that changes or verifies; others wait for it.
+    """
 
     def __init__(self, folder: Path, *, identity: str, lock: WriterLock | None, rule: SnapshotRule) -> None:
         self.folder = folder
@@ -53,14 +57,21 @@ class SessionFiles:
         self.heads: dict[str, Head] = {}
         self.rule = rule
         self.lock = lock
+        self.guard = threading.RLock()
         self._identity = identity
         self._journals: dict[str, Journal] = {}
 
-    def change(self) -> AbstractContextManager[None]:
-        """A block that writes. Raises UserError for a session that is not open for writing, or a full disk."""
-        if self.lock is None:
-            raise UserError(f"{self.folder} is not open for writing; open it again without `read_only`.")
-        return writing(self.folder)
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """A block that writes, one thread after the other.
+
+        Raises UserError for a session that is not open for writing by this process, or a full disk.
+        """
+        with self.guard, writing(self.folder):
+            if self.lock is None:
+                raise UserError(f"{self.folder} is not open for writing; open it again without `read_only`.")
+            self.lock.check_process()
+            yield
 
     def head(self, branch: str) -> Head:
         """The head of a branch. Raises UserError if there is none of that name."""
@@ -84,9 +95,10 @@ class SessionFiles:
 
     def journal(self, name: str) -> Journal:
         """A journal, whether it is there or not."""
-        if name not in self._journals:
-            self._journals[name] = Journal(self.journals / f"{name}{JOURNAL_SUFFIX}")
-        return self._journals[name]
+        with self.guard:
+            if name not in self._journals:
+                self._journals[name] = Journal(self.journals / f"{name}{JOURNAL_SUFFIX}")
+            return self._journals[name]
 
     def new_journal(self, branch: str) -> str:
         """Make an empty journal for a branch and return its name. Raises OSError of the disk."""

@@ -23,6 +23,7 @@ class WriterLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder, self._process = folder, os.getpid()
         path = folder / LOCK_FILE
         path.touch()
         self._file = path.open("r+", encoding="utf-8")
@@ -31,12 +32,20 @@ class WriterLock:
         except BlockingIOError as error:
             owner = self._file.read(32).strip() or "unknown"
             self._file.close()
-            raise UserError(f"{folder} is being written by process {owner}; wait for it or end it.") from error
+            own = " (this one)" if owner == str(self._process) else ""
+            raise UserError(f"{folder} is being written by process {owner}{own}; wait for it or end it.") from error
         except OSError:
             self._file.close()
             raise
-        self._file.write(f"{os.getpid():<20}\n")
+        self._file.write(f"{self._process:<20}\n")
         self._file.flush()
+
+    def check_process(self) -> None:
+        """Raise UserError in a process that was forked from the writer, which shares the lock without the right."""
+        if os.getpid() != self._process:
+            raise UserError(
+                f"{self._folder} was opened by process {self._process} and this is a fork of it; open it here."
+            )
 
     def close(self) -> None:
         """Give the right back."""

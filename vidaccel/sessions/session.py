@@ -49,8 +49,9 @@ class BranchSize:
 class Session:
     """A folder with the branches of one rollout. Made by `create` and `open`; ended by `close`, or use `with`.
 
-    One that is open for writing keeps every other writer out. Any number of readers see what was finished when they
-    opened it, but for exact states that the writer has replaced since.
+    One that is open for writing keeps every other writer out, of this process too. Threads may share it: what they
+    change is changed one after the other. Any number of readers see what was finished when they opened it, but for
+    exact states that the writer has replaced since.
     """
 
     def __init__(self, files: SessionFiles, settings: Mapping[str, Any]) -> None:
@@ -134,10 +135,11 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let other writers in; reading goes on to work."""
-        if self._files.lock is not None:
-            self._files.lock.close()
-            self._files.lock = None
+        """Let other writers in, after what a thread is writing; reading goes on to work."""
+        with self._files.guard:
+            if self._files.lock is not None:
+                self._files.lock.close()
+                self._files.lock = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -155,10 +157,10 @@ class Session:
         """
         if not _NAME.fullmatch(name):
             raise UserError(f"A branch's name has up to 64 letters, digits and inner `.`, `_`, `-`; got {name!r}.")
-        if name in self.branches or self._files.head_path(name).exists():
-            raise UserError(f"There is a branch {name!r} in {self.folder} already; choose another name.")
-        head = self.branch(from_branch).cut(num_chunks)
         with self._files.change():
+            if name in self.branches or self._files.head_path(name).exists():
+                raise UserError(f"There is a branch {name!r} in {self.folder} already; choose another name.")
+            head = self.branch(from_branch).cut(num_chunks)
             self._files.replace_head(name, replace(head, parent=Parent(from_branch, head.num_chunks)))
         return self.branch(name)
 
@@ -167,9 +169,8 @@ class Session:
 
         Raises UserError for more chunks than there are.
         """
-        head = self.branch(name).cut(num_chunks)
         with self._files.change():
-            self._files.replace_head(name, head)
+            self._files.replace_head(name, self.branch(name).cut(num_chunks))
         return self.branch(name)
 
     def collect(self) -> int:
