@@ -120,11 +120,6 @@ def test_a_timeline_survives_json_and_refuses_other_values() -> None:
             PromptTimeline.from_dict(values)
 
 
-def test_a_span_holds_from_its_start_to_the_next() -> None:
-    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(2, "b")))
-    assert [timeline.span_at(seconds).prompt for seconds in (0, 1.99, 2, 100)] == ["a", "a", "b", "b"]
-
-
 @pytest.mark.parametrize("fps", [8, 16, 24, 30000 / 1001, 30])
 @pytest.mark.parametrize(("chunk_frames", "given"), [(1, 0), (3, 0), (4, 0), (3, 1), (3, 7), (3, 6), (1, 4)])
 def test_the_chunk_of_a_time_is_the_first_that_starts_no_earlier(fps: float, chunk_frames: int, given: int) -> None:
@@ -150,8 +145,6 @@ def test_the_pixel_frames_of_chunks_of_three_are_nine_then_twelve() -> None:
 
 def test_a_prompt_changes_exactly_at_its_chunk() -> None:
     timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(9 / 16, "b"), PromptSpan(1.4, "c", "hard")))
-    prompts = [timeline.span_of_chunk(chunk, GRID).prompt for chunk in range(5)]
-    assert prompts == ["a", "b", "b", "c", "c"]
     changes = timeline.changes(GRID, num_chunks=5)
     assert [(change.chunk, change.span.prompt) for change in changes] == [(0, "a"), (1, "b"), (3, "c")]
     assert timeline.problems(GRID, num_chunks=5) == ()
@@ -159,7 +152,8 @@ def test_a_prompt_changes_exactly_at_its_chunk() -> None:
 
 def test_a_prompt_that_is_never_shown_is_reported_with_the_reason() -> None:
     timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(1, "b"), PromptSpan(1.2, "c"), PromptSpan(60, "d")))
-    assert [timeline.span_of_chunk(chunk, GRID).prompt for chunk in range(3)] == ["a", "a", "c"]
+    changes = timeline.changes(GRID, num_chunks=10)
+    assert [(change.chunk, change.span.prompt) for change in changes] == [(0, "a"), (2, "c")]
     short, late = timeline.problems(GRID, num_chunks=10)
     assert "'b' at 1 s" in short
     assert "starts with the same chunk; leave at least 0.75 s between two" in short
@@ -198,3 +192,34 @@ def test_a_hard_cut_that_is_not_shown_moves_nothing() -> None:
     timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(0.6, "b", "hard"), PromptSpan(0.7, "c")))
     assert [change.span.prompt for change in timeline.changes(GRID, num_chunks=9)] == ["a", "c"]
     assert timeline.start_seconds(5, GRID) == GRID.start_seconds(5)
+
+
+@pytest.mark.parametrize(("chunk_frames", "given"), [(1, 0), (2, 0), (3, 0), (4, 0), (3, 1), (3, 7), (1, 4), (4, 9)])
+def test_any_number_of_frames_takes_as_few_chunks_as_hold_it_with_any_number_of_hard_cuts(
+    chunk_frames: int, given: int
+) -> None:
+    grid = ChunkGrid(chunk_frames=chunk_frames, fps=16, given_frames=given)
+    for count in range(5):
+        cuts = tuple(PromptSpan(0.3 + 1.1 * number, f"cut {number}", "hard") for number in range(count))
+        timeline = PromptTimeline((PromptSpan(0, "a"), *cuts))
+        new_videos = {0} | {change.chunk for change in timeline.changes(grid, num_chunks=99)}
+        firsts = [0]  # of every chunk, one latent frame after the other
+        for chunk in range(98):
+            latent_frames = grid.first_frame(chunk + 1) - grid.first_frame(chunk)
+            firsts.append(firsts[-1] + 4 * latent_frames - 3 * (chunk in new_videos))
+        assert [timeline.first_pixel_frame(chunk, grid) for chunk in range(99)] == firsts
+        for pixels in range(1, 120):
+            expected = next(chunk for chunk, first in enumerate(firsts) if first >= pixels)
+            assert timeline.num_chunks_of(grid, pixels) == expected
+            assert timeline.num_chunks(grid, pixels / 16) == expected
+
+
+def test_a_prompt_that_would_start_within_given_frames_starts_with_the_first_chunk_that_is_made() -> None:
+    grid = ChunkGrid(chunk_frames=3, fps=16, given_frames=7)
+    timeline = PromptTimeline((PromptSpan(0, "a"), PromptSpan(0.5, "b", "hard"), PromptSpan(1, "c", "hard")))
+    assert [(change.chunk, change.span.prompt) for change in timeline.changes(grid, num_chunks=9)] == [
+        (0, "a"),
+        (3, "c"),
+    ]
+    assert timeline.first_pixel_frame(4, grid) == 25 + 9
+    assert "'b' at 0.5 s is not shown" in timeline.problems(grid, num_chunks=9)[0]

@@ -89,7 +89,14 @@ class ChunkGrid:
 
     def chunk_from(self, seconds: float) -> int:
         """The first chunk whose first pixel frame is at or after `seconds`."""
-        pixel = math.ceil(seconds * self.fps - _SAME_PIXEL_FRAME)
+        return self.chunk_from_pixel(self.pixel_from(seconds))
+
+    def pixel_from(self, seconds: float) -> int:
+        """The first pixel frame at or after `seconds`."""
+        return math.ceil(seconds * self.fps - _SAME_PIXEL_FRAME)
+
+    def chunk_from_pixel(self, pixel: int) -> int:
+        """The first chunk whose first pixel frame is `pixel` or a later one."""
         if pixel <= 0:
             return 0
         frame = 1 + math.ceil((pixel - 1) / self.temporal_stride)
@@ -168,29 +175,29 @@ class PromptTimeline:
             ]
         }
 
-    def span_at(self, seconds: float) -> PromptSpan:
-        """The span that holds at a time; a span's start is its own."""
-        return next((span for span in reversed(self.spans) if span.start_seconds <= seconds), self.spans[0])
-
-    def span_of_chunk(self, chunk: int, grid: ChunkGrid) -> PromptSpan:
-        """The span whose prompt a chunk is made with; of several that would start with it, the last."""
-        return next(change.span for change in reversed(self._changes(grid)) if change.chunk <= chunk)
-
     def changes(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[PromptChange, ...]:
         """The spans that a rollout of `num_chunks` chunks shows, each with its first chunk; the first with chunk 0."""
         return tuple(change for change in self._changes(grid) if change.chunk < num_chunks)
 
     def num_chunks(self, grid: ChunkGrid, seconds: float) -> int:
         """How many chunks a video of at least `seconds` takes; at least one."""
-        count = grid.num_chunks(seconds)
-        while self.start_seconds(count, grid) < seconds - _SAME_PIXEL_FRAME / grid.fps:
+        return self.num_chunks_of(grid, grid.pixel_from(seconds))
+
+    def num_chunks_of(self, grid: ChunkGrid, num_pixel_frames: int) -> int:
+        """How many chunks a video of at least `num_pixel_frames` takes; at least one."""
+        count = max(1, grid.chunk_from_pixel(num_pixel_frames))
+        while self.first_pixel_frame(count, grid) < num_pixel_frames:
             count += 1
         return count
 
+    def first_pixel_frame(self, chunk: int, grid: ChunkGrid) -> int:
+        """Index of a chunk's first pixel frame, which is the number of pixel frames of all chunks before it."""
+        cuts = sum(_is_new_video(change) for change in self._changes(grid) if change.chunk < chunk)
+        return grid.first_pixel_frame(chunk) - cuts * _pixels_lost_at_hard_cut(grid)
+
     def start_seconds(self, chunk: int, grid: ChunkGrid) -> float:
         """Time of a chunk's first pixel frame, which is the length of the video of the chunks before it."""
-        cuts = sum(_is_new_video(change) for change in self._changes(grid) if change.chunk < chunk)
-        return grid.start_seconds(chunk) - cuts * _seconds_lost_at_hard_cut(grid)
+        return self.first_pixel_frame(chunk, grid) / grid.fps
 
     def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
         """One line for every span that a rollout of `num_chunks` chunks does not show, with what to do about it."""
@@ -213,14 +220,21 @@ class PromptTimeline:
         return tuple(found)
 
     def _changes(self, grid: ChunkGrid) -> list[PromptChange]:
-        """Every span with its first chunk; of several with the same chunk the last. A hard cut moves later chunks."""
+        """Every span with its first chunk; of several with the same chunk the last. A hard cut moves later chunks.
+
+        Frames that the video begins with are remembered under its first prompt: a span that would start within them
+        starts with the first chunk that is made.
+        """
         found: list[PromptChange] = []
+        pixels_lost = 0
         for span in self.spans:
-            cuts = sum(map(_is_new_video, found))
-            chunk = grid.chunk_from(span.start_seconds + cuts * _seconds_lost_at_hard_cut(grid))
+            chunk = grid.chunk_from(span.start_seconds + pixels_lost / grid.fps)
+            if chunk > 0:
+                chunk = max(chunk, grid.num_given_chunks)
             if found and found[-1].chunk == chunk:
-                found.pop()
+                pixels_lost -= _is_new_video(found.pop()) * _pixels_lost_at_hard_cut(grid)
             found.append(PromptChange(chunk, span))
+            pixels_lost += _is_new_video(found[-1]) * _pixels_lost_at_hard_cut(grid)
         return found
 
 
@@ -311,9 +325,9 @@ def _is_new_video(change: PromptChange) -> bool:
     return change.span.cut == "hard" and change.chunk > 0
 
 
-def _seconds_lost_at_hard_cut(grid: ChunkGrid) -> float:
-    """Seconds that a chunk is shorter whose first latent frame is one pixel frame."""
-    return (grid.temporal_stride - 1) / grid.fps
+def _pixels_lost_at_hard_cut(grid: ChunkGrid) -> int:
+    """Pixel frames that a chunk is shorter whose first latent frame is one pixel frame."""
+    return grid.temporal_stride - 1
 
 
 def _short(text: str) -> str:
