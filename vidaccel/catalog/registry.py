@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from huggingface_hub import try_to_load_from_cache
-
 from vidaccel.catalog.models import EMBEDDED_MODEL, EMBEDDED_STUDENT, MODELS
 from vidaccel.catalog.pipelines import pipeline_class
 from vidaccel.catalog.presets import Preset, preset_for
@@ -92,6 +90,8 @@ def model_index(spec: ModelSpec) -> Mapping[str, Any] | None:
     """The `model_index.json` of a model, None where it is not on this machine or is none."""
     if (folder := spec.folder) is not None:
         return _index_in(folder / "model_index.json")
+    from huggingface_hub import try_to_load_from_cache
+
     cached = try_to_load_from_cache(spec.source, "model_index.json")
     return _index_in(Path(cached)) if isinstance(cached, str) else None
 

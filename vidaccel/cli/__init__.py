@@ -1,11 +1,10 @@
-"""Command line: `vidaccel generate | compare | convert | models | bench | session | train`.
+"""Command line: `vidaccel generate | rollout | session | compare | convert | models | bench | train`.
 
 `main` is the one place where an error of the user becomes one line on stderr and exit code 2.
 """
 
 import errno
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from vidaccel.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 an error of the user in one line, 130 interrupted, 143 terminated."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import: it talks while it is imported
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -26,9 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     from vidaccel.cli.app import USAGE_ERRORS, app
-    from vidaccel.cli.console import say_error, set_up_messages
+    from vidaccel.cli.console import quieten_libraries, say_error, set_up_messages
 
     set_up_messages()
+    quieten_libraries()  # before their import: they talk while they are imported
     try:
         code = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except UserError as error:

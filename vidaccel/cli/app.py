@@ -11,8 +11,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from vidaccel.cli.console import quieten_libraries
-
 # The errors typer raises for a wrong command line; the class above them has no public name in every version.
 USAGE_ERRORS = cast(
     "tuple[type[typer.BadParameter], ...]",
@@ -52,7 +50,6 @@ class LazyCommand(TyperCommand):
 
     def load(self) -> Any:
         """Import the command itself."""
-        quieten_libraries()
         module = import_module(self.module)
         if hasattr(module, "app"):
             return get_command(module.app)

@@ -19,8 +19,7 @@ from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
 from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
 from vidaccel.cli.console import messages, say
-from vidaccel.cli.jobs import check_writable, read_prompts
-from vidaccel.cli.runs import easycache_config
+from vidaccel.cli.jobs import check_writable, easycache_config, read_prompts
 from vidaccel.errors import UserError
 from vidaccel.video.metrics import METRICS
 

@@ -12,8 +12,9 @@ from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
 from vidaccel.files.text import write_json
 from vidaccel.generation.generate import Generation
-from vidaccel.video.files import VIDEO_SUFFIXES, load_frames, read_video, side_by_side, write_video
+from vidaccel.video.files import load_frames, read_video, side_by_side, write_video
 from vidaccel.video.metrics import VideoComparison, compare_videos
+from vidaccel.video.paths import VIDEO_SUFFIXES
 
 _ROWS = (
     ("psnr", "PSNR, all pixels pooled", "dB"),

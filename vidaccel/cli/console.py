@@ -1,6 +1,8 @@
 """What the command line says and where: results on stdout, everything else on stderr, one line each."""
 
 import logging
+import os
+import sys
 import warnings
 from typing import Any
 
@@ -38,13 +40,11 @@ def set_up_messages() -> None:
 
 
 def quieten_libraries() -> None:
-    """Keep the libraries below vidaccel quiet; loads them, which takes seconds."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    """Keep the libraries below vidaccel quiet, those that are loaded and those that will be; loads none itself."""
+    for name in ("diffusers", "transformers"):
+        os.environ.setdefault(f"{name.upper()}_VERBOSITY", "error")
+        if name in sys.modules:
+            sys.modules[name].utils.logging.set_verbosity_error()
 
 
 class _LineHandler(logging.Handler):

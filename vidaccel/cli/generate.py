@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
-from vidaccel.cli.inputs import read_arguments, read_inputs
-from vidaccel.cli.jobs import read_prompts
-from vidaccel.cli.runs import CacheFlags, Run, run_jobs
+from vidaccel.catalog.spec import GenerationDefaults
+from vidaccel.cli.inputs import check_files, read_arguments, read_inputs
+from vidaccel.cli.jobs import CacheFlags, Run, read_prompts, video_paths
 from vidaccel.easycache.predictors import PREDICTORS
 from vidaccel.errors import UserError
 from vidaccel.generation.request import request_for
@@ -81,13 +81,35 @@ def generate(
     """Make one video for each prompt. A finished video is skipped when the command is run again."""
     if no_cache and (compare or report):
         raise UserError("--compare and --report show what EasyCache does; leave out --no-cache.")
+    files = {
+        "image": image,
+        "last_image": last_image,
+        "video": video,
+        "mask": mask,
+        "pose_video": pose_video,
+        "face_video": face_video,
+    }
+    flags = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "seed": seed,
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+        "fps": fps,
+        "arguments": read_arguments(argument or []),
+    }
+    texts = read_prompts(prompts or [], prompt_file)
+    cache = None if no_cache else CacheFlags(threshold=threshold, warmup_steps=warmup_steps, predictor=predictor)
+    for text in texts:  # what is wrong with a flag is said before anything large is loaded
+        request_for(GenerationDefaults(), text, **flags)
+    check_files(files)
     spec = spec_of(model)
-    inputs = read_inputs(
-        image=image, last_image=last_image, video=video, mask=mask, pose_video=pose_video, face_video=face_video
-    )
     run = Run(
         spec=spec,
-        easycache=None if no_cache else CacheFlags(threshold=threshold, warmup_steps=warmup_steps, predictor=predictor),
+        easycache=cache,
         device=device,
         dtype=dtype,
         attention=attention,
@@ -97,22 +119,9 @@ def generate(
         compare=compare,
         report=report,
     )
-    requests = [
-        request_for(
-            spec.defaults,
-            prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            seed=seed,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            fps=fps,
-            inputs=inputs,
-            arguments=read_arguments(argument or []),
-        )
-        for prompt in read_prompts(prompts or [], prompt_file)
-    ]
+    video_paths(texts, seed, output)
+    from vidaccel.cli.runs import run_jobs  # loads PyTorch
+
+    inputs = read_inputs(**files)
+    requests = [request_for(spec.defaults, text, inputs=inputs, **flags) for text in texts]
     run_jobs(run, requests, output=output, overwrite=overwrite)

@@ -1,19 +1,31 @@
 """What a command is given besides prompts: pictures, clips, and further arguments of the pipeline's call."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vidaccel.errors import UserError
 from vidaccel.generation.request import Input
-from vidaccel.video.files import IMAGE_SUFFIXES, load_frames, read_image
+from vidaccel.video.paths import IMAGE_SUFFIXES, existing_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_files(files: Mapping[str, Path | None]) -> None:
+    """Raise `UserError` for an input that is not there; loads no PyTorch, as reading it does."""
+    for file in files.values():
+        if file is not None:
+            existing_path(file)
 
 
 def read_inputs(**files: Path | None) -> Mapping[Input, Tensor]:
     """The inputs of a request by name: images as (3, H, W), clips as (F, 3, H, W); an image is a clip of one frame."""
+    from vidaccel.video.files import load_frames, read_image
+
     found: dict[Any, Tensor] = {}
     for name, file in files.items():
         if file is None:

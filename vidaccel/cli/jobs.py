@@ -14,16 +14,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import json_number, write_json
+from vidaccel.generation.options import check_options
 from vidaccel.generation.request import GenerationRequest
-from vidaccel.video.files import VIDEO_SUFFIXES
+from vidaccel.video.paths import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
 _FOR_READERS = (".md", ".png", ".jpg", ".gif")
 _DIGEST_BYTES = 2**16
 _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be called wan2.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFlags:
+    """EasyCache's settings as the command was given them; None is what is published for the model."""
+
+    threshold: float | None
+    warmup_steps: int | None
+    predictor: str | None = None
+
+    def __post_init__(self) -> None:
+        easycache_config(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all videos of one command share."""
+
+    spec: ModelSpec
+    easycache: CacheFlags | None
+    device: str
+    dtype: str
+    attention: str
+    offload: str
+    compile_blocks: bool
+    fps: float
+    compare: bool
+    report: bool
+
+    def __post_init__(self) -> None:
+        check_options(device=self.device, dtype=self.dtype, offload=self.offload)
+        if not 0 < self.fps < 1000:
+            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
+
+
+def easycache_config(
+    *, threshold: float | None, warmup_steps: int | None, predictor: str | None = None
+) -> EasyCacheConfig:
+    """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
+    given: dict[str, Any] = {"threshold": threshold, "warmup_steps": warmup_steps, "predictor": predictor}
+    try:
+        return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

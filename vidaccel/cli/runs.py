@@ -1,16 +1,16 @@
 """Carrying out `vidaccel generate`: plan the jobs, load the model once, make each video, write its files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vidaccel.catalog.presets import preset_of
-from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name, recorded_preset
+from vidaccel.catalog.registry import model_index, pipeline_name, recorded_preset
 from vidaccel.cli.compare import twin_table
 from vidaccel.cli.console import console, messages, say
 from vidaccel.cli.jobs import (
     Job,
+    Run,
     check_writable,
     folder_digest,
     plain_values,
@@ -20,7 +20,6 @@ from vidaccel.cli.jobs import (
 )
 from vidaccel.cli.progress import step_bar
 from vidaccel.easycache.config import EasyCacheConfig
-from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
 from vidaccel.files.text import write_json
 from vidaccel.generation.generate import Generation, check_request, generate, settings_with_preset, warm_up
@@ -30,72 +29,6 @@ from vidaccel.machine.components import execution_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.video.files import side_by_side, write_video
 from vidaccel.video.metrics import VideoComparison, compare_videos
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheFlags:
-    """EasyCache's settings as the command was given them; None is what is published for the model."""
-
-    threshold: float | None
-    warmup_steps: int | None
-    predictor: str | None = None
-
-    def __post_init__(self) -> None:
-        easycache_config(**vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What all videos of one command share."""
-
-    spec: ModelSpec
-    easycache: CacheFlags | None
-    device: str
-    dtype: str
-    attention: str
-    offload: str
-    compile_blocks: bool
-    fps: float
-    compare: bool
-    report: bool
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fps < 1000:
-            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
-
-    def settings(self, easycache: EasyCacheConfig | None) -> dict[str, Any]:
-        """Everything beside the request that can change pixels, as the sidecar records it.
-
-        easycache: what the flags and the model's preset come to, so that with another preset it is another video.
-        """
-        device = resolve_device(self.device)
-        dtypes = component_dtypes(self.dtype, device, pipeline=pipeline_name(self.spec))
-        folder = self.spec.folder
-        reuse = None
-        if easycache is not None:
-            values = easycache.to_dict()
-            reuse = {name: values[name] for name in ("threshold", "warmup_steps", "predictor")}
-        return {
-            "model": self.spec.name,
-            "model_digest": None if folder is None else folder_digest(folder),
-            "easycache": reuse,
-            "device": device.type,
-            "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
-            "attention": self.attention,
-            "compile": self.compile_blocks,
-            "fps": self.fps,
-        }
-
-
-def easycache_config(
-    *, threshold: float | None, warmup_steps: int | None, predictor: str | None = None
-) -> EasyCacheConfig:
-    """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
-    given: dict[str, Any] = {"threshold": threshold, "warmup_steps": warmup_steps, "predictor": predictor}
-    try:
-        return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, overwrite: bool) -> None:
@@ -110,7 +43,7 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
             pipe = _load(run)
         preset = preset_of(pipe) if index is None else recorded_preset(index)
         config, words = settings_with_preset(preset, **vars(run.easycache))
-    settings = run.settings(config)
+    settings = _shared_settings(run, config)
     jobs = [
         Job(
             request=request,
@@ -134,6 +67,30 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
         say(f"EasyCache: {words}")
     for job in waiting:
         _carry_out(pipe, run, job, config)
+
+
+def _shared_settings(run: Run, config: EasyCacheConfig | None) -> dict[str, Any]:
+    """Everything beside the request that can change pixels, as the sidecar records it.
+
+    config: what the flags and the model's preset come to, so that with another preset it is another video.
+    """
+    device = resolve_device(run.device)
+    dtypes = component_dtypes(run.dtype, device, pipeline=pipeline_name(run.spec))
+    folder = run.spec.folder
+    reuse = None
+    if config is not None:
+        values = config.to_dict()
+        reuse = {name: values[name] for name in ("threshold", "warmup_steps", "predictor")}
+    return {
+        "model": run.spec.name,
+        "model_digest": None if folder is None else folder_digest(folder),
+        "easycache": reuse,
+        "device": device.type,
+        "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
+        "attention": run.attention,
+        "compile": run.compile_blocks,
+        "fps": run.fps,
+    }
 
 
 def _load(run: Run) -> Any:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from vidaccel.catalog.pipelines import pipeline_class
 from vidaccel.catalog.registry import ModelSpec, pipeline_name, spec_of
 from vidaccel.errors import UserError
+from vidaccel.generation.options import Offload, check_options
 from vidaccel.machine.attention import (
     NATIVE,
     check_attention_backend,
@@ -28,9 +30,6 @@ from vidaccel.machine.attention import (
 )
 from vidaccel.machine.components import denoisers, modules
 from vidaccel.machine.footprint import available_bytes, gigabytes, weight_bytes
-
-Offload = Literal["none", "model", "sequential", "group"]
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def load_pipeline(
@@ -57,7 +56,7 @@ def load_pipeline(
     target = resolve_device(device)
     spec = spec_of(model)
     dtypes = component_dtypes(dtype, target, pipeline=pipeline_name(spec))
-    _check_offload(offload, target)
+    check_options(offload=offload, device=str(target))
     check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
     if compile:
         _check_compiler(target)
@@ -68,7 +67,7 @@ def load_pipeline(
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
         _check_room_for_weights(folder, place, dtypes["default"])
     kind = _pipeline_class(folder)
-    with _loading_errors(folder):
+    with _loading_errors(folder), _without_progress_bars():
         pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
     _check_parts(pipe)
     _check_complete(pipe, folder)
@@ -88,21 +87,16 @@ def resolve_device(device: str) -> torch.device:
     """The device meant by `auto`, or the named one if this machine has it; else `UserError`."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"`device` must be auto, cpu, cuda, cuda:N or mps; got {device!r}.") from error
+    check_options(device=device)
+    target = torch.device(device)
     if target.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (target.index or 0) >= count:
             raise UserError(
                 f"Device {device!r} was asked for, but PyTorch sees {count} CUDA devices; use --device cpu."
             )
-    elif target.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UserError(f"Device {device!r} was asked for, but PyTorch has no MPS here; use --device cpu.")
-    elif target.type != "cpu":
-        raise UserError(f"`device` must be auto, cpu, cuda, cuda:N or mps; got {device!r}.")
+    elif target.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"Device {device!r} was asked for, but PyTorch has no MPS here; use --device cpu.")
     return target
 
 
@@ -116,9 +110,8 @@ def component_dtypes(
     and the frames differ by 60 dB PSNR. Pipelines of other families want one format for all components.
     """
     if dtype != "auto":
-        if dtype not in _DTYPES:
-            raise UserError(f"`dtype` must be auto, {', '.join(_DTYPES)}; got {dtype!r}.")
-        return {"default": _DTYPES[dtype]}
+        check_options(dtype=dtype)
+        return {"default": getattr(torch, dtype)}
     if device.type == "cuda":
         return {"default": torch.bfloat16}
     is_wan = (pipeline or "").removeprefix("EasyCache").removeprefix("ContextForcing").startswith("Wan")
@@ -131,13 +124,6 @@ def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 numbers itself, instead of PyTorch emulating it."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _check_offload(offload: str, device: torch.device) -> None:
-    if offload not in get_args(Offload):
-        raise UserError(f"`offload` must be one of {', '.join(get_args(Offload))}; got {offload!r}.")
-    if offload != "none" and device.type == "cpu":
-        raise UserError(f"`offload` {offload!r} needs a GPU to offload from, and the device is the CPU; use none.")
 
 
 def _check_compiler(device: torch.device) -> None:
@@ -193,6 +179,21 @@ def _check_room_for_weights(folder: Path, device: torch.device, dtype: torch.dty
             f"The weights need {gigabytes(need)} of memory on {device} and {gigabytes(free)} are free; "
             "use --offload, a smaller --dtype or a smaller --model."
         )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """For the block, no bars that count parts and tensors; bars of downloads stay."""
+    shown = [
+        module for module in (diffusers.utils.logging, transformers.utils.logging) if module.is_progress_bar_enabled()
+    ]
+    for setting in shown:
+        setting.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for setting in shown:
+            setting.enable_progress_bar()
 
 
 @contextmanager

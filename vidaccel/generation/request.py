@@ -1,15 +1,18 @@
-"""What to generate: one request, checked as far as that goes without a model."""
+"""What to generate: one request, checked as far as that goes without a model and without loading PyTorch."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import Tensor
-
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Input = Literal["image", "last_image", "video", "mask", "pose_video", "face_video"]
 INPUTS: tuple[Input, ...] = get_args(Input)

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, first_line
 from vidaccel.files.atomic import atomic_write
+from vidaccel.video.paths import VIDEO_SUFFIXES, existing_path
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _LABEL_ROWS = 24
 _GAP_COLUMNS = 4
 # Visually lossless H.264, and BT.709 said as well as done: players guess the matrix of small videos otherwise. The
@@ -71,7 +70,7 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
     """
     import imageio_ffmpeg
 
-    path = _existing(path)
+    path = existing_path(path)
     reader = imageio_ffmpeg.read_frames(file_url(path), output_params=["-fps_mode", "passthrough"])
     try:
         meta = next(reader)
@@ -105,7 +104,7 @@ def load_frames(path: str | Path) -> Tensor:
 
     Raises UserError for a path that is missing or holds no frames.
     """
-    path = _existing(path)
+    path = existing_path(path)
     if path.is_dir():
         return _load_folder(path)
     if path.suffix == ".safetensors":
@@ -120,7 +119,7 @@ def read_image(path: str | Path) -> Tensor:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    path = _existing(path)
+    path = existing_path(path)
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGBA")
@@ -282,10 +281,3 @@ def _as_uint8(frames: Tensor) -> Tensor:
 
 def _as_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 255
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"There is no file or folder {path}.")
-    return path
