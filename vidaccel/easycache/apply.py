@@ -126,6 +126,7 @@ def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
 def _install(hook: EasyCacheHook, transformer: nn.Module) -> None:
     with _beneath_accelerate(transformer):
         HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK_NAME)
+        hook.keep_in_place()
         hook.installed = transformer.forward
     hook.guard = transformer.register_forward_pre_hook(_check_installed)
 
@@ -137,6 +138,7 @@ def _uninstall(transformer: nn.Module) -> None:
     hook.run.reset()
     if hook.guard is not None:
         hook.guard.remove()
+    hook.keep_in_place()
     with _beneath_accelerate(transformer):
         HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(HOOK_NAME, recurse=False)
         _drop_own_forward(transformer)

@@ -52,6 +52,10 @@ class EasyCacheHook(ModelHook):
     """Asks the run about every call of one transformer and computes, or returns a predicted output.
 
     installed, guard: the forward that leads here, and the handle of the check that it is still in place.
+
+    `HookRegistry.remove_hook` wires a forward past the hook above the one it removes: of a hook with a `new_forward`,
+    such as this one, only `pre_forward` and `post_forward` are still called. Group offloading comes off and on whenever
+    adapters are loaded, so every call first puts that right, see `keep_in_place`.
     """
 
     _is_stateful = True
@@ -63,6 +67,7 @@ class EasyCacheHook(ModelHook):
         self.contexts = _ContextReceiver()
         self.installed: Any = None
         self.guard: RemovableHandle | None = None
+        self._forward: Any = None
         self._matchings: tuple[Matching, ...] | None = None
         self._output_type: type | None = None
         self._warned = False
@@ -71,6 +76,18 @@ class EasyCacheHook(ModelHook):
         self._signature = inspect.signature(type(unwrap_module(module)).forward)
         self._traits = traits_of(unwrap_module(module))
         return module
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.keep_in_place()
+        return args, kwargs
+
+    def keep_in_place(self) -> None:
+        """Have calls lead to `new_forward` again, and from there to what was wired in its place."""
+        reference: Any = self.fn_ref
+        if self._forward is None:
+            self._forward = reference.forward
+        if reference.forward is not self._forward:
+            reference.original_forward, reference.forward = reference.forward, self._forward
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """diffusers calls this at the end of a pipeline call."""
