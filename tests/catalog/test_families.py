@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 from tests.support.family_calls import PROMPT, call_inputs
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
-from vidaccel.catalog.families.table import FAMILIES, family_named
 from vidaccel.catalog.pipelines import is_modular, named_class
 from vidaccel.catalog.presets import preset_of
 from vidaccel.catalog.registry import MODELS, model_index, recorded_preset, spec_of
+from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
@@ -47,8 +47,8 @@ FRAMES = {
 MOST_BYTES = {"hunyuan-video-1.5-t2v": 20_000_000, "hunyuan-video-1.5-i2v": 20_000_000, "mochi": 3_000_000}
 MOST_BYTES |= {"open-sora-1.2": 4_000_000, "open-sora-1.2-i2v": 4_000_000}
 
-each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-OF_BLOCKS = [family for family in FAMILIES if is_modular(named_class(family.pipeline))]
+each_family = pytest.mark.parametrize("family", CATALOG.families, ids=lambda family: family.name)
+OF_BLOCKS = [family for family in CATALOG.families if is_modular(named_class(family.pipeline))]
 
 
 @pytest.fixture(scope="module")
@@ -278,9 +278,9 @@ class TestCalls:
 
 class TestTable:
     def test_names_are_unique_also_among_the_models_and_reasons_are_given_for_known_checks(self) -> None:
-        names = [*(family.name for family in FAMILIES), *(spec.name for spec in MODELS)]
+        names = [*(family.name for family in CATALOG.families), *(spec.name for spec in MODELS)]
         assert len(set(names)) == len(names)
-        for family in FAMILIES:
+        for family in CATALOG.families:
             assert family.untested.keys() <= CHECKS.keys()
             assert all(family.untested.values())
 
@@ -335,7 +335,7 @@ class TestCommand:
     ) -> None:
         assert run(["models"]) == 0
         output = capsys.readouterr().out
-        for family in FAMILIES:
+        for family in CATALOG.families:
             assert f"\n{family.name} " in output
             assert family.pipeline_name in output
             for reason in family.untested.values():
@@ -346,7 +346,7 @@ class TestCommand:
     ) -> None:
         assert run(["models"]) == 0
         entries = re.split(r"\n(?=\S)", capsys.readouterr().out)
-        for family in (family for family in FAMILIES if family.refusal is None):
+        for family in (family for family in CATALOG.families if family.refusal is None):
             (entry,) = (entry for entry in entries if entry.split()[0] == family.name)
             preset = preset_of(loaded(family))
             assert ("the defaults, none are published" if preset is None else preset.source) in entry

@@ -35,8 +35,7 @@ from tests.support.family_runs import (
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
-from vidaccel.catalog.families.table import FAMILIES, family_named
-from vidaccel.catalog.traits import traits_of
+from vidaccel.catalog.table import CATALOG, family_named, transformer_traits
 from vidaccel.machine.components import strides
 from vidaccel.random_models.build import build_random
 
@@ -118,7 +117,7 @@ def test_at_most_one_read_of_the_device_a_step(family: FamilyRuns) -> None:
 @pytest.mark.check("memory")
 def test_nothing_is_kept_after_a_call_and_only_latents_during_one(family: FamilyRuns) -> None:
     branches = max(step.num_passes for step in family.every_third.report.decisions)
-    streams = len(traits_of(transformers(family.pipe)[0]).streams)
+    streams = len(transformer_traits(transformers(family.pipe)[0]).streams)
     assert 2 <= family.every_third.num_held <= streams * (2 + 2 * branches)
     assert family.every_third.num_held_afterwards == 0
 
@@ -359,7 +358,9 @@ def test_compiled_blocks_stay_whole_graphs(name: str, request: pytest.FixtureReq
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.refusal], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family", [family for family in CATALOG.families if family.refusal], ids=lambda family: family.name
+)
 def test_what_cannot_work_is_refused_with_its_reason(family: Any) -> None:
     with pytest.raises(ValueError, match="transformer") as error:
         apply_easycache(build_random(family))
@@ -403,7 +404,9 @@ DOES_NOT_APPLY: dict[str, Callable[[FamilyRuns], bool]] = {
     "compile": lambda family: not any(getattr(model, "_repeated_blocks", None) for model in transformers(family.pipe)),
     "command": lambda family: isinstance(family.pipe, ModularPipeline),
 }
-UNTESTED = [(family.name, check) for family in FAMILIES if family.refusal is None for check in sorted(family.untested)]
+UNTESTED = [
+    (family.name, check) for family in CATALOG.families if family.refusal is None for check in sorted(family.untested)
+]
 
 
 @pytest.mark.parametrize(("name", "check"), UNTESTED)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.support.family_calls import call_inputs
 from tests.support.tiny_models import call_arguments, tiny_transformer, tiny_wan_i2v, tiny_wan_t2v
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
-from vidaccel.catalog.traits import TRAITS
+from vidaccel.catalog.traits import TRANSFORMERS
 from vidaccel.easycache.batch import batch_of, select_rows
 from vidaccel.random_models.build import build_random
 
@@ -169,7 +169,7 @@ def test_rows_of_a_batch_are_blocks_of_branches() -> None:
 
 
 def test_rows_are_taken_from_batched_tensors_only() -> None:
-    traits = TRAITS["WanVACETransformer3DModel"]
+    traits = TRANSFORMERS["WanVACETransformer3DModel"]
     arguments = {
         "hidden_states": torch.arange(3.0)[:, None],
         "control_hidden_states_scale": torch.ones(3),
@@ -187,16 +187,16 @@ def test_rows_are_taken_from_batched_tensors_only() -> None:
 def test_rows_are_taken_from_folded_and_nested_arguments_too() -> None:
     images = torch.arange(6.0)[:, None]  # first and last frame of each of three videos
     chosen = select_rows(
-        {"encoder_hidden_states_image": images}, [0, 2], num_rows=3, traits=TRAITS["WanTransformer3DModel"]
+        {"encoder_hidden_states_image": images}, [0, 2], num_rows=3, traits=TRANSFORMERS["WanTransformer3DModel"]
     )
     assert chosen["encoder_hidden_states_image"].flatten().tolist() == [0.0, 1.0, 4.0, 5.0]
     controls = [torch.arange(2.0), torch.arange(2.0) + 10]
     arguments = {"encoder_hidden_states": tuple(controls), "block_controlnet_hidden_states": controls}
-    chosen = select_rows(arguments, [1], num_rows=2, traits=TRAITS["CosmosTransformer3DModel"])
+    chosen = select_rows(arguments, [1], num_rows=2, traits=TRANSFORMERS["CosmosTransformer3DModel"])
     assert [part.tolist() for part in chosen["encoder_hidden_states"]] == [[1.0], [11.0]]
     assert [part.tolist() for part in chosen["block_controlnet_hidden_states"]] == [[1.0], [11.0]]
     scale = {"rope_interpolation_scale": torch.ones(3)}
-    assert select_rows(scale, [0], num_rows=3, traits=TRAITS["LTXVideoTransformer3DModel"]) == scale
+    assert select_rows(scale, [0], num_rows=3, traits=TRANSFORMERS["LTXVideoTransformer3DModel"]) == scale
 
 
 def test_first_and_last_frame_of_each_sample_stay_together() -> None:

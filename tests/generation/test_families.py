@@ -17,8 +17,8 @@ from vidaccel.pipelines.easycache_wan import EasyCacheWanPipeline
 
 from tests.support.family_calls import call_inputs
 from vidaccel.catalog.families.family import Component, Family
-from vidaccel.catalog.families.table import FAMILIES, family_named
 from vidaccel.catalog.registry import SETTINGS_FILE
+from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run, runs
 from vidaccel.errors import UserError
 from vidaccel.generation.calls import frames_of, parameters_of, sound_of
@@ -36,7 +36,7 @@ FRAMES |= {"chronoedit": 5}
 # Each window of such a video is a generation of its own, the report is that of the last one, and of the timesteps that
 # the pipeline names the last, 0, is no step.
 WINDOWED = ("ltx-long",)
-RUNNABLE = [family for family in FAMILIES if family.refusal is None and "command" not in family.untested]
+RUNNABLE = [family for family in CATALOG.families if family.refusal is None and "command" not in family.untested]
 
 each_runnable_family = pytest.mark.parametrize("family", RUNNABLE, ids=lambda family: family.name)
 
@@ -106,7 +106,9 @@ def test_every_family_makes_a_video_from_the_command_line(
     assert 0 < result.denoising_seconds < result.total_seconds
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.refusal], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family", [family for family in CATALOG.families if family.refusal], ids=lambda family: family.name
+)
 def test_what_easycache_refuses_is_one_line_and_runs_without_it(
     family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,9 +41,9 @@ def test_automatic_formats_are_float32_but_for_the_vae_where_the_cpu_has_bfloat1
 def test_formats_follow_device_and_flag(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidaccel.generation.loading.cpu_has_bfloat16", lambda: has_bfloat16)
     vae = {"vae": torch.bfloat16} if has_bfloat16 else {}
-    assert component_dtypes("auto", CPU) == {"default": torch.float32, **vae}
-    assert component_dtypes("auto", torch.device("cuda")) == {"default": torch.bfloat16}
-    assert component_dtypes("float32", CPU) == {"default": torch.float32}
+    assert component_dtypes("auto", CPU, pipeline="WanPipeline") == {"default": torch.float32, **vae}
+    assert component_dtypes("auto", torch.device("cuda"), pipeline="WanPipeline") == {"default": torch.bfloat16}
+    assert component_dtypes("float32", CPU, pipeline="WanPipeline") == {"default": torch.float32}
 
 
 def test_devices_that_exist_are_resolved() -> None:

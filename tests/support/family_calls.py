@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from vidaccel.catalog.families.family import Family
-from vidaccel.catalog.families.table import family_named
 from vidaccel.catalog.pipelines import is_modular, named_class
+from vidaccel.catalog.table import family_named
 
 PROMPT = "a red ball hops over a green hill"
 _FRAME_COUNTS = ("num_frames", "frames", "video_length")

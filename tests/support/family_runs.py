@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.support.device_reads import ReadsByVidaccel
 from tests.support.family_calls import call_inputs, taken_arguments
 from vidaccel import EasyCacheConfig, EasyCacheReport, apply_easycache, easycache_report, remove_easycache
-from vidaccel.catalog.families.table import FAMILIES, family_named
+from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.easycache.report import StepDecision
 from vidaccel.random_models.build import build_random
 
@@ -36,7 +36,7 @@ OTHER_FRAMES = {
 FEW_STEPS = 3
 WARMUP = 2
 EVERY_THIRD = EasyCacheConfig(threshold=float("inf"), warmup_steps=WARMUP, max_consecutive_reuses=2)
-NAMES = [family.name for family in FAMILIES if family.refusal is None]
+NAMES = [family.name for family in CATALOG.families if family.refusal is None]
 # Of one length: where diffusers pads a batch without a mask, a longer one would change the others.
 PROMPTS = ("a red ball hops", "blue cats sleep", "rain on a green")
 GUIDANCE = ("true_cfg_scale", "guidance_scale")

@@ -3,7 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-# Classes of this package that `model_index.json` may name and diffusers does not know: the module each is in.
+from vidaccel.catalog.table import CATALOG
+
+# Classes of this package that `model_index.json` may name, diffusers does not know and no family has: their modules.
 OWN_PIPELINES = {
     "ContextForcingWanPipeline": "vidaccel.pipelines.context_forcing_wan",
     "EasyCacheHunyuanVideoImageToVideoPipeline": "vidaccel.pipelines.easycache_hunyuan_video_i2v",
@@ -13,15 +15,16 @@ OWN_PIPELINES = {
     "EasyCacheWanPipeline": "vidaccel.pipelines.easycache_wan",
     "EasyCacheWanVACEPipeline": "vidaccel.pipelines.easycache_wan_vace",
     "EasyCacheWanVideoToVideoPipeline": "vidaccel.pipelines.easycache_wan_v2v",
-    "OpenSora2Pipeline": "vidaccel.pipelines.open_sora_2",
-    "OpenSoraPipeline": "vidaccel.pipelines.open_sora",
 }
 
 
 def pipeline_class(name: str) -> type | None:
-    """The pipeline class of that name in this package or in diffusers, None where neither has it."""
+    """The pipeline class of that name in this package, in the catalog or in diffusers, None where none has it."""
     import diffusers
 
+    for family in CATALOG.families:
+        if family.pipeline_name == name:
+            return named_class(family.pipeline)
     if name in OWN_PIPELINES:
         return getattr(import_module(OWN_PIPELINES[name]), name)
     found = getattr(diffusers, name, None) if name.endswith("Pipeline") else None

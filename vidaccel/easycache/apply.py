@@ -15,7 +15,7 @@ from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
 from vidaccel.catalog.presets import preset_of
-from vidaccel.catalog.traits import traits_of
+from vidaccel.catalog.table import transformer_traits
 from vidaccel.easycache.batch import CONDITIONAL
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.hook import HOOK_NAME, EasyCacheHook
@@ -214,7 +214,7 @@ def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
 
 
 def _refuse_unsuitable(kind: str, transformer: nn.Module) -> None:
-    traits = traits_of(unwrap_module(transformer))
+    traits = transformer_traits(unwrap_module(transformer))
     if traits.refusal is not None:
         raise ValueError(f"{kind} is not supported: {traits.refusal}.")
     parameters = inspect.signature(type(transformer).forward).parameters

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidaccel.catalog.traits import Traits
+from vidaccel.catalog.traits import TransformerTraits
 
 CONDITIONAL = "cond"
 
@@ -71,7 +71,9 @@ def batch_of(num_rows: int, branches: Sequence[str], *, per_sample: bool) -> Bat
     return Batch(num_rows=num_rows, num_branches=len(branches), deciding_branch=deciding, per_sample=per_sample)
 
 
-def select_rows(arguments: Mapping[str, Any], rows: Sequence[int], *, num_rows: int, traits: Traits) -> dict[str, Any]:
+def select_rows(
+    arguments: Mapping[str, Any], rows: Sequence[int], *, num_rows: int, traits: TransformerTraits
+) -> dict[str, Any]:
     """The arguments of a call for some rows of its batch: every batched tensor loses the others."""
 
     def chosen(name: str, value: Any) -> Any:

@@ -23,7 +23,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vidaccel.catalog.traits import traits_of
+from vidaccel.catalog.table import transformer_traits
 from vidaccel.easycache.adapters import adapters_of
 from vidaccel.easycache.batch import Batch, select_rows
 from vidaccel.easycache.layout import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
@@ -74,7 +74,7 @@ class EasyCacheHook(ModelHook):
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self._signature = inspect.signature(type(unwrap_module(module)).forward)
-        self._traits = traits_of(unwrap_module(module))
+        self._traits = transformer_traits(unwrap_module(module))
         return module
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,7 +11,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from vidaccel.catalog.traits import Traits
+from vidaccel.catalog.traits import TransformerTraits
 from vidaccel.easycache.batch import Batch
 
 
@@ -55,7 +55,7 @@ class Matching:
         return torch.cat([piece.reused, piece.rest], dim=self.dim)
 
 
-def match_channels(source: Tensor, output: Tensor, traits: Traits) -> Matching:
+def match_channels(source: Tensor, output: Tensor, traits: TransformerTraits) -> Matching:
     """How an input is matched with its output. Raises ValueError if they do not fit."""
     channel_dim = traits.channel_dim
     if source.shape == output.shape:
@@ -88,7 +88,7 @@ def join_outputs(pieces: Pieces, matchings: Sequence[Matching], batch: Batch) ->
     ]
 
 
-def unpack(result: Any, traits: Traits) -> list[Tensor]:
+def unpack(result: Any, traits: TransformerTraits) -> list[Tensor]:
     """The tensors that a transformer returned, one a stream. Raises ValueError for anything else."""
     values = list(result.values()) if isinstance(result, BaseOutput) else result
     if isinstance(values, tuple | list) and len(values) == len(traits.streams):

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidaccel.catalog.traits import GUIDANCE_CONTEXT, batched_guidance_of, has_several_loops, left_out_steps_of
+from vidaccel.catalog.table import batched_guidance_of, has_several_loops, pipeline_traits
+from vidaccel.catalog.traits import GUIDANCE_CONTEXT
 from vidaccel.easycache.batch import Batch, batch_of
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.ensemble import Ensemble
@@ -267,7 +268,9 @@ class EasyCacheRun:
             return self.config.num_inference_steps
         timesteps = scheduler.timesteps
         if self._tracker.pipe_is_live:
-            return getattr(self._pipe(), "_num_timesteps", len(timesteps)) - left_out_steps_of(self._pipe())
+            return (
+                getattr(self._pipe(), "_num_timesteps", len(timesteps)) - pipeline_traits(self._pipe()).left_out_steps
+            )
         if is_view(call.timestep, timesteps):
             return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
         begin = getattr(scheduler, "begin_index", None)

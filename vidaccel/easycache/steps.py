@@ -54,7 +54,7 @@ class Call:
     sources: the same tensors as the caller gave them, which may have more channels.
     conditions: the other tensors given, by argument name.
     context: diffusers' `CacheContext`, or None.
-    splits_batch: whether the model can be run for some samples of the batch, see `Traits`.
+    splits_batch: whether the model can be run for some samples of the batch, see `TransformerTraits`.
     find_adapters: tells which adapters the model runs with, see `adapters_of`.
     """
 

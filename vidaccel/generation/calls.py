@@ -1,6 +1,7 @@
 """How a pipeline of any family is called: what it takes, which sizes it can make, and how its frames come back.
 
-What a pipeline takes is read from the signature of its call. The few things no signature says are tables below.
+What a pipeline takes is read from the signature of its call. The few things no signature says are rows of
+`vidaccel.catalog.traits.PIPELINES`.
 """
 
 import inspect
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidaccel.catalog.table import pipeline_traits
 from vidaccel.errors import UserError
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import denoisers, patch_sizes, strides
@@ -30,14 +32,7 @@ _PLACES = {
     "pose_video": ("pose_video",),
     "face_video": ("face_video",),
 }
-# Pipelines that make the frames asked for by whole sections, whatever their number, or by a rule of their own.
-_OWN_FRAME_RULE = ("HunyuanVideoFramepack", "Helios", "OpenSora", "WanAnimate")
-_PADS_PATCHES = ("OpenSora",)  # the transformer fills up its last patches, so that only the VAE's stride counts
 _SAMPLE_RATES = {"vocoder": "output_sampling_rate", "sound_tokenizer": "sampling_rate"}  # part and its setting
-_NEED_NEGATIVE = ("EasyAnimate",)  # guide against a negative prompt and have none of their own
-_ONLY_ARRAYS = ("LTXI2VLong",)  # tensors come back as the VAE leaves them, in [-1, 1]
-_TWO_STEPS = ("Mochi",)  # the schedule of a single step is undefined
-_WITHOUT_FIRST_FRAME = ("Allegro",)  # latent frames are equal groups of frames; elsewhere the first one stands alone
 
 
 def plain_call(pipe: Any) -> Callable[..., Any]:
@@ -85,7 +80,7 @@ def check_sizes(pipe: Any, request: GenerationRequest) -> None:
     """Raise `UserError` for sizes the pipeline would round or its transformer has no positions for."""
     temporal, spatial = strides(pipe)
     parameters, transformer = parameters_of(pipe), denoisers(pipe)[0]
-    patch = (1, 1, 1) if _plain_name(pipe).startswith(_PADS_PATCHES) else patch_sizes(transformer)
+    patch = (1, 1, 1) if pipeline_traits(pipe).pads_patches else patch_sizes(transformer)
     if temporal is not None and any(name in parameters for name in FRAME_COUNTS):
         _check_frames(pipe, request.num_frames, temporal)
     if spatial is None or "height" not in parameters:
@@ -112,8 +107,8 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     """The keyword arguments of the pipeline's call that mean `request`; frames are asked for as a tensor."""
     parameters = parameters_of(pipe)
     rates = {} if request.fps is None else {name: _whole(request.fps) for name in _RATES}
-    negative = request.negative_prompt
-    if negative is None and (request.true_cfg_scale is not None or _plain_name(pipe).startswith(_NEED_NEGATIVE)):
+    negative, traits = request.negative_prompt, pipeline_traits(pipe)
+    if negative is None and (request.true_cfg_scale is not None or traits.needs_negative_prompt):
         negative = ""  # HunyuanVideo guides against a negative prompt only where one is given
     optional = {
         "negative_prompt": negative,
@@ -129,7 +124,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "width": request.width,
         "use_resolution_binning": False,  # the size asked for, not the nearest of a list
         "generator": torch.Generator().manual_seed(request.seed),  # on the CPU: the same noise on every device
-        "output_type": "np" if _plain_name(pipe).startswith(_ONLY_ARRAYS) else "pt",
+        "output_type": traits.output_type,
         **rates,
         **{name: value for name, value in optional.items() if value is not None},
     }
@@ -142,7 +137,7 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
 
 def fewest_steps(pipe: Any) -> int:
     """The smallest `num_inference_steps` that the pipeline runs with; `strength` takes its share of the steps."""
-    return 2 if _plain_name(pipe).startswith(_TWO_STEPS) or "strength" in parameters_of(pipe) else 1
+    return max(pipeline_traits(pipe).fewest_steps, 2 if "strength" in parameters_of(pipe) else 1)
 
 
 @contextmanager
@@ -238,17 +233,17 @@ def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], req
 
 
 def _check_frames(pipe: Any, count: int, temporal: int) -> None:
-    name = _plain_name(pipe)
-    if name.startswith(_OWN_FRAME_RULE):
+    rule = pipeline_traits(pipe).frame_rule
+    if rule == "own":
         return
-    first = 0 if name.startswith(_WITHOUT_FIRST_FRAME) else 1
+    first = 0 if rule == "groups" else 1
     if count % temporal == first % temporal:
         return
     below = max(0, (count - first) // temporal) * temporal + first
-    rule = f"{temporal}k + 1" if first else f"a multiple of {temporal}"
+    wanted = f"{temporal}k + 1" if first else f"a multiple of {temporal}"
     nearest = [number for number in (below, below + temporal) if number > 0]
     raise UserError(
-        f"`num_frames` must be {rule} for this model, got {count}; nearest are {' and '.join(map(str, nearest))}."
+        f"`num_frames` must be {wanted} for this model, got {count}; nearest are {' and '.join(map(str, nearest))}."
     )
 
 
@@ -288,10 +283,6 @@ def _as_pictures(frames: Tensor) -> list[Any]:
 
     pixels = (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
-
-
-def _plain_name(pipe: Any) -> str:
-    return type(pipe).__name__.removeprefix("EasyCache")
 
 
 def _flag(key: str) -> str:

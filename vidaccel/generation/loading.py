@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from vidaccel.catalog.pipelines import pipeline_class
 from vidaccel.catalog.registry import ModelSpec, pipeline_name, spec_of
+from vidaccel.catalog.table import component_modules, pipeline_traits
 from vidaccel.errors import UserError
 from vidaccel.generation.options import Offload, check_options
 from vidaccel.machine.attention import (
@@ -71,8 +72,8 @@ def load_pipeline(
         pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
     _check_parts(pipe)
     _check_complete(pipe, folder)
-    if isinstance(pipe.components.get("vae"), diffusers.AutoencoderKLAllegro):
-        pipe.vae.enable_tiling()  # it decodes no other way
+    if pipeline_traits(kind).tiles_vae:
+        cast(Any, pipe).vae.enable_tiling()
     _place(pipe, target, cast(Offload, offload))
     for denoiser in denoisers(pipe):
         if attention != NATIVE:
@@ -100,9 +101,7 @@ def resolve_device(device: str) -> torch.device:
     return target
 
 
-def component_dtypes(
-    dtype: str, device: torch.device, *, pipeline: str | None = "WanPipeline"
-) -> dict[str, torch.dtype]:
+def component_dtypes(dtype: str, device: torch.device, *, pipeline: str | None) -> dict[str, torch.dtype]:
     """The number format of each component, as `from_pretrained(dtype=...)` takes it: `default` and exceptions.
 
     With `auto` on a CPU that calculates in bfloat16 (AVX512-BF16 or AMX) the VAE of Wan alone is bfloat16: PyTorch's
@@ -114,8 +113,8 @@ def component_dtypes(
         return {"default": getattr(torch, dtype)}
     if device.type == "cuda":
         return {"default": torch.bfloat16}
-    is_wan = (pipeline or "").removeprefix("EasyCache").removeprefix("ContextForcing").startswith("Wan")
-    if device.type == "cpu" and is_wan and cpu_has_bfloat16():
+    kind = None if pipeline is None else pipeline_class(pipeline)
+    if device.type == "cpu" and pipeline_traits(kind).vae_in_bfloat16 and cpu_has_bfloat16():
         return {"default": torch.float32, "vae": torch.bfloat16}
     return {"default": torch.float32}
 
@@ -151,13 +150,13 @@ def model_folder(spec: ModelSpec) -> Path:
 def _pipeline_class(folder: Path) -> Any:
     """The class that `model_index.json` names, found here: a folder brings no code of its own.
 
-    Modules of this package that the components are from are imported, as diffusers does not do it.
+    Modules that the catalog names for components are imported, as diffusers does not do it.
     """
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name, entries = index["_class_name"], list(index.values())
-        for library in {entry[0] for entry in entries if isinstance(entry, list) and entry}:
-            if str(library).startswith(("vidaccel.models.", "vidaccel.catalog.families.")):
+        for library in {str(entry[0]) for entry in entries if isinstance(entry, list) and entry}:
+            if library.startswith("vidaccel.models.") or library in component_modules():
                 import_module(library)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{folder / 'model_index.json'} cannot be used ({_first_sentence(error)}).") from error

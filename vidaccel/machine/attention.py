@@ -12,36 +12,22 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vidaccel.catalog.table import transformer_traits
+from vidaccel.catalog.traits import AttentionMask
 from vidaccel.errors import UserError
 from vidaccel.machine.components import denoisers, execution_device
 
 logger = logging.getLogger(__name__)
 
 NATIVE = "native"
-MaskKind = Literal["none", "keys", "pairs", "bias"]
 _LENGTH = 128
 _MOST_WRONG = 0.1  # mean error relative to the mean; 8-bit attention stays under 0.05, a mask that is ignored gives 1
-
-# What the attention of a model is given besides query, key and value: nothing (the rest of them, and FramePack for one
-# video at a time), a boolean for every key (B, 1, 1, L), for every pair (B, 1, L, L), or a number added (B, N, 1, L).
-_MASKS: Mapping[str, MaskKind] = MappingProxyType(
-    {
-        "HunyuanVideoTransformer3DModel": "keys",
-        "HunyuanVideo15Transformer3DModel": "pairs",
-        "LTXVideoTransformer3DModel": "bias",
-        "LTX2VideoTransformer3DModel": "bias",
-        "MotifVideoTransformer3DModel": "keys",
-        "SanaVideoTransformer3DModel": "bias",
-        "STDiT3": "keys",
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +35,7 @@ class AttentionCall:
     """What a model asks of an attention backend."""
 
     head_dim: int = 64
-    mask: MaskKind = "none"
+    mask: AttentionMask = "none"
 
 
 def attention_call(class_name: str, config: Mapping[str, Any]) -> AttentionCall:
@@ -57,7 +43,7 @@ def attention_call(class_name: str, config: Mapping[str, Any]) -> AttentionCall:
     head_dim = config.get("attention_head_dim") or config.get("head_dim") or sum(config.get("axes_dims", ()))
     if not head_dim and {"hidden_size", "num_heads"} <= config.keys():
         head_dim = config["hidden_size"] // config["num_heads"]
-    return AttentionCall(head_dim=head_dim or 64, mask=_MASKS.get(class_name, "none"))
+    return AttentionCall(head_dim=head_dim or 64, mask=transformer_traits(class_name).attention_mask)
 
 
 def attention_backend_names() -> tuple[str, ...]:
@@ -152,7 +138,7 @@ def usable_attention_backends(
     return tuple(usable)
 
 
-def _mask(kind: MaskKind, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+def _mask(kind: AttentionMask, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
     """Half of the keys are hidden, so that a mask that is ignored shows in the values."""
     if kind == "none":
         return None

@@ -19,9 +19,9 @@ from typing import Any, cast
 import torch
 
 from vidaccel.catalog.families.family import Component, Family
-from vidaccel.catalog.families.table import family_named
 from vidaccel.catalog.pipelines import is_modular, named_class
 from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults
+from vidaccel.catalog.table import family_named
 from vidaccel.errors import UserError
 
 # What a request fills in from its own settings, under the names that some pipelines have for them.
