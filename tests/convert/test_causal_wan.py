@@ -21,50 +21,19 @@ from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 
 from tests.support.broken_weights import broken_contents
 from tests.support.tiny_models import tiny_transformer
+from tests.support.wan_names import Tensors, wan_name, wan_tensors
 from vidaccel.catalog.registry import spec_of
 from vidaccel.cli import run
-from vidaccel.convert.causal_wan import STUDENTS, StudentFiles, convert_causal_wan
+from vidaccel.convert.causal_wan import StudentFiles, convert_causal_wan
 from vidaccel.convert.causal_wan_map import STUDENT
 from vidaccel.convert.checkpoint import Checkpoint, StoredTensor
 from vidaccel.convert.folder import ConvertOptions, ConvertProgress
 from vidaccel.convert.plan import make_plan
+from vidaccel.convert.students import STUDENTS
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-
-Tensors = dict[str, Tensor]
-# The inverse of the conversion, read off the two published models and independent of its rules: diffusers' words and
-# Wan's, in an order in which no word hides another.
-WORDS = (
-    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-    ("condition_embedder.time_proj", "time_projection.1"),
-    ("ffn.net.0.proj", "ffn.0"),
-    ("ffn.net.2", "ffn.2"),
-    ("attn1.", "self_attn."),
-    ("attn2.", "cross_attn."),
-    (".to_out.0.", ".o."),
-    (".to_q.", ".q."),
-    (".to_k.", ".k."),
-    (".to_v.", ".v."),
-    (".norm2.", ".norm3."),
-    ("proj_out", "head.head"),
-)
-
-
-def wan_name(name: str) -> str:
-    if name == "scale_shift_table":
-        return "head.modulation"
-    for new, old in WORDS:
-        name = name.replace(new, old)
-    return name.replace("scale_shift_table", "modulation")
-
-
-def wan_tensors(model: torch.nn.Module) -> Tensors:
-    return {wan_name(name): value.clone() for name, value in model.state_dict().items()}
 
 
 def wrapped(tensors: Tensors, group: str) -> Tensors:
@@ -139,6 +108,17 @@ LAYOUTS: dict[str, tuple[Callable[[Tensors, Tensors], Tensors], str, str]] = {
         "ema",
         "slow-fast:3+12+6",
     ),
+    "causal-forcing": (
+        lambda new, old: wrapped(old, "generator.model.") | wrapped(new, "generator_ema.model._fsdp_wrapped_module."),
+        "ema",
+        "window:21",
+    ),
+    "rolling-forcing": (
+        lambda new, old: in_fsdp(new) | wrapped(old, "generator.model.") | wrapped(old, "critic.model."),
+        "ema",
+        "sink+window:3+18",
+    ),
+    "krea-realtime": (lambda new, old: wrapped(new, "model."), "unnamed", "window:6"),
 }
 OTHERS = {
     "bare": lambda new, old: new,
@@ -162,8 +142,11 @@ def test_each_published_layout_becomes_the_same_transformer(
     output = tmp_path / "out"
     flags = ["--checkpoint", str(tmp_path / "model.safetensors"), "--output", str(output), "--kind", kind]
     assert run(["convert", "causal-wan", *flags, "--base", str(tiny_wan_folder)]) == 0
-    line = capsys.readouterr().out.strip()
+    line, *remark = capsys.readouterr().out.strip().splitlines()
     assert line.endswith(f"{weights} weights, memory {memory}, ContextForcingWanPipeline")
+    assert "chunks of 3 latent frames (published for" in line
+    assert "give --chunk-frames" in line
+    assert bool(remark) == (kind in ("rolling-forcing", "krea-realtime"))
     loaded = CausalWanTransformer3DModel.from_pretrained(output / "transformer")
     states = student.state_dict()
     assert loaded.state_dict().keys() == states.keys()
@@ -184,7 +167,7 @@ def test_each_published_layout_becomes_the_same_transformer(
     assert spec_of(str(output)).weights == "external"
     defaults = spec_of(str(output)).defaults
     assert (defaults.fps, defaults.height, defaults.width, defaults.guidance_scale) == (16, 480, 832, None)
-    assert index["memory"] == memory
+    assert (index["memory"], index["chunk_frames"]) == (memory, 3)
 
 
 def test_a_converted_transformer_computes_what_the_model_did(
@@ -226,6 +209,31 @@ def test_the_weights_that_are_asked_for_are_taken(
     stored = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
     expected = tiny_transformer(seed=seed).state_dict()
     assert all(torch.equal(stored[name], value) for name, value in expected.items())
+
+
+TRAINING_STATE: Tensors = {
+    "step": torch.tensor(600),
+    "epoch": torch.tensor([3]),
+    "best_score": torch.tensor(0.5),
+    "generator_optimizer.state.blocks.0.ffn.0.weight.exp_avg": torch.ones(32, 24),
+    "critic_optimizer.param_groups.0.lr": torch.tensor(1e-6),
+    "optimizer.state.0.step": torch.tensor(600.0),
+    "lr_scheduler.last_epoch": torch.tensor(2),
+    "config.num_frame_per_block": torch.tensor(3),
+    "cuda_rng_state": torch.zeros(16, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("group", ["generator_ema.model.", "model.", ""])
+def test_what_a_training_saved_beside_the_networks_is_left_out(
+    group: str, student: WanTransformer3DModel, tiny_wan_folder: Path, tmp_path: Path
+) -> None:
+    save_file(wrapped(wan_tensors(student), group) | TRAINING_STATE, tmp_path / "self_forcing.safetensors")
+    files = StudentFiles(checkpoint=tmp_path / "self_forcing.safetensors", base=tiny_wan_folder)
+    convert_causal_wan(files, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(stored.pop(name), value) for name, value in student.state_dict().items())
+    assert not stored
 
 
 def test_numbers_take_the_format_that_is_asked_for(file: Path, tiny_wan_folder: Path, tmp_path: Path) -> None:
@@ -302,18 +310,24 @@ def test_without_a_base_the_parts_are_given_when_it_is_loaded(
 def test_the_noise_levels_are_those_of_the_published_schedules(
     file: Path, tiny_wan_folder: Path, tmp_path: Path
 ) -> None:
+    usual = (1000, 937.5, 2500 / 3, 625)  # 1000, 750, 500 and 250 at a shift of 5
+    others = {
+        "causvid": (1000, 757, 522),  # rounded from 756.757 and 521.739, of a shift of 8
+        "causal-forcing-2-step": (1000, 2500 / 3),
+        "causal-forcing-1-step": (1000,),
+        "rolling-forcing": tuple(5000 * level / (1 + 4 * level) for level in (1, 0.8, 0.6, 0.4, 0.2)),
+    }
     for student in STUDENTS:
-        output = tmp_path / student.version
-        convert_causal_wan(StudentFiles(checkpoint=file, base=tiny_wan_folder), output, kind=student.version)
+        kind = student.recipe.version
+        output = tmp_path / kind
+        convert_causal_wan(StudentFiles(checkpoint=file, base=tiny_wan_folder), output, kind=kind)
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(output / "scheduler")
         assert scheduler.config.stochastic_sampling
         defaults = spec_of(str(output)).defaults
         even = [1 - step / defaults.num_inference_steps for step in range(defaults.num_inference_steps)]
         scheduler.set_timesteps(sigmas=even)
-        # CausVid rounds its timesteps, 756.757 and 521.739 at its own shift of 8, to whole numbers.
-        expected = {"causvid": (1000, 757, 522)}.get(student.version, (1000, 937.5, 2500 / 3, 625))
-        error = 0.3 if student.version == "causvid" else 1e-3
-        assert scheduler.timesteps.tolist() == pytest.approx(expected, abs=error)
+        error = 0.3 if kind == "causvid" else 1e-3
+        assert scheduler.timesteps.tolist() == pytest.approx(others.get(kind, usual), abs=error)
     shifted = [8 * level / (1 + 7 * level) for level in (1, 0.28, 0.12)]
     causvid = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "causvid" / "scheduler")
     causvid.set_timesteps(sigmas=[1, 2 / 3, 1 / 3])
@@ -321,13 +335,21 @@ def test_the_noise_levels_are_those_of_the_published_schedules(
 
 
 def test_the_memories_are_those_of_the_published_configurations() -> None:
-    memories = {student.version: MemoryConfig.parse(student.settings["memory"]) for student in STUDENTS}
+    memories = {
+        student.recipe.version: MemoryConfig.parse(student.recipe.settings["memory"], student.chunk_frames)
+        for student in STUDENTS
+    }
     sizes = {name: (item.sink_frames, item.slow_frames, item.fast_frames) for name, item in memories.items()}
     assert sizes == {
         "self-forcing": (0, 0, 21),
         "causvid": (0, 0, 21),
         "longlive": (3, 0, 9),
         "context-forcing": (3, 12, 6),
+        "causal-forcing": (0, 0, 21),
+        "causal-forcing-2-step": (0, 0, 21),
+        "causal-forcing-1-step": (0, 0, 21),
+        "rolling-forcing": (3, 0, 18),
+        "krea-realtime": (0, 0, 6),
     }
 
 
@@ -381,11 +403,18 @@ def test_the_kind_is_read_from_the_names_of_file_and_folder(file: Path, tiny_wan
         ("CausVid/model.safetensors", "causvid"),
         ("LongLive-1.3B/base.safetensors", "longlive"),
         ("checkpoints/context_forcing_ema.safetensors", "context-forcing"),
+        ("chunkwise/causal_forcing.safetensors", "causal-forcing"),
+        ("causal-forcing++/framewise-2step.safetensors", "causal-forcing-2-step"),
+        ("causal-forcing++/framewise-1step.safetensors", "causal-forcing-1-step"),
+        ("checkpoints/rolling_forcing_dmd.safetensors", "rolling-forcing"),
+        ("checkpoints/krea-realtime-video-14b.safetensors", "krea-realtime"),
+        ("LongLive/self_forcing_init.safetensors", "self-forcing"),
     ):
         path = tmp_path / "named" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, path)
-        made = convert_causal_wan(StudentFiles(checkpoint=path, base=tiny_wan_folder), tmp_path / "out" / kind)
+        files, options = StudentFiles(checkpoint=path, base=tiny_wan_folder), ConvertOptions(overwrite=True)
+        made = convert_causal_wan(files, tmp_path / "out" / kind, options=options)
         assert made.recipe.version == kind
 
 
@@ -506,6 +535,12 @@ def with_a_lora(tensors: Tensors) -> None:
     tensors["generator_lora.base_model.model.blocks.0.ffn.0.lora_A.weight"] = torch.zeros(4, 24)
 
 
+def of_more_channels(tensors: Tensors) -> None:
+    """Wan2.2's image to video: 16 channels of noise, 16 of the image and 4 of a mask, and no embedding of the image."""
+    width, _, *patch = tensors["generator_ema.model.patch_embedding.weight"].shape
+    tensors["generator_ema.model.patch_embedding.weight"] = torch.zeros(width, 36, *patch)
+
+
 def foreign(tensors: Tensors) -> None:
     tensors.clear()
     tensors["double_blocks.0.img_attn.qkv.weight"] = torch.zeros(2)
@@ -529,19 +564,26 @@ def of_diffusers(tensors: Tensors) -> None:
         (twice, ("head.head.bias twice", "_orig_mod")),
         (of_images, ("image to video",)),
         (of_vace, ("VACE",)),
+        (of_more_channels, ("takes 36 channels and gives 16", "image to video")),
         (with_a_lora, ("--lora",)),
         (foreign, ("not a causal Wan transformer", "double_blocks.0.img_attn.qkv.weight")),
         (of_diffusers, ("nothing to convert", "from_pretrained")),
     ],
 )
 def test_every_name_shape_and_number_is_checked(
-    change: Callable[[Tensors], None], words: tuple[str, ...], file: Path, refused: Callable[..., str]
+    change: Callable[[Tensors], None],
+    words: tuple[str, ...],
+    file: Path,
+    tiny_wan_folder: Path,
+    refused: Callable[..., str],
 ) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
-    line = refused(file)
-    assert all(word in line for word in (file.name, *words)), line
+    (file.parent / "config.json").write_text(json.dumps({"num_heads": 2, "num_layers": 2}))
+    for base in (tiny_wan_folder, None):
+        line = refused(file, base=base)
+        assert all(word in line for word in (file.name, *words)), line
 
 
 def test_files_that_are_no_whole_safetensors_are_refused(file: Path, refused: Callable[..., str]) -> None:
@@ -611,7 +653,7 @@ def test_a_lora_that_does_not_fit_is_refused(
 
 
 def test_flags_that_are_no_choice_are_refused(file: Path, refused: Callable[..., str]) -> None:
-    assert "auto, self-forcing, causvid, longlive, context-forcing" in refused(file, "--kind", "wan")
+    assert "auto, self-forcing, causvid, longlive, context-forcing, causal-forcing" in refused(file, "--kind", "wan")
     assert "auto, ema, plain" in refused(file, "--weights", "average")
     assert "keep, float32" in refused(file, "--dtype", "int8")
     assert "holds ema weights" in refused(file, "--weights", "plain")

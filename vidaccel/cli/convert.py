@@ -10,9 +10,10 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidaccel.cli.console import messages, say
-from vidaccel.convert.causal_wan import STUDENTS, StudentFiles, convert_causal_wan
+from vidaccel.convert.causal_wan import Converted, StudentFiles, StudentSettings, convert_causal_wan
 from vidaccel.convert.folder import ConvertOptions, ConvertProgress, convert
 from vidaccel.convert.open_sora import RECIPES, REFUSED
+from vidaccel.convert.students import STUDENTS
 from vidaccel.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -59,18 +60,37 @@ def causal_wan(
     lora_alpha: Annotated[
         float | None, typer.Option(help="Scale of the LoRA times its rank; usually the rank.")
     ] = None,
-    kind: Annotated[str, typer.Option(help=f"auto, {', '.join(student.version for student in STUDENTS)}.")] = "auto",
+    kind: Annotated[str, typer.Option(help=f"auto, {', '.join(row.recipe.version for row in STUDENTS)}.")] = "auto",
+    chunk_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Latent frames that the student makes at once, 1 for a frame-wise one. Without it: what a config.json "
+            "or YAML file beside the weights says, else what is published for the kind."
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory that the student was trained with, as `rollout --memory`; the kind's.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="ema, plain, or auto: ema where there are such.")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"Number format of the transformer: {', '.join(_DTYPES)}.")] = "keep",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a diffusers folder that exists.")] = False,
 ) -> None:
-    """Turn a Self-Forcing, CausVid, LongLive or Context Forcing checkpoint into a diffusers folder."""
+    """Turn the published weights of a causal Wan student into a diffusers folder."""
     files = StudentFiles(checkpoint=checkpoint, weights=weights, base=base, lora=lora, lora_alpha=lora_alpha)
+    settings = StudentSettings(chunk_frames=chunk_frames, memory=memory)
     with _options(dtype, overwrite=overwrite) as options:
-        made = convert_causal_wan(files, output, kind=kind, options=options)
-    memory = made.recipe.settings["memory"]
+        made = convert_causal_wan(files, output, kind=kind, settings=settings, options=options)
     alone = "" if base else "; VAE, text encoder and tokenizer are missing, give --base for a folder that loads"
-    say(f"{output}: {made.recipe.name}, {made.weights} weights, memory {memory}, {made.recipe.pipeline}{alone}")
+    say(f"{output}: {_summary(made)}{alone}")
+    if made.remark:
+        say(f"{made.recipe.name}: {made.remark}.")
+
+
+def _summary(made: Converted) -> str:
+    """What was written, and who says how many frames a chunk has."""
+    frames = f"{made.chunk.number} latent frame{'s' if made.chunk.number > 1 else ''} ({made.chunk.source})"
+    memory = made.recipe.settings["memory"]
+    return f"{made.recipe.name}, chunks of {frames}, {made.weights} weights, memory {memory}, {made.recipe.pipeline}"
 
 
 @contextmanager

@@ -1,14 +1,12 @@
-"""Causal Wan students into a folder of `ContextForcingWanPipeline`: Self-Forcing, CausVid, LongLive, Context Forcing.
+"""The weights of a causal Wan student into a folder of `ContextForcingWanPipeline`.
 
-Their weights all have Wan's own names and shapes; what differs is which frames they attend to and at which noise
-levels they were trained. Both are rows here (facts of the published configurations), written to `vidaccel.json` and
-the scheduler.
+The kinds are the rows of `vidaccel.convert.students`: memory, chunk and noise levels are written to the folder's
+`model_index.json`, `vidaccel.json` and scheduler, where pipeline, command line and rollout read them.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.convert.base_folder import BaseFolder, read_base
 from vidaccel.convert.causal_wan_map import REFUSED, STUDENT
 from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints, is_pickled
+from vidaccel.convert.chunk_frames import ChunkFrames, chunk_frames
 from vidaccel.convert.folder import (
     ConvertOptions,
     ConvertProgress,
@@ -31,37 +29,13 @@ from vidaccel.convert.folder import (
 )
 from vidaccel.convert.formats import Format
 from vidaccel.convert.plan import Plan, make_plan
+from vidaccel.convert.students import LATENT_CHANNELS, STUDENTS, PublishedStudent, named_student
 from vidaccel.convert.wan_layouts import student_weights, with_lora
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
+from vidaccel.memory import MemoryConfig
 
 _FROM_BASE = ("attention_head_dim", "num_layers", "eps", "rope_max_seq_len")
-
-
-def _student(name: str, kind: str, memory: str, *, steps: int = 4, **schedule: float) -> Recipe:
-    """One kind of student: what it remembers, and its scheduler's settings for evenly spaced steps from 1."""
-    return Recipe(
-        name=name,
-        version=kind,
-        pipeline="ContextForcingWanPipeline",
-        parts=MappingProxyType({"transformer": STUDENT}),
-        tokenizers=MappingProxyType({}),
-        scheduler=MappingProxyType({"stochastic_sampling": True, **schedule}),
-        defaults=GenerationDefaults(fps=16, height=480, width=832, guidance_scale=None, num_inference_steps=steps),
-        settings=MappingProxyType(
-            {"memory": memory, "chunk_frames": 3, "num_inference_steps": steps, "guidance_scale": 1.0}
-        ),
-    )
-
-
-STUDENTS = (
-    _student("Self-Forcing", "self-forcing", "window:21", shift=5.0),
-    # Its own code ends after 21 frames. Trained at timesteps 1000, 757 and 522, where a schedule of shift 8 has 1, 7/25
-    # and 3/25: noise levels 1, 28/37 and 12/23. Three even steps are these with this shift, stretched to end at 12/23.
-    _student("CausVid", "causvid", "window:21", steps=3, shift=400 / 421, shift_terminal=12 / 23),
-    _student("LongLive", "longlive", "sink+window:3+9", shift=5.0),
-    _student("Context Forcing", "context-forcing", "slow-fast:3+12+6", shift=5.0),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,23 +54,50 @@ class StudentFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentSettings:
+    """What is recorded of a student; None: what its files say, else what is published for its kind.
+
+    chunk_frames: latent frames made at once. memory: as `MemoryConfig.parse` takes it.
+    """
+
+    chunk_frames: int | None = None
+    memory: str | None = None
+
+
+USUAL = StudentSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What was written: the kind of student, and which of its weights (ema, plain, or unnamed in the file)."""
+    """What was written.
+
+    recipe: the folder, its settings as written. weights: which of the student's, ema, plain, or unnamed in the file.
+    chunk: latent frames of a chunk and who says so. remark: of the kind, see `PublishedStudent`.
+    """
 
     recipe: Recipe
     weights: str
+    chunk: ChunkFrames
+    remark: str = ""
 
 
 def convert_causal_wan(
-    files: StudentFiles, output: Path, *, kind: str = "auto", options: ConvertOptions | None = None
+    files: StudentFiles,
+    output: Path,
+    *,
+    kind: str = "auto",
+    settings: StudentSettings = USUAL,
+    options: ConvertOptions | None = None,
 ) -> Converted:
     """Write a student as a diffusers folder: its transformer, a few-step scheduler, and settings.
 
     With `files.base` VAE, text encoder and tokenizer are copied from there; without, they are not in the folder and are
     given to `from_pretrained`.
     kind: a `version` of `STUDENTS`; "auto" takes it from a LoRA or from the names of file and folder.
+    settings: what is to be recorded instead of what the kind has.
     Raises `UserError` for files that are missing, damaged, pickled or of another model, for a base that does not fit,
-    and for an output that may not be written; nothing is written then.
+    for a chunk that nothing tells or that does not fit the memory, and for an output that may not be written; nothing
+    is written then.
     """
     options = options or ConvertOptions()
     given = [path for path in (files.checkpoint, files.lora, files.base) if path is not None]
@@ -105,21 +106,24 @@ def convert_causal_wan(
         raise UserError("`lora_alpha` is the scale of a LoRA and there is none; give --lora with it.")
     checkpoint, weights = student_weights(_open(files.checkpoint), files.weights)
     _check_model(checkpoint)
-    recipe = _recipe(files, kind)
+    student = _student(files, kind)
     if files.lora is not None:
         checkpoint = with_lora(checkpoint, _open(files.lora), files.lora_alpha)
     base = None if files.base is None else read_base(files.base)
     plan = make_plan(_form(checkpoint, base), checkpoint, dtype=options.dtype)
+    _check_channels(plan)
     if base is not None:
         _check_fits(plan, base)
+    chunk = _chunk(files, plan, student, settings.chunk_frames)
+    recipe = _recorded(student.recipe, chunk, settings.memory)
     check_room(output, plan.num_bytes + (0 if base is None else base.num_bytes))
     with atomic_folder(output) as folder:
         _write(folder, recipe, plan, base, options)
-    return Converted(recipe=recipe, weights=weights)
+    return Converted(recipe=recipe, weights=weights, chunk=chunk, remark=student.remark)
 
 
-def _recipe(files: StudentFiles, kind: str) -> Recipe:
-    kinds = {recipe.version: recipe for recipe in STUDENTS}
+def _student(files: StudentFiles, kind: str) -> PublishedStudent:
+    kinds = {student.recipe.version: student for student in STUDENTS}
     if kind in kinds:
         return kinds[kind]
     if kind != "auto":
@@ -127,14 +131,35 @@ def _recipe(files: StudentFiles, kind: str) -> Recipe:
     if files.lora is not None:
         return kinds["longlive"]
     path = files.checkpoint.absolute()
-    for name in (path.name, path.parent.name):
-        word = re.sub(r"[^a-z]", "", name.lower())
-        found = [known for known in kinds if known.replace("-", "") in word]
-        if len(found) == 1:
-            return kinds[found[0]]
-    raise UserError(
-        f"Nothing in the name of {files.checkpoint} says whose student it is; give --kind {' or '.join(kinds)}."
-    )
+    named = named_student((path.name, path.parent.name))
+    if named is None:
+        raise UserError(
+            f"Nothing in the name of {files.checkpoint} says whose student it is; give --kind {' or '.join(kinds)}."
+        )
+    return named
+
+
+def _chunk(files: StudentFiles, plan: Plan, student: PublishedStudent, given: int | None) -> ChunkFrames:
+    """The chunk of a student; what is published holds for students of the same latents only."""
+    known = plan.settings["in_channels"] == LATENT_CHANNELS
+    source = f"published for {student.recipe.name}, nothing beside the weights says; give --chunk-frames for another"
+    published = ChunkFrames(number=student.chunk_frames, source=source)
+    weights = [plan.checkpoint.path, *([files.lora] if files.lora is not None else [])]
+    return chunk_frames(weights, given=given, published=published if known else None)
+
+
+def _recorded(recipe: Recipe, chunk: ChunkFrames, memory: str | None) -> Recipe:
+    """The recipe with the chunk, and with the memory if one is given. Raises `UserError` where they do not fit."""
+    memory = recipe.settings["memory"] if memory is None else memory
+    try:
+        MemoryConfig.parse(memory, chunk.number)
+    except ValueError as error:
+        raise UserError(
+            f"Chunks of {chunk.number} latent frames ({chunk.source}) do not fit the memory {memory}: {error} Give "
+            "--memory with the one that the student was trained with."
+        ) from error
+    settings = dict(recipe.settings) | {"memory": memory, "chunk_frames": chunk.number}
+    return replace(recipe, settings=MappingProxyType(settings))
 
 
 def _open(path: Path) -> Checkpoint:
@@ -183,6 +208,16 @@ def _form(checkpoint: Checkpoint, base: BaseFolder | None) -> Format:
     if not isinstance(heads, int) or not isinstance(head_dim, int) or (heads * head_dim,) != width:
         return STUDENT
     return replace(STUDENT, settings=MappingProxyType({name: config[name] for name in _FROM_BASE if name in config}))
+
+
+def _check_channels(plan: Plan) -> None:
+    """Refuse a student that takes more than noisy latents: an image's latents and a mask, or a control video's."""
+    taken, made = plan.settings["in_channels"], plan.settings["out_channels"]
+    if taken != made:
+        raise UserError(
+            f"{plan.checkpoint.path} takes {taken} channels and gives {made}: it is a student of image to video or of "
+            "a control video; a causal student of text to video is wanted, which takes as many as it gives."
+        )
 
 
 def _check_fits(plan: Plan, base: BaseFolder) -> None:

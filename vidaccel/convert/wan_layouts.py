@@ -1,17 +1,18 @@
 """The weights of a causal Wan student out of what training codes wrap around them, under Wan's own names.
 
-Facts of the published codes: Self-Forcing, LongLive and Context Forcing save `generator`, `generator_ema` (averaged)
-and `critic` side by side, CausVid `generator` alone, the released `self_forcing_dmd.pt` `generator_ema` alone. Inside,
-names begin with `model.`; averaged ones keep the wrappers of FSDP at any depth. LongLive's second stage is
-`generator_lora`, in the names of PEFT. Only names are changed here; tensors are read one at a time, when they are
-written.
+Facts of the published codes: Self-Forcing, LongLive, Context Forcing, Causal Forcing and Rolling Forcing save
+`generator`, `generator_ema` (averaged) and `critic` side by side, CausVid `generator` alone, the released
+`self_forcing_dmd.pt` `generator_ema` alone, LongLive 2.0 `generator_optimizer` and `step` too; Krea's file is the
+generator itself. Inside, names begin with `model.`; averaged ones keep the wrappers of FSDP at any depth. LongLive's
+second stage is `generator_lora`, in the names of PEFT. Only names are changed here; tensors are read one at a time,
+when they are written.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -27,6 +28,8 @@ _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_o
 _MODELS = frozenset({"base_model", "diffusion_model", "model"})  # what may stand in front of Wan's names
 _EMA, _PLAIN, _LORA = "generator_ema", "generator", "generator_lora"
 _UNUSED = frozenset({"critic", "critic_lora"})  # networks of the training, which make no video
+# What the optimisers, schedules and counters of a training saved beside its networks.
+_STATE = re.compile(r"(.*_)?(optimi[sz]er|scheduler|scaler|config|args|rng_state|epoch|step|steps|iteration)")
 _BARE = ""  # names that stand in no group: a state dict saved by itself
 _NAMES = {_EMA: "ema", _PLAIN: "plain", _BARE: "unnamed"}
 _LOW_RANK = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -126,6 +129,8 @@ def _grouped(checkpoint: Checkpoint) -> dict[str, dict[str, StoredTensor]]:
     groups: dict[str, dict[str, StoredTensor]] = {}
     for full, stored in checkpoint.tensors.items():
         parts = [part for part in full.split(".") if part not in _WRAPPERS]
+        if _is_training_state(parts, stored):
+            continue
         group = parts.pop(0) if parts and parts[0] in {_EMA, _PLAIN, _LORA, *_UNUSED} else _BARE
         while parts and parts[0] in _MODELS:
             parts.pop(0)
@@ -138,6 +143,12 @@ def _grouped(checkpoint: Checkpoint) -> dict[str, dict[str, StoredTensor]]:
             )
         names[name] = stored
     return groups
+
+
+def _is_training_state(parts: Sequence[str], stored: StoredTensor) -> bool:
+    """Whether an entry is no weight of a network: a single number, or what a training needs to go on."""
+    is_number = len(parts) == 1 and math.prod(stored.shape) == 1
+    return is_number or bool(parts and _STATE.fullmatch(parts[0]))
 
 
 def _part(name: str) -> tuple[str, str] | None:
