@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tests.support.family_runs import FamilyRuns, counted_forwards, equal, transformers
 from tests.support.tiny_models import call_arguments, tiny_wan_t2v, tiny_wan_two_experts
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
-from vidaccel.catalog.families.table import FAMILIES
 from vidaccel.catalog.pipelines import named_class
+from vidaccel.catalog.table import CATALOG
 
 peft = pytest.importorskip("peft")
 
@@ -192,7 +192,7 @@ def test_a_change_within_a_call_is_followed_by_a_computed_step_and_then_by_reuse
 
 def one_of_each_transformer_that_takes_adapters() -> list[str]:
     first: dict[str, str] = {}
-    for family in FAMILIES:
+    for family in CATALOG.families:
         if family.refusal is None and hasattr(named_class(family.pipeline), "load_lora_weights"):
             first.setdefault(family.components["transformer"].kind, family.name)
     return list(first.values())
