@@ -26,11 +26,11 @@ from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
 from vidaccel.memory import MemoryConfig
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
-from vidaccel.rollout.loop import rollout, scene_at
+from vidaccel.rollout.loop import rollout, shot_at
 from vidaccel.rollout.report import RolloutReport
-from vidaccel.rollout.resume import past_scenes, restore, save_chunk, scenes_to_come
+from vidaccel.rollout.resume import past_shots, restore, save_chunk, shots_to_come
 from vidaccel.rollout.state import RolloutState
 from vidaccel.rollout.timeline import ChunkGrid
 from vidaccel.sessions.branch import Branch
@@ -71,11 +71,11 @@ class Studio:
         """Where chunks lie in time."""
         return self.pipe.grid(fps=self.defaults.fps)
 
-    def scene(self, prompt: str) -> Scene:
-        """A prompt, encoded, as the scene from chunk 0 on. To be called in turn: tokenizers are of one thread."""
+    def shot(self, prompt: str) -> Shot:
+        """A prompt, encoded, as the shot from chunk 0 on. To be called in turn: tokenizers are of one thread."""
         guided = self.pipe.student().num_branches > 1
         length = self.defaults.max_sequence_length or _USUAL_TEXT_TOKENS
-        return self.pipe.scenes(prompt, guided=guided, max_sequence_length=length)[0]
+        return self.pipe.shots(prompt, guided=guided, max_sequence_length=length)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class _Run:
 
     student: Student
     state: RolloutState
-    scenes: list[Scene]
+    shots: list[Shot]
     report: RolloutReport
     num_chunks: int
     unknown: tuple[str, ...] = ()
@@ -243,7 +243,7 @@ class LiveRollout:
                 assert chunk.frames is not None
                 segment = encode_segment(chunk.frames[0], fps=fps)
                 is_exact = run.state.num_chunks % _SNAPSHOT_EVERY == 0
-                save_chunk(branch, chunk, scene_at(run.scenes, chunk.index), run.state, segment=segment, exact=is_exact)
+                save_chunk(branch, chunk, shot_at(run.shots, chunk.index), run.state, segment=segment, exact=is_exact)
                 kept.branch = branch.name
                 stream.append(segment)
                 run.report.add(chunk)
@@ -267,7 +267,7 @@ class LiveRollout:
             memory=kept.memory,
             decoder=StreamingDecoder(pipe.vae),
         )
-        past = past_scenes(branch, branch.num_chunks, lambda text: studio.scene(text).embeddings)
+        past = past_shots(branch, branch.num_chunks, lambda text: studio.shot(text).embeddings)
         restore(student, state, branch, past)
         report = RolloutReport(
             kept.memory, studio.grid, passes_per_chunk=student.passes_per_chunk, num_branches=student.num_branches
@@ -275,7 +275,7 @@ class LiveRollout:
         return _Run(
             student=student,
             state=state,
-            scenes=scenes_to_come(past, [studio.scene(prompt)], branch.num_chunks),
+            shots=shots_to_come(past, [studio.shot(prompt)], branch.num_chunks),
             report=report,
             num_chunks=num_chunks,
             unknown=unknown_words(pipe, prompt),
@@ -283,7 +283,7 @@ class LiveRollout:
 
     def _chunks(self, run: _Run) -> Iterator[Chunk]:
         """At least one chunk, then until all are made or the visitor stops."""
-        made = rollout(run.student, run.state, run.scenes, num_chunks=run.num_chunks)
+        made = rollout(run.student, run.state, run.shots, num_chunks=run.num_chunks)
         while run.state.num_chunks < run.num_chunks:
             with self._studio.turn:
                 self._take_prompt(run)
@@ -293,17 +293,17 @@ class LiveRollout:
                 return
 
     def _take_prompt(self, run: _Run) -> None:
-        """Begin a scene with the next chunk if the visitor has asked for another prompt; the last one counts."""
-        wanted = run.scenes[-1].prompt
+        """Begin a shot with the next chunk if the visitor has asked for another prompt; the last one counts."""
+        wanted = run.shots[-1].prompt
         with suppress(Empty):
             while True:
                 wanted = self._prompts.get_nowait()
-        if wanted == run.scenes[-1].prompt:
+        if wanted == run.shots[-1].prompt:
             return
         run.unknown = unknown_words(self._studio.pipe, wanted)
-        if run.scenes[-1].start_chunk == run.state.num_chunks:
-            run.scenes.pop()
-        run.scenes.append(replace(self._studio.scene(wanted), start_chunk=run.state.num_chunks))
+        if run.shots[-1].start_chunk == run.state.num_chunks:
+            run.shots.pop()
+        run.shots.append(replace(self._studio.shot(wanted), start_chunk=run.state.num_chunks))
 
     def _line(self, run: _Run, chunk: Chunk) -> str:
         seconds, rate = run.report.start_seconds()[-1], run.report.pixel_frames_per_second

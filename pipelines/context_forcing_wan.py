@@ -28,7 +28,7 @@ from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
 from vidaccel.rollout.loop import ingest, rollout
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
@@ -152,7 +152,7 @@ class ContextForcingWanPipeline(WanPipeline):
             given_frames=given_frames,
         )
 
-    def scenes(
+    def shots(
         self,
         prompt: str | Sequence[str] | PromptTimeline,
         *,
@@ -162,8 +162,8 @@ class ContextForcingWanPipeline(WanPipeline):
         num_chunks: int | None = None,
         max_sequence_length: int = 512,
         grid: ChunkGrid | None = None,
-    ) -> list[Scene]:
-        """Encode the prompts of a timeline, or one for every video, into scenes.
+    ) -> list[Shot]:
+        """Encode the prompts of a timeline, or one for every video, into shots.
 
         Raises UserError for another number of prompts than of videos.
         """
@@ -172,10 +172,10 @@ class ContextForcingWanPipeline(WanPipeline):
             texts = _for_each(prompt, num_videos, "prompt")
             name = prompt if isinstance(prompt, str) else " | ".join(texts)
             embeddings = self._embeddings(texts, negative, guided, max_sequence_length)
-            return [Scene(start_chunk=0, prompt=name, embeddings=embeddings)]
+            return [Shot(start_chunk=0, prompt=name, embeddings=embeddings)]
         changes = prompt.changes(grid or self.grid(), num_chunks=_ENDLESS if num_chunks is None else num_chunks)
         return [
-            Scene(
+            Shot(
                 start_chunk=change.chunk,
                 prompt=change.span.prompt,
                 cut=change.span.cut,
@@ -196,8 +196,8 @@ class ContextForcingWanPipeline(WanPipeline):
             )
         return tuple(part.to(dtype) for part in found if part is not None)
 
-    def _given_scene(self, embeddings: Tensor, negative: Tensor | None, guided: bool) -> Scene:
-        """The scene of embeddings that were made elsewhere, named after what they hold."""
+    def _given_shot(self, embeddings: Tensor, negative: Tensor | None, guided: bool) -> Shot:
+        """The shot of embeddings that were made elsewhere, named after what they hold."""
         parts = [part for part in (embeddings, negative if guided else None) if part is not None]
         width = self.transformer.config.text_dim
         if len(parts) != 1 + guided or any(part.ndim != 3 or part.shape[2] != width for part in parts):
@@ -206,7 +206,7 @@ class ContextForcingWanPipeline(WanPipeline):
                 f"got {[tuple(part.shape) for part in parts]}."
             )
         digest = hashlib.sha256(embeddings.detach().float().cpu().numpy().tobytes()).hexdigest()
-        return Scene(start_chunk=0, prompt=f"embeddings {digest[:16]}", embeddings=tuple(parts))
+        return Shot(start_chunk=0, prompt=f"embeddings {digest[:16]}", embeddings=tuple(parts))
 
     # Making video
 
@@ -251,11 +251,11 @@ class ContextForcingWanPipeline(WanPipeline):
             start = self._start(image, video, state)
         guided = student.num_branches > 1
         if prompt_embeds is not None and prompt is None:
-            scenes = [self._given_scene(prompt_embeds, negative_prompt_embeds, guided)]
+            shots = [self._given_shot(prompt_embeds, negative_prompt_embeds, guided)]
         elif prompt is None or prompt_embeds is not None:
             raise UserError("Give `prompt` or `prompt_embeds`, one of them.")
         else:
-            scenes = self.scenes(
+            shots = self.shots(
                 prompt,
                 negative_prompt=negative_prompt,
                 guided=guided,
@@ -266,8 +266,8 @@ class ContextForcingWanPipeline(WanPipeline):
             )
         begin: Iterator[Chunk] = iter(())
         if start is not None:
-            begin = ingest(student, state, scenes[0], start)
-        going_on = rollout(student, state, scenes, num_chunks=_ENDLESS if num_chunks is None else num_chunks)
+            begin = ingest(student, state, shots[0], start)
+        going_on = rollout(student, state, shots, num_chunks=_ENDLESS if num_chunks is None else num_chunks)
         return itertools.chain(begin, going_on)
 
     def _start(self, image: Any, video: Any, state: RolloutState) -> Tensor:

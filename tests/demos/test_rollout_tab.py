@@ -64,8 +64,8 @@ def without_page(
     student = studio.pipe.student()
     decoder = StreamingDecoder(studio.pipe.vae) if decode else None
     state = studio.pipe.new_state(student, height=32, width=32, seeds=(seed,), decoder=decoder)
-    scenes = [replace(studio.scene(prompt), start_chunk=chunk) for chunk, prompt in prompts.items()]
-    return list(rollout(student, state, scenes, num_chunks=num_chunks))
+    shots = [replace(studio.shot(prompt), start_chunk=chunk) for chunk, prompt in prompts.items()]
+    return list(rollout(student, state, shots, num_chunks=num_chunks))
 
 
 def latents(live: LiveRollout) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.rollout.test_loop import PixelCounter, same
-from tests.support.tiny_causal import HEIGHT, WIDTH, causal_model, chunks_of, scene, state_of, student, video
+from tests.support.tiny_causal import HEIGHT, WIDTH, causal_model, chunks_of, shot, state_of, student, video
 from tests.support.tiny_models import tiny_vae
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
@@ -25,7 +25,7 @@ from vidaccel.rollout.loop import ingest, replay, rollout
 from vidaccel.rollout.state import RolloutState, new_state
 
 SMALL = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, similarity_threshold=0.999)
-SCENES = [scene("a"), scene("b", 3), scene("c", 5, cut="hard")]
+SCENES = [shot("a"), shot("b", 3), shot("c", 5, cut="hard")]
 NUM_CHUNKS = 7
 
 
@@ -68,8 +68,8 @@ class DisturbedCounter(PixelCounter):
         return frames
 
 
-def in_full(made: Student, state: RolloutState, scenes: list[Any] = SCENES) -> list[Chunk]:
-    return list(rollout(made, state, scenes, num_chunks=NUM_CHUNKS))
+def in_full(made: Student, state: RolloutState, shots: list[Any] = SCENES) -> list[Chunk]:
+    return list(rollout(made, state, shots, num_chunks=NUM_CHUNKS))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
@@ -125,18 +125,18 @@ def test_an_interrupt_while_a_chunk_is_counted_is_noticed(monkeypatch: pytest.Mo
 
 
 def test_memory_that_was_being_written_anew_is_written_anew_whatever_comes_next() -> None:
-    disturbance = Disturbance(3 * 3 + 2)  # in the second pass of the second scene's recache
+    disturbance = Disturbance(3 * 3 + 2)  # in the second pass of the second shot's recache
     made = disturbance.student()
     state = state_of(made, SMALL)
     with pytest.raises(DisturbedError):
-        in_full(made, state, [scene("a"), scene("b", 3)])
+        in_full(made, state, [shot("a"), shot("b", 3)])
     assert state.num_chunks == 3
-    back = in_full(made, state, [scene("a")])
+    back = in_full(made, state, [shot("a")])
     clean = Disturbance(0).student()
     other = state_of(clean, SMALL)
     chunks_of(clean, other, 3)
-    other.scene = None  # the same rollout, its memory written anew under the old prompt
-    assert same(back, in_full(clean, other, [scene("a")]))
+    other.shot = None  # the same rollout, its memory written anew under the old prompt
+    assert same(back, in_full(clean, other, [shot("a")]))
 
 
 def test_a_chunk_of_the_official_mode_is_not_made_again() -> None:
@@ -167,7 +167,7 @@ def test_threads_share_the_networks() -> None:
         return in_full(made, state_of(made, SMALL, (seed,), StreamingDecoder(vae)))
 
     alone = [run(seed) for seed in range(3)]
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as pool:  # as in the main thread
         together = list(pool.map(run, range(3)))
     for one, other in zip(alone, together, strict=True):
         assert same(one, other)
@@ -181,7 +181,7 @@ def test_a_state_goes_on_when_its_generator_was_dropped_and_other_sizes_come_bet
     dropped = rollout(made, state, SCENES, num_chunks=NUM_CHUNKS)
     begin = [next(dropped) for _ in range(4)]
     del dropped
-    list(rollout(made, new_state(made, SMALL, height=8, width=2), [scene()], num_chunks=2))
+    list(rollout(made, new_state(made, SMALL, height=8, width=2), [shot()], num_chunks=2))
     assert same(begin + in_full(made, state), expected)
 
 
@@ -195,9 +195,35 @@ def test_what_is_done_to_the_latents_of_a_chunk_changes_nothing_later() -> None:
         chunk.latents.mul_(0)  # the recache at chunk 3 needs those of the memory
     given = video(6)
     state = state_of(made, SMALL)
-    list(ingest(made, state, scene(), given))
+    list(ingest(made, state, shot(), given))
     given.mul_(0)
     assert all(part.abs().max() > 0 for part in state.remembered.values())
+
+
+CALLS = (
+    lambda made, state, one, given: rollout(made, state, [one], num_chunks=1),
+    lambda made, state, one, given: ingest(made, state, one, given),
+    lambda made, state, one, given: replay(made, state, [one], iter([given])),
+)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["rollout", "ingest", "replay"])
+def test_arguments_are_refused_by_the_call_and_not_by_its_first_chunk(call: Any) -> None:
+    made = student()
+    guided = student(guidance_scale=2.0)
+    with pytest.raises(UserError, match="with guidance"):
+        call(guided, state_of(made, SMALL), shot(), video(3))
+    with pytest.raises(UserError, match="prompts"):
+        call(made, state_of(made, SMALL, (1, 2)), shot(batch_size=3), video(3, batch_size=2))
+    with pytest.raises(ValueError, match="begin at chunk 0"):
+        rollout(made, state_of(made, SMALL), [shot(start=1)], num_chunks=2)
+    with pytest.raises(ValueError, match="begin at chunk 0"):
+        rollout(made, state_of(made, SMALL), [], num_chunks=2)
+    with pytest.raises(UserError, match="to begin with"):
+        ingest(made, state_of(made, SMALL), shot(), video(3)[:, :, :, :2])
+    for given in (ingest, lambda *args: replay(*args[:2], [args[2]], iter([args[3]]))):
+        with pytest.raises(UserError, match="official mode"):
+            given(made, state_of(made, replace(SMALL, mode="official")), shot(), video(3))
 
 
 def test_a_state_and_prompts_that_do_not_fit_are_refused_before_anything_is_made() -> None:
@@ -206,17 +232,15 @@ def test_a_state_and_prompts_that_do_not_fit_are_refused_before_anything_is_made
         with pytest.raises(UserError, match="with guidance"):
             chunks_of(one, state, 1)
     with pytest.raises(UserError, match="prompts"):
-        chunks_of(made, state_of(made, SMALL, (1, 2)), 1, [scene(batch_size=3)])
-    alone = replace(scene(), embeddings=scene().embeddings[:1])
+        chunks_of(made, state_of(made, SMALL, (1, 2)), 1, [shot(batch_size=3)])
+    alone = replace(shot(), embeddings=shot().embeddings[:1])
     with pytest.raises(UserError, match="also a negative one"):
         chunks_of(guided, state_of(guided, SMALL), 1, [alone])
     state = state_of(made, SMALL)
     made.transformer.to(torch.bfloat16)
-    for call in (rollout(made, state, [scene()], num_chunks=1), ingest(made, state, scene(), video(3))):
+    for call in CALLS:
         with pytest.raises(UserError, match="bfloat16"):
-            next(call)
-    with pytest.raises(UserError, match="bfloat16"):
-        replay(made, state, [scene()], iter([video(3)]))
+            call(made, state, shot(), video(3))
     with pytest.raises(ValueError, match="seeds"):
         state_of(made, SMALL, ())
     with pytest.raises(ValueError, match="official mode"):
@@ -275,8 +299,8 @@ def _after(brought: list[int], call: Any) -> Any:
     return checked
 
 
-def test_prompts_are_projected_once_a_scene() -> None:
-    """Behaviour 25 in the whole rollout: chunks and passes share what a scene's first pass needed."""
+def test_prompts_are_projected_once_a_shot() -> None:
+    """Behaviour 25 in the whole rollout: chunks and passes share what a shot's first pass needed."""
     model = causal_model()
     calls: list[int] = []
     for block in model.blocks:
@@ -317,7 +341,7 @@ def _peaks(num_chunks: int) -> Iterator[int]:
     made = student(causal_model(num_layers=1), num_inference_steps=1)
     with PeakBytes() as bytes_used:
         state = state_of(made, replace(SMALL, keyframe_rule="uniform"), decoder=PixelCounter())
-        for _ in rollout(made, state, [scene()], num_chunks=num_chunks):
+        for _ in rollout(made, state, [shot()], num_chunks=num_chunks):
             yield bytes_used.restart()
 
 

@@ -17,7 +17,7 @@ from tests.support.tiny_causal import (
     causal_model,
     chunks_of,
     memory_of,
-    scene,
+    shot,
     state_of,
     student,
     text,
@@ -116,10 +116,10 @@ def test_a_longer_rollout_begins_like_a_shorter_one():
 
 
 def test_videos_of_a_batch_are_those_made_alone():
-    together = chunks_of(student(), state_of(student(), SMALL, (3, 4)), 8, [scene(batch_size=2)])
-    batch_text = scene(batch_size=2).embeddings
+    together = chunks_of(student(), state_of(student(), SMALL, (3, 4)), 8, [shot(batch_size=2)])
+    batch_text = shot(batch_size=2).embeddings
     for sample, seed in enumerate((3, 4)):
-        own = scene()
+        own = shot()
         own = type(own)(start_chunk=0, prompt="a", embeddings=tuple(part[sample : sample + 1] for part in batch_text))
         alone = chunks_of(student(), state_of(student(), SMALL, (seed,)), 8, [own])
         for one, both in zip(alone, together, strict=True):
@@ -177,11 +177,11 @@ def test_a_saved_rollout_goes_on_bit_for_bit(guidance_scale: float):
 
 
 def test_replayed_latents_bring_the_state_back_bit_for_bit():
-    scenes = [scene("a"), scene("b", 3), scene("c", 5, cut="hard")]
+    shots = [shot("a"), shot("b", 3), shot("c", 5, cut="hard")]
     state = state_of(student(), SMALL, decoder=PixelCounter())
-    made = chunks_of(student(), state, 8, scenes)
+    made = chunks_of(student(), state, 8, shots)
     again = state_of(student(), SMALL, decoder=PixelCounter())
-    replay(student(), again, scenes, (chunk.latents for chunk in made))
+    replay(student(), again, shots, (chunk.latents for chunk in made))
     (tensors, values), (twin_tensors, twin_values) = state.save_state(), again.save_state()
     assert values == twin_values
     assert tensors.keys() == twin_tensors.keys()
@@ -192,8 +192,8 @@ def test_a_new_prompt_changes_nothing_before_it_and_rewrites_what_is_remembered(
     """Behaviour 27: after the cut the memory is that of a pass over the same latents under the new prompt."""
     config = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, keyframe_rule="uniform")
     plain = chunks_of(student(), state_of(student(), config), 8)
-    scenes = [scene("a"), scene("new", 6)]
-    changed = chunks_of(student(), state_of(student(), config), 8, scenes)
+    shots = [shot("a"), shot("new", 6)]
+    changed = chunks_of(student(), state_of(student(), config), 8, shots)
     assert same(plain[:6], changed[:6])
     assert not torch.equal(plain[6].latents, changed[6].latents)
 
@@ -204,14 +204,14 @@ def test_a_new_prompt_changes_nothing_before_it_and_rewrites_what_is_remembered(
             seen.append((memory.indexes[0].entries, memory._raw.clone(), [row[:] for row in memory._slots]))
         return model(latents, timestep, prompt, memory=memory).sample
 
-    chunks_of(student(model, run=run), state_of(student(), config), 7, scenes)
+    chunks_of(student(model, run=run), state_of(student(), config), 7, shots)
     ((entries, raw, slots),) = seen
     frames = [entry.frame for entry in entries if entry.part != "current"]
     # The twin: a full pass over those frames in groups as long as a chunk, at their positions, remembered as it goes.
     # Before the eviction that began the chunk there were three frames more, which later groups saw.
     before = [*range(3), *[frame for frame in range(3, 18) if frame in _remembered(config, 6)]]
     twin = memory_of(model, MemoryConfig.full(len(before)))
-    prompt = model.cache_prompt(scenes[1].embeddings[0])
+    prompt = model.cache_prompt(shots[1].embeddings[0])
     with torch.no_grad():
         for group in torch.cat([chunk.latents for chunk in plain], dim=2)[:, :, before].split(3, dim=2):
             twin.begin_chunk(group.shape[2])
@@ -233,15 +233,15 @@ def _remembered(config: MemoryConfig, num_chunks: int) -> set[int]:
 
 
 def test_a_hard_cut_forgets_the_picture_and_starts_the_decoder_anew():
-    scenes = [scene("a"), scene("b", 3, cut="hard")]
+    shots = [shot("a"), shot("b", 3, cut="hard")]
     state = state_of(student(), SMALL, decoder=PixelCounter())
-    made = chunks_of(student(), state, 6, scenes)
+    made = chunks_of(student(), state, 6, shots)
     assert [chunk.frames.shape[1] for chunk in made] == [9, 12, 12, 9, 12, 12]
     assert made[3].sink == (9, 10, 11)
     assert made[5].fast == (12, 13, 14, 15, 16, 17)
     fresh = state_of(student(), SMALL)
     fresh.num_chunks = 3  # the same noise
-    begin = next(rollout(student(), fresh, [scene("b")], num_chunks=4))
+    begin = next(rollout(student(), fresh, [shot("b")], num_chunks=4))
     assert torch.equal(begin.latents, made[3].latents)
 
 
@@ -249,21 +249,21 @@ def test_a_rollout_starts_from_given_latents_as_if_it_had_made_them():
     plain = chunks_of(student(), state_of(student(), SMALL), 6)
     given = torch.cat([chunk.latents for chunk in plain[:3]], dim=2)
     state = state_of(student(), SMALL)
-    begin = list(ingest(student(), state, scene(), given))
+    begin = list(ingest(student(), state, shot(), given))
     assert same(begin, plain[:3])
     assert same(chunks_of(student(), state, 6), plain[3:])
     again = state_of(student(), SMALL)  # interrupted after the first of the given chunks
-    next(ingest(student(), again, scene(), given))
-    assert [chunk.index for chunk in ingest(student(), again, scene(), given)] == [1, 2]
+    next(ingest(student(), again, shot(), given))
+    assert [chunk.index for chunk in ingest(student(), again, shot(), given)] == [1, 2]
     with pytest.raises(UserError, match="to begin with"):
-        next(ingest(student(), state_of(student(), SMALL), scene(), given[:, :2]))
+        next(ingest(student(), state_of(student(), SMALL), shot(), given[:, :2]))
 
 
 def test_only_latents_of_remembered_frames_are_kept():
     """Behaviour 14: an hour needs as much as seconds."""
     state = state_of(student(num_inference_steps=1), SMALL)
     sizes = []
-    for chunk in rollout(student(num_inference_steps=1), state, [scene()], num_chunks=60):
+    for chunk in rollout(student(num_inference_steps=1), state, [shot()], num_chunks=60):
         sizes.append((len(state.remembered), sum(t.nbytes for t in state.save_state()[0].values())))
         index = state.memory.indexes[0]
         assert set(state.remembered) == {*index.sink, *index.slow, *index.fast}
@@ -286,31 +286,31 @@ def test_an_interrupted_chunk_leaves_no_trace():
     expected = chunks_of(student(model), state_of(made, SMALL), 9)
     found: list[Chunk] = []
     with pytest.raises(RuntimeError):
-        found.extend(rollout(made, state, [scene()], num_chunks=9))
+        found.extend(rollout(made, state, [shot()], num_chunks=9))
     found += chunks_of(made, state, 9)
     assert same(found, expected)
 
 
-def test_wrong_scenes_and_settings_are_refused():
+def test_wrong_shots_and_settings_are_refused():
     made = student()
-    for scenes in ([], [scene(start=1)], [scene(), scene(start=0)]):
-        with pytest.raises(ValueError, match="scenes"):
-            next(rollout(made, state_of(made, SMALL), scenes, num_chunks=1))
+    for shots in ([], [shot(start=1)], [shot(), shot(start=0)]):
+        with pytest.raises(ValueError, match="shots"):
+            next(rollout(made, state_of(made, SMALL), shots, num_chunks=1))
     with pytest.raises(ValueError, match="num_inference_steps"):
         Student(transformer=causal_model(), scheduler=made.scheduler, num_inference_steps=0)
 
 
-def test_the_text_of_a_chunk_is_that_of_its_scene():
-    made = chunks_of(student(), state_of(student(), SMALL), 4, [scene("one"), scene("two", 2)])
+def test_the_text_of_a_chunk_is_that_of_its_shot():
+    made = chunks_of(student(), state_of(student(), SMALL), 4, [shot("one"), shot("two", 2)])
     assert [chunk.prompt for chunk in made] == ["one", "one", "two", "two"]
     assert CONFIG["text_dim"] == text().shape[-1]
 
 
-def test_a_scene_added_while_the_rollout_runs_is_one_that_was_known_before():
-    scenes, made = [scene("a")], []
-    for chunk in rollout(student(), state_of(student(), SMALL), scenes, num_chunks=6):
+def test_a_shot_added_while_the_rollout_runs_is_one_that_was_known_before():
+    shots, made = [shot("a")], []
+    for chunk in rollout(student(), state_of(student(), SMALL), shots, num_chunks=6):
         made.append(chunk)
         if len(made) == 3:
-            scenes.append(scene("b", 3))
-    assert same(made, chunks_of(student(), state_of(student(), SMALL), 6, [scene("a"), scene("b", 3)]))
+            shots.append(shot("b", 3))
+    assert same(made, chunks_of(student(), state_of(student(), SMALL), 6, [shot("a"), shot("b", 3)]))
     assert not same(made, chunks_of(student(), state_of(student(), SMALL), 6))

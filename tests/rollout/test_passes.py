@@ -24,7 +24,7 @@ from vidaccel.models.split_attention import (
     use_split_attention,
 )
 from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.passes import CapturedPass, PassMode, captured, compiled, eager, make_pass, speed_up
 from vidaccel.rollout.state import new_state
@@ -69,15 +69,15 @@ def made(
     """A rollout with a cut to the next prompt after every 6 chunks."""
     generator = torch.Generator().manual_seed(1)
     texts = torch.randn(num_prompts, 2, len(seeds), 5, 8, generator=generator)
-    scenes = [
-        Scene(start_chunk=6 * number, prompt=str(number), embeddings=tuple(text.unbind(0)))
+    shots = [
+        Shot(start_chunk=6 * number, prompt=str(number), embeddings=tuple(text.unbind(0)))
         for number, text in enumerate(texts.unbind(0))
     ]
     state = new_state(student, MEMORY, height=4, width=4, seeds=seeds)
     for memory in state.memories if compile_memory else ():
         memory.compile()
     result = Made([], [])
-    for chunk in rollout(student, state, scenes, num_chunks=NUM_CHUNKS):
+    for chunk in rollout(student, state, shots, num_chunks=NUM_CHUNKS):
         result.chunks.append(chunk)
         result.attended.append(state.memory.attended_frames)
     return result
@@ -161,12 +161,12 @@ def test_all_that_is_sped_up_makes_the_same_video() -> None:
     student, plain = tiny_student(guidance=3.0), tiny_student(guidance=3.0)
     small = TinyWanDecoder(latent_channels=4, channels=(4, 4, 4, 4)).eval()
     texts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))
-    scene = Scene(start_chunk=0, prompt="a", embeddings=tuple(texts.unbind(0)))
+    shot = Shot(start_chunk=0, prompt="a", embeddings=tuple(texts.unbind(0)))
 
     def chunks(student: Student, mode: PassMode) -> list[Chunk]:
         state = new_state(student, MEMORY, height=4, width=4)
         state.decoder = StreamingTinyDecoder(small)
-        return list(rollout(speed_up(student, state, mode), state, [scene], num_chunks=6))
+        return list(rollout(speed_up(student, state, mode), state, [shot], num_chunks=6))
 
     expected = chunks(plain, "eager")
     assert not any(isinstance(block.ffn.net[0], FusedGELU) for block in plain.transformer.blocks)

@@ -15,7 +15,7 @@ from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
-from vidaccel.rollout.chunk import Scene, Student
+from vidaccel.rollout.chunk import Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.peak import peak_bytes
@@ -148,8 +148,8 @@ def test_an_exact_state_on_disk_has_the_planned_size(tiny: RolloutPlan) -> None:
     transformer = CausalWanTransformer3DModel.from_config(TINY_TRANSFORMER)
     student = Student(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), num_inference_steps=1)
     state = new_state(student, MemoryConfig(keyframe_rule="uniform"), height=8, width=12)
-    scene = Scene(start_chunk=0, prompt="a", embeddings=(torch.zeros(1, 8, 16),))
-    *_, last = rollout(student, state, [scene], num_chunks=30)
+    shot = Shot(start_chunk=0, prompt="a", embeddings=(torch.zeros(1, 8, 16),))
+    *_, last = rollout(student, state, [shot], num_chunks=30)
     state.decoder = StreamingDecoder(AutoencoderKLWan.from_config(dict(TINY.vae)).eval())
     state.decoder.decode(last.latents)
     saved = state.save_state()[0]

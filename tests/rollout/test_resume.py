@@ -8,29 +8,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_causal import CONFIG, causal_model, chunks_of, scene, state_of, student
+from tests.support.tiny_causal import CONFIG, causal_model, chunks_of, shot, state_of, student
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
-from vidaccel.rollout.chunk import Scene
-from vidaccel.rollout.loop import rollout, scene_at
-from vidaccel.rollout.resume import past_scenes, restore, save_chunk, scenes_to_come
+from vidaccel.rollout.chunk import Shot
+from vidaccel.rollout.loop import rollout, shot_at
+from vidaccel.rollout.resume import past_shots, restore, save_chunk, shots_to_come
 from vidaccel.sessions.session import Session
 
 SMALL = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, similarity_threshold=0.999)
-SCENES = [scene("a"), scene("b", 4), scene("c", 7, cut="hard")]
+SCENES = [shot("a"), shot("b", 4), shot("c", 7, cut="hard")]
 
 
 def embeddings(prompt: str) -> tuple[Tensor, ...]:
-    return scene(prompt).embeddings
+    return shot(prompt).embeddings
 
 
-def record(folder: Path, num_chunks: int, *, exact: bool, scenes: list[Scene] = SCENES) -> list[Tensor]:
+def record(folder: Path, num_chunks: int, *, exact: bool, shots: list[Shot] = SCENES) -> list[Tensor]:
     made, made_chunks = student(), []
     state = state_of(made, SMALL)
     with Session.create(folder, {"seed": 0}) as session:
         branch = session.branch()
-        for chunk in rollout(made, state, scenes, num_chunks=num_chunks):
-            save_chunk(branch, chunk, scene_at(scenes, chunk.index), state, exact=exact)
+        for chunk in rollout(made, state, shots, num_chunks=num_chunks):
+            save_chunk(branch, chunk, shot_at(shots, chunk.index), state, exact=exact)
             made_chunks.append(chunk.latents)
     return made_chunks
 
@@ -43,9 +43,9 @@ def test_it_ends_as_the_uninterrupted_one(tmp_path: Path, exact: bool, num_chunk
     passes: list[int] = []
     with Session.open(tmp_path / "session", {"seed": 0}) as session:
         branch, state, made = session.branch(), state_of(student(), SMALL), student()
-        past = past_scenes(branch, branch.num_chunks, embeddings)
+        past = past_shots(branch, branch.num_chunks, embeddings)
         restore(made, state, branch, past, on_chunk=passes.append)
-        rest = chunks_of(made, state, 10, scenes_to_come(past, SCENES, num_chunks))
+        rest = chunks_of(made, state, 10, shots_to_come(past, SCENES, num_chunks))
     assert passes == ([] if exact else list(range(num_chunks)))
     assert [chunk.index for chunk in rest] == list(range(num_chunks, 10))
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(rest, expected[num_chunks:], strict=True))
@@ -53,28 +53,28 @@ def test_it_ends_as_the_uninterrupted_one(tmp_path: Path, exact: bool, num_chunk
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_branch_goes_on_from_any_chunk_under_another_prompt(tmp_path: Path, exact: bool):
-    record(tmp_path / "session", 8, exact=exact, scenes=[scene("a")])
-    other = [scene("a"), scene("z", 3)]
+    record(tmp_path / "session", 8, exact=exact, shots=[shot("a")])
+    other = [shot("a"), shot("z", 3)]
     expected = chunks_of(student(), state_of(student(), SMALL), 6, other)
     with Session.open(tmp_path / "session") as session:
         branch = session.new_branch("other", num_chunks=3)
         made, state = student(), state_of(student(), SMALL)
-        past = past_scenes(branch, 3, embeddings)
+        past = past_shots(branch, 3, embeddings)
         restore(made, state, branch, past)
-        scenes = scenes_to_come(past, [scene("z")], 3)
-        rest = chunks_of(made, state, 6, scenes)
-        assert [one.start_chunk for one in scenes] == [0, 3]
+        shots = shots_to_come(past, [shot("z")], 3)
+        rest = chunks_of(made, state, 6, shots)
+        assert [one.start_chunk for one in shots] == [0, 3]
         assert all(torch.equal(a.latents, b.latents) for a, b in zip(rest, expected[3:], strict=True))
         with pytest.raises(UserError, match="8 finished chunks"):
             restore(made, state_of(made, SMALL), session.branch(), past, num_chunks=9)
 
 
-def test_a_plan_with_the_same_prompt_starts_no_new_scene():
-    past = [scene("a"), scene("b", 4)]
-    assert [(one.start_chunk, one.prompt) for one in scenes_to_come(past, past, 6)] == [(0, "a"), (4, "b")]
-    assert [(one.start_chunk, one.prompt) for one in scenes_to_come(past, past, 2)] == [(0, "a"), (4, "b")]
-    assert [(one.start_chunk, one.prompt) for one in scenes_to_come([], past, 0)] == [(0, "a"), (4, "b")]
-    cut = scenes_to_come(past[:1], [scene("a"), scene("a", 3, cut="hard")], 3)
+def test_a_plan_with_the_same_prompt_starts_no_new_shot():
+    past = [shot("a"), shot("b", 4)]
+    assert [(one.start_chunk, one.prompt) for one in shots_to_come(past, past, 6)] == [(0, "a"), (4, "b")]
+    assert [(one.start_chunk, one.prompt) for one in shots_to_come(past, past, 2)] == [(0, "a"), (4, "b")]
+    assert [(one.start_chunk, one.prompt) for one in shots_to_come([], past, 0)] == [(0, "a"), (4, "b")]
+    cut = shots_to_come(past[:1], [shot("a"), shot("a", 3, cut="hard")], 3)
     assert [(one.start_chunk, one.cut) for one in cut] == [(0, "soft"), (3, "hard")]
 
 

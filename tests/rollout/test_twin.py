@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from tests.support.slow_rollout import Sampling, SlowVideo
-from tests.support.tiny_causal import CONFIG, causal_model, scene
+from tests.support.tiny_causal import CONFIG, causal_model, shot
 from vidaccel.memory import MemoryConfig
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import ingest, replay, rollout
 from vidaccel.rollout.state import RolloutState, new_state
 
@@ -31,7 +31,7 @@ class Case:
     size: tuple[int, int] = (4, 6)
     num_layers: int = 2
     num_chunks: int = 7
-    scenes: tuple[Scene, ...] = ()
+    shots: tuple[Shot, ...] = ()
     given: tuple[Tensor, ...] = ()
     stop: int | None = None  # after so many chunks the state is saved, or made anew
     way: str = "load"
@@ -54,8 +54,8 @@ class Case:
         state = self.state(student)
         made: list[Chunk] = []
         if self.given:
-            made += ingest(student, state, self.scenes[0], torch.cat(self.given, dim=2))
-        made += rollout(student, state, self.scenes, num_chunks=self.num_chunks if self.stop is None else self.stop)
+            made += ingest(student, state, self.shots[0], torch.cat(self.given, dim=2))
+        made += rollout(student, state, self.shots, num_chunks=self.num_chunks if self.stop is None else self.stop)
         if self.stop is None:
             return made
         tensors, values = state.save_state()
@@ -63,24 +63,24 @@ class Case:
         if self.way == "load":
             again.load_state({name: part.clone() for name, part in tensors.items()}, json.loads(json.dumps(values)))
         else:
-            replay(student, again, self.scenes, (chunk.latents for chunk in made))
-        return made + list(rollout(student, again, self.scenes, num_chunks=self.num_chunks))
+            replay(student, again, self.shots, (chunk.latents for chunk in made))
+        return made + list(rollout(student, again, self.shots, num_chunks=self.num_chunks))
 
     def check(self) -> None:
         made = self.fast()
         latents = torch.cat([chunk.latents for chunk in made], dim=2)
         for sample, seed in enumerate(self.seeds):
             slow = SlowVideo(self.student().transformer, self.config, self.sampling, seed, self.size)
-            scenes = [(one, sample) for one in self.scenes]
-            expected = slow.make(scenes, self.num_chunks, [part[sample] for part in self.given])
+            shots = [(one, sample) for one in self.shots]
+            expected = slow.make(shots, self.num_chunks, [part[sample] for part in self.given])
             assert slow.margin > 1e-5, "rounding decides about a keyframe; take another seed"
             torch.testing.assert_close(latents[sample], expected, rtol=1e-4, atol=1e-4)
             if sample == 0:
                 assert [(chunk.sink, chunk.slow, chunk.fast) for chunk in made] == slow.remembered
 
 
-def scenes(*cuts: tuple[int, Any], batch_size: int = 1) -> tuple[Scene, ...]:
-    return (scene("p", 0, batch_size), *[scene(f"p{start}", start, batch_size, cut=cut) for start, cut in cuts])
+def shots(*cuts: tuple[int, Any], batch_size: int = 1) -> tuple[Shot, ...]:
+    return (shot("p", 0, batch_size), *[shot(f"p{start}", start, batch_size, cut=cut) for start, cut in cuts])
 
 
 def frames(count: int, size: tuple[int, int], batch_size: int) -> Tensor:
@@ -94,30 +94,30 @@ CHOSEN = {
         sampling=Sampling(guidance_scale=3.0),
         seeds=(3, 4),
         num_chunks=8,
-        scenes=scenes((6, "soft"), batch_size=2),
+        shots=shots((6, "soft"), batch_size=2),
     ),
     "official, one decision for both branches of guidance": Case(
         config=MemoryConfig(**SMALL, similarity_threshold=0.9, mode="official"),
         sampling=Sampling(guidance_scale=2.0),
         num_chunks=8,
-        scenes=scenes((6, "soft")),
+        shots=shots((6, "soft")),
     ),
     "official, uniform, in the middle of its growth": Case(
         config=MemoryConfig(keyframe_rule="uniform", mode="official"),
         sampling=Sampling(),
         num_chunks=9,
-        scenes=scenes(),
+        shots=shots(),
     ),
-    "a sliding window": Case(config=MemoryConfig.sliding_window(6), sampling=Sampling(), scenes=scenes()),
+    "a sliding window": Case(config=MemoryConfig.sliding_window(6), sampling=Sampling(), shots=shots()),
     "first frames only": Case(
-        config=MemoryConfig(sink_frames=9, slow_frames=0, fast_frames=0), sampling=Sampling(), scenes=scenes()
+        config=MemoryConfig(sink_frames=9, slow_frames=0, fast_frames=0), sampling=Sampling(), shots=shots()
     ),
     "an image, then single frames": Case(
         config=MemoryConfig(sink_frames=1, slow_frames=2, fast_frames=2, chunk_frames=1, similarity_threshold=0.97),
         sampling=Sampling(is_stochastic=False),
         size=(2, 2),
         num_layers=1,
-        scenes=scenes(),
+        shots=shots(),
         given=(frames(1, (2, 2), 1),),
     ),
     "an image, then four frames at once on a wide picture": Case(
@@ -126,7 +126,7 @@ CHOSEN = {
         size=(2, 10),
         num_layers=3,
         num_chunks=6,
-        scenes=scenes((4, "hard")),
+        shots=shots((4, "hard")),
         given=(frames(1, (2, 10), 1),),
     ),
 }
@@ -178,7 +178,7 @@ def drawn(seed: int) -> Case:
         size=size,
         num_layers=draw.randint(1, 3),
         num_chunks=num_chunks,
-        scenes=scenes(*[(chunk, cut) for chunk, cut in cuts if chunk >= len(given)], batch_size=count),
+        shots=shots(*[(chunk, cut) for chunk, cut in cuts if chunk >= len(given)], batch_size=count),
         given=tuple(given),
         stop=draw.choice([None, draw.randint(len(given), num_chunks)]),
         way=draw.choice(["load", "replay"]) if config.mode == "clean" else "load",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.memory import MemoryConfig, MemoryIndex
-from vidaccel.rollout.chunk import Scene
+from vidaccel.rollout.chunk import Shot
 
 Slot = tuple[int, Any]  # frame, and for a copy the pass that it was taken from
 LayerKeys = list[tuple[Tensor, Tensor]]  # of every layer: keys before rotation and values, (tokens, heads, D)
@@ -49,19 +49,19 @@ class SlowVideo:
     margin: float = 1.0
 
     @torch.no_grad()
-    def make(self, scenes: Sequence[tuple[Scene, int]], num_chunks: int, given: Sequence[Tensor] = ()) -> Tensor:
-        """All frames (C, T, H, W). scenes: with the row of their embeddings; given: first chunks (C, F, H, W)."""
+    def make(self, shots: Sequence[tuple[Shot, int]], num_chunks: int, given: Sequence[Tensor] = ()) -> Tensor:
+        """All frames (C, T, H, W). shots: with the row of their embeddings; given: first chunks (C, F, H, W)."""
         self.forget()
-        now: Scene | None = None
+        now: Shot | None = None
         for chunk in range(num_chunks):
-            scene, row = [pair for pair in scenes if pair[0].start_chunk <= chunk][-1]
-            prompts = [part[row] for part in scene.embeddings[: 2 if self.sampling.guidance_scale != 1 else 1]]
-            if now is not None and now is not scene:
-                if scene.cut == "hard":
+            shot, row = [pair for pair in shots if pair[0].start_chunk <= chunk][-1]
+            prompts = [part[row] for part in shot.embeddings[: 2 if self.sampling.guidance_scale != 1 else 1]]
+            if now is not None and now is not shot:
+                if shot.cut == "hard":
                     self.forget()
                 else:
                     self.write_anew(prompts)
-            now = scene
+            now = shot
             if chunk < len(given):
                 self.index.begin_chunk(given[chunk].shape[1])
                 made = given[chunk]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidaccel.memory import MemoryConfig
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.state import RolloutState, new_state
 
@@ -60,11 +60,11 @@ def state_of(
     return new_state(student, config, height=HEIGHT, width=WIDTH, seeds=seeds, decoder=decoder)
 
 
-def scene(prompt: str = "a", start: int = 0, batch_size: int = 1, **changes: Any) -> Scene:
+def shot(prompt: str = "a", start: int = 0, batch_size: int = 1, **changes: Any) -> Shot:
     embeddings = (text(batch_size, seed=sum(prompt.encode())), torch.zeros(batch_size, 5, CONFIG["text_dim"]))
-    return Scene(start_chunk=start, prompt=prompt, embeddings=embeddings, **changes)
+    return Shot(start_chunk=start, prompt=prompt, embeddings=embeddings, **changes)
 
 
-def chunks_of(student: Student, state: RolloutState, num_chunks: int, scenes: list[Scene] | None = None) -> list[Chunk]:
-    given = scenes or [scene(batch_size=len(state.seeds))]
+def chunks_of(student: Student, state: RolloutState, num_chunks: int, shots: list[Shot] | None = None) -> list[Chunk]:
+    given = shots or [shot(batch_size=len(state.seeds))]
     return list(rollout(student, state, given, num_chunks=num_chunks))

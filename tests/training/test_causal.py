@@ -19,7 +19,7 @@ from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Scene, Student
+from vidaccel.rollout.chunk import Shot, Student
 from vidaccel.rollout.loop import chunk_generators, rollout
 from vidaccel.rollout.state import new_state
 from vidaccel.training import app as training_app
@@ -374,8 +374,8 @@ def test_the_slow_rollout_is_the_fast_one_until_memory_holds_more_than_one_pass_
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     student = Student(transformer=task.student, scheduler=scheduler, num_inference_steps=3, guidance_scale=2.0)
     state = new_state(student, memory, height=4, width=4, seeds=(5,))
-    scene = Scene(start_chunk=0, prompt="", embeddings=(embeddings, nothing))
-    fast = [chunk.latents for chunk in rollout(student, state, [scene], num_chunks=3)]
+    shot = Shot(start_chunk=0, prompt="", embeddings=(embeddings, nothing))
+    fast = [chunk.latents for chunk in rollout(student, state, [shot], num_chunks=3)]
     noise = [torch.randn(16, 2, 4, 4, generator=chunk_generators([5], chunk)[0]) for chunk in range(3)]
     slow = roll_out(
         task.student,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.memory.config import MemoryConfig
-from vidaccel.rollout.chunk import Scene as PromptScene
+from vidaccel.rollout.chunk import Shot
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
 from vidaccel.rollout.loop import replay, rollout
 from vidaccel.rollout.state import RolloutState
@@ -162,14 +162,14 @@ def _take_batch(
     student = pipe.student()
     seeds = [trip.seed for trip in trips]
     state = pipe.new_state(student, height=FRAME_SIZE, width=FRAME_SIZE, seeds=seeds, memory=memory)
-    scenes = _scenes(pipe, trips, grid, max_sequence_length)
+    shots = _shots(pipe, trips, grid, max_sequence_length)
     log = _Log(state, grid)
     if given is not None:
-        replay(student, state, scenes, log.watched(given.split(memory.chunk_frames, dim=2)))
+        replay(student, state, shots, log.watched(given.split(memory.chunk_frames, dim=2)))
     first = state.num_frames
     pieces = []
     began = time.perf_counter()
-    for chunk in rollout(student, state, scenes, num_chunks=grid.start_chunk(NUM_SEGMENTS)):
+    for chunk in rollout(student, state, shots, num_chunks=grid.start_chunk(NUM_SEGMENTS)):
         pieces.append(chunk.latents)
         log.note()
     seconds = time.perf_counter() - began
@@ -189,10 +189,10 @@ def _take_batch(
     )
 
 
-def _scenes(pipe: Any, trips: Sequence[Trip], grid: TripGrid, max_sequence_length: int) -> list[PromptScene]:
+def _shots(pipe: Any, trips: Sequence[Trip], grid: TripGrid, max_sequence_length: int) -> list[Shot]:
     return [
         replace(
-            pipe.scenes(
+            pipe.shots(
                 [trip.prompts[segment] for trip in trips],
                 num_videos=len(trips),
                 max_sequence_length=max_sequence_length,

@@ -22,7 +22,7 @@ from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.taehv import StreamingTinyDecoder
-from vidaccel.rollout.chunk import Chunk, Pass, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.loop import ingest, rollout
 from vidaccel.rollout.passes import PassMode, speed_up
@@ -83,7 +83,7 @@ class RandomStudent:
     """
 
     student: Student
-    scene: Scene
+    shot: Shot
     height: int
     width: int
     shape: str
@@ -128,7 +128,7 @@ def random_student(
     )
     return RandomStudent(
         student=student,
-        scene=Scene(start_chunk=0, prompt="random", embeddings=(prompt,)),
+        shot=Shot(start_chunk=0, prompt="random", embeddings=(prompt,)),
         height=height // _SPATIAL_STEP,
         width=width // _SPATIAL_STEP,
         shape=shape,
@@ -206,7 +206,7 @@ def measure_cell(
     assert student.run is not None
     student = replace(student, run=times.timed_pass(student.run))
     with torch.no_grad(), _uncompiled(cell.mode):
-        filled = 0 if cell.from_start else _fill(student, state, model.scene)
+        filled = 0 if cell.from_start else _fill(student, state, model.shot)
         state.decoder = model.decoder(cell.decoder)
         if state.decoder is not None:
             state.decoder.decode = times.timed_decode(state.decoder.decode)  # type: ignore[assignment,method-assign]
@@ -214,7 +214,7 @@ def measure_cell(
         _synchronise_and_reset_peak(model.device)
         setup = time.monotonic() - began
         rows, last = [], None
-        chunks = rollout(student, state, [model.scene], num_chunks=first + cell.num_chunks)
+        chunks = rollout(student, state, [model.shot], num_chunks=first + cell.num_chunks)
         for row, last in _measured(chunks, times, deadline=deadline):
             rows += [row | _bytes(model.device)] if last.index >= first else []
             on_chunk(len(rows))
@@ -245,13 +245,13 @@ def _measured(
         yield times.end(), chunk
 
 
-def _fill(student: Student, state: RolloutState, scene: Scene) -> int:
+def _fill(student: Student, state: RolloutState, shot: Shot) -> int:
     """Fill the memory by clean passes over random latents; returns the chunks that took."""
     count = chunks_to_fill(state.memory.config)
     frames = count * state.memory.config.chunk_frames
     channels, height, width = state.size
     latents = torch.randn(1, channels, frames, height, width, generator=torch.Generator().manual_seed(0))
-    for _ in ingest(student, state, scene, latents):
+    for _ in ingest(student, state, shot, latents):
         pass
     return count
 

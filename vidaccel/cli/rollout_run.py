@@ -24,18 +24,18 @@ from vidaccel.generation.generate import warn_about_words
 from vidaccel.generation.loading import load_pipeline, resolve_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.models.taehv import StreamingTinyDecoder
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
-from vidaccel.rollout.loop import ingest, rollout, scene_at
+from vidaccel.rollout.loop import ingest, rollout, shot_at
 from vidaccel.rollout.passes import speed_up
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import (
     check_prompts,
-    past_scenes,
+    past_shots,
     restore,
     save_chunk,
-    scenes_to_come,
+    shots_to_come,
     usual_snapshot_every,
 )
 from vidaccel.rollout.state import Decoder, RolloutState
@@ -186,19 +186,19 @@ class _Run:
             pipe, plan = model or _load(request)
             if self.snapshot_every is None:
                 self.snapshot_every = usual_snapshot_every(plan.state_bytes)
-            student, state, scenes = self._prepare(pipe)
+            student, state, shots = self._prepare(pipe)
         with open_stream(PLAYER if self.job is None else self.job.video, fps=request.fps) as stream:
             self._replay_saved(stream)
             if self.done < request.num_chunks:
-                self._generate_missing(_chunks(pipe, request, student, state, scenes), scenes, state, stream)
+                self._generate_missing(_chunks(pipe, request, student, state, shots), shots, state, stream)
             if self.job is not None:
                 self.job.write_sidecar(self._sidecar())
         if self.job is not None:
             self._write_report(self.job)
             say(f"{self.job.video}: {self._summary()}")
 
-    def _prepare(self, pipe: Any) -> tuple[Student, RolloutState, list[Scene]]:
-        """The student, the state after the finished chunks, and all scenes; then the text encoder is dropped."""
+    def _prepare(self, pipe: Any) -> tuple[Student, RolloutState, list[Shot]]:
+        """The student, the state after the finished chunks, and all shots; then the text encoder is dropped."""
         request, settings = self.request, self.request.request
         student = pipe.student(settings.num_inference_steps, settings.guidance_scale)
         state = pipe.new_state(
@@ -217,10 +217,10 @@ class _Run:
         }
         prompts = [span.prompt for span in request.timeline.spans]
         warn_about_words(pipe, [*prompts, settings.negative_prompt or ""], request.text_tokens)
-        planned = pipe.scenes(request.timeline, num_chunks=request.num_chunks, grid=request.grid, **encoding)
-        past: list[Scene] = []
+        planned = pipe.shots(request.timeline, num_chunks=request.num_chunks, grid=request.grid, **encoding)
+        past: list[Shot] = []
         if self.branch is not None:
-            past = past_scenes(self.branch, self.done, lambda prompt: pipe.scenes(prompt, **encoding)[0].embeddings)
+            past = past_shots(self.branch, self.done, lambda prompt: pipe.shots(prompt, **encoding)[0].embeddings)
         pipe.register_modules(text_encoder=None)
         if self.branch is not None and self.done:
             with messages.status("going back to the last chunk") as status:
@@ -232,7 +232,7 @@ class _Run:
                     num_chunks=self.done,
                     on_chunk=lambda chunk: status.update(f"going back to the last chunk: {chunk + 1} of {self.done}"),
                 )
-        return student, state, scenes_to_come(past, planned, self.done)
+        return student, state, shots_to_come(past, planned, self.done)
 
     def _replay_saved(self, stream: VideoStream | PlayerStream) -> None:
         """The chunks of earlier processes: into the report, and into a file; a player gets what is new."""
@@ -247,7 +247,7 @@ class _Run:
                 stream.append(segment)
 
     def _generate_missing(
-        self, chunks: Iterator[Chunk], scenes: Sequence[Scene], state: RolloutState, stream: VideoStream | PlayerStream
+        self, chunks: Iterator[Chunk], shots: Sequence[Shot], state: RolloutState, stream: VideoStream | PlayerStream
     ) -> None:
         num_chunks = self.request.num_chunks
         title = "rollout" if self.job is None else self.job.video.stem[:40]
@@ -258,7 +258,7 @@ class _Run:
                 number = chunk.index + 1
                 every = self.snapshot_every or 0
                 is_exact = every > 0 and (number % every == 0 or number == num_chunks)
-                writer.add(chunk, scene_at(scenes, chunk.index), is_exact=is_exact)
+                writer.add(chunk, shot_at(shots, chunk.index), is_exact=is_exact)
                 sizes = _memory_bytes(state)
                 self.report.add(chunk, bytes_by_part=sizes)
                 show(counter.add(chunk, sizes))
@@ -306,26 +306,26 @@ class _Writer:
     ) -> None:
         self.fps, self.branch, self.state, self.stream = fps, branch, state, stream
         self._pool = ThreadPoolExecutor(1)
-        self._waiting: tuple[Chunk, Scene, Future[bytes]] | None = None
+        self._waiting: tuple[Chunk, Shot, Future[bytes]] | None = None
 
     def __enter__(self) -> _Writer:
         return self
 
-    def add(self, chunk: Chunk, scene: Scene, *, is_exact: bool) -> None:
+    def add(self, chunk: Chunk, shot: Shot, *, is_exact: bool) -> None:
         """Take the chunk that the state is after. is_exact: save the state, which the next chunk will change."""
         self._write()
         assert chunk.frames is not None
-        self._waiting = (chunk, scene, self._pool.submit(encode_segment, chunk.frames[0], fps=self.fps))
+        self._waiting = (chunk, shot, self._pool.submit(encode_segment, chunk.frames[0], fps=self.fps))
         if is_exact and self.branch is not None:
             self._write(is_exact=True)
 
     def _write(self, *, is_exact: bool = False) -> None:
         if self._waiting is None:
             return
-        (chunk, scene, encoding), self._waiting = self._waiting, None
+        (chunk, shot, encoding), self._waiting = self._waiting, None
         segment = encoding.result()
         if self.branch is not None:
-            save_chunk(self.branch, chunk, scene, self.state, segment=segment, exact=is_exact)
+            save_chunk(self.branch, chunk, shot, self.state, segment=segment, exact=is_exact)
         self.stream.append(segment)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -358,12 +358,12 @@ def _decoder(pipe: Any, request: RolloutRequest) -> Decoder:
 
 
 def _chunks(
-    pipe: Any, request: RolloutRequest, student: Student, state: RolloutState, scenes: Sequence[Scene]
+    pipe: Any, request: RolloutRequest, student: Student, state: RolloutState, shots: Sequence[Shot]
 ) -> Iterator[Chunk]:
     """The chunks that are missing, those that the video begins with first."""
     if request.start is not None and not state.num_chunks:
-        yield from ingest(student, state, scenes[0], encode_start(pipe.vae, request.start))
-    yield from rollout(student, state, scenes, num_chunks=request.num_chunks)
+        yield from ingest(student, state, shots[0], encode_start(pipe.vae, request.start))
+    yield from rollout(student, state, shots, num_chunks=request.num_chunks)
 
 
 def _memory_bytes(state: RolloutState) -> dict[str, int]:

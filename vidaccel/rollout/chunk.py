@@ -1,4 +1,4 @@
-"""What goes into a rollout and what comes out: the student, the scenes of a prompt timeline, the finished chunks."""
+"""What goes into a rollout and what comes out: the student, the shots of a prompt timeline, the finished chunks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,11 +45,11 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class Shot:
     """A prompt from chunk `start_chunk` on.
 
     embeddings: one for each branch, (B, text tokens, text_dim).
-    cut: how a scene after the first begins. "soft": what is remembered is written anew under the new prompt (LongLive,
+    cut: how a shot after the first begins. "soft": what is remembered is written anew under the new prompt (LongLive,
         arXiv 2509.22622, KV recache), the picture goes on. "hard": the memory is emptied, a new picture begins.
     """
 

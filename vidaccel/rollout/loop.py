@@ -18,54 +18,65 @@ from vidaccel.errors import UserError
 from vidaccel.machine.components import onload
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import PromptCache
-from vidaccel.rollout.chunk import Chunk, Scene, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.passes import eager
 from vidaccel.rollout.state import RolloutState
 
 
-def rollout(student: Student, state: RolloutState, scenes: Sequence[Scene], *, num_chunks: int) -> Iterator[Chunk]:
-    """Make chunks until `num_chunks` are done in all; yields each when it is finished.
+def rollout(student: Student, state: RolloutState, shots: Sequence[Shot], *, num_chunks: int) -> Iterator[Chunk]:
+    """Make chunks until `num_chunks` are done in all; yields each when it is finished. Arguments are checked at once.
 
     state: before the first chunk, or after any; between two chunks it may be saved. A chunk that was interrupted, by an
         error or Ctrl-C, has not happened: the state goes on with it as if for the first time.
-    scenes: prompts in the order of `start_chunk`, the first at 0. A list may be added to between two chunks: a scene
+    shots: prompts in the order of `start_chunk`, the first at 0. A list may be added to between two chunks: a shot
         that starts with the next chunk is entered there.
-    Raises ValueError for scenes out of order, UserError for a state or prompts that are not of this student.
+    Raises ValueError for shots out of order, UserError for a state or prompts that are not of this student.
     """
-    starts = [scene.start_chunk for scene in scenes]
-    if not scenes or starts[0] != 0 or starts != sorted(set(starts)):
-        raise ValueError(f"`scenes` must begin at chunk 0 and follow each other, got starts {starts}.")
-    runner = _Runner(student, state)
-    while state.num_chunks < num_chunks:
-        yield runner.next_chunk(scene_at(scenes, state.num_chunks))
+    _check_shots(student, state, shots)
+    return _made(_Runner(student, state), shots, num_chunks)
 
 
-@torch.no_grad()
-def ingest(student: Student, state: RolloutState, scene: Scene, latents: Tensor) -> Iterator[Chunk]:
+def _made(runner: "_Runner", shots: Sequence[Shot], num_chunks: int) -> Iterator[Chunk]:
+    while runner.state.num_chunks < num_chunks:
+        yield runner.next_chunk(shot_at(shots, runner.state.num_chunks))
+
+
+def ingest(student: Student, state: RolloutState, shot: Shot, latents: Tensor) -> Iterator[Chunk]:
     """Remember given latents (B, C, F, H, W), of an image or a clip, as if they had been made; yields their chunks.
 
-    Those that the state has seen already are left out. Raises UserError for latents of another size.
+    Those that the state has seen already are left out. Arguments are checked at once. Raises UserError for latents of
+    another size, and in the official mode.
     """
+    _check_shot(student, state, shot)
+    _check_can_be_given(state)
     if latents.shape[0] != len(state.seeds) or (latents.shape[1], *latents.shape[3:]) != state.size:
         raise UserError(
             f"The rollout is of {len(state.seeds)} videos with latents of size {state.size} (channels, height, width); "
             f"got {tuple(latents.shape)} to begin with."
         )
-    runner = _Runner(student, state)
-    left = latents[:, :, min(state.num_frames, latents.shape[2]) :].float()
-    for part in left.split(state.memory.config.chunk_frames, dim=2) if left.shape[2] else ():
-        yield runner.ingest_chunk(scene, part)
+    return _ingested(_Runner(student, state), shot, latents)
 
 
 @torch.no_grad()
-def replay(student: Student, state: RolloutState, scenes: Sequence[Scene], chunks: Iterator[Tensor]) -> None:
+def _ingested(runner: "_Runner", shot: Shot, latents: Tensor) -> Iterator[Chunk]:
+    left = latents[:, :, min(runner.state.num_frames, latents.shape[2]) :].float()
+    for part in left.split(runner.state.memory.config.chunk_frames, dim=2) if left.shape[2] else ():
+        yield runner.ingest_chunk(shot, part)
+
+
+@torch.no_grad()
+def replay(student: Student, state: RolloutState, shots: Sequence[Shot], chunks: Iterator[Tensor]) -> None:
     """Bring the state to where it was after `chunks`, from their latents: one pass a chunk instead of all.
 
     The passes are those that wrote the memory, so that the state is the same bit for bit; pixels are decoded anew.
+    Raises UserError as `ingest` does.
     """
+    for shot in shots:
+        _check_shot(student, state, shot)
+    _check_can_be_given(state)
     runner = _Runner(student, state)
     for latents in chunks:
-        runner.ingest_chunk(scene_at(scenes, state.num_chunks), latents)
+        runner.ingest_chunk(shot_at(shots, state.num_chunks), latents)
 
 
 def _on_host(frames: Tensor) -> Tensor:
@@ -75,9 +86,31 @@ def _on_host(frames: Tensor) -> Tensor:
     return torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True).copy_(frames)
 
 
-def scene_at(scenes: Sequence[Scene], chunk: int) -> Scene:
-    """The scene that a chunk belongs to."""
-    return [scene for scene in scenes if scene.start_chunk <= chunk][-1]
+def _check_shots(student: Student, state: RolloutState, shots: Sequence[Shot]) -> None:
+    starts = [shot.start_chunk for shot in shots]
+    if not shots or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ValueError(f"`shots` must begin at chunk 0 and follow each other, got starts {starts}.")
+    for shot in shots:
+        _check_shot(student, state, shot)
+
+
+def _check_shot(student: Student, state: RolloutState, shot: Shot) -> None:
+    count, embeddings = len(state.seeds), shot.embeddings[: student.num_branches]
+    if len(embeddings) < student.num_branches or any(len(part) != count for part in embeddings):
+        raise UserError(
+            f"The shot {shot.prompt!r} has embeddings of {[len(part) for part in embeddings]} prompts; this rollout is "
+            f"of {count} videos and takes {student.num_branches} (with guidance also a negative one)."
+        )
+
+
+def _check_can_be_given(state: RolloutState) -> None:
+    if state.memory.config.mode == "official":
+        raise UserError("The official mode remembers noisy passes, which given latents do not have; use clean.")
+
+
+def shot_at(shots: Sequence[Shot], chunk: int) -> Shot:
+    """The shot that a chunk belongs to."""
+    return [shot for shot in shots if shot.start_chunk <= chunk][-1]
 
 
 def chunk_generators(seeds: Sequence[int], chunk: int) -> list[torch.Generator]:
@@ -93,7 +126,7 @@ class _Runner:
     student: Student
     state: RolloutState
     _prompts: tuple[PromptCache, ...] = ()
-    _scene: Scene | None = None
+    _shot: Shot | None = None
     _seconds: dict[str, float] = field(default_factory=dict)
     _noise: tuple[int, list[torch.Generator], Tensor] | None = None
 
@@ -113,56 +146,50 @@ class _Runner:
             )
 
     @torch.no_grad()
-    def next_chunk(self, scene: Scene) -> Chunk:
-        self._enter(scene)
+    def next_chunk(self, shot: Shot) -> Chunk:
+        self._enter(shot)
         began = time.perf_counter()
         for memory in self.state.memories:
             memory.begin_chunk()
         latents = self._denoise()
         self._seconds = {"denoising": time.perf_counter() - began}
-        return self._finish(scene, latents, is_made=True)
+        return self._finish(shot, latents, is_made=True)
 
-    def ingest_chunk(self, scene: Scene, latents: Tensor) -> Chunk:
-        if self.state.memory.config.mode == "official":
-            raise UserError("The official mode remembers noisy passes, which given latents do not have; use clean.")
-        self._enter(scene)
+    def ingest_chunk(self, shot: Shot, latents: Tensor) -> Chunk:
+        self._enter(shot)
         for memory in self.state.memories:
             memory.begin_chunk(latents.shape[2])
         self._seconds = {"denoising": 0.0}
-        return self._finish(scene, latents.to(self._device))
+        return self._finish(shot, latents.to(self._device))
 
     @property
     def _device(self) -> torch.device:
         return self.state.memory.device
 
-    def _enter(self, scene: Scene) -> None:
-        """Make the prompt of `scene` the one that is attended to, and cut if another was before."""
+    def _enter(self, shot: Shot) -> None:
+        """Make the prompt of `shot` the one that is attended to, and cut if another was before."""
         state = self.state
         done = {index.num_frames for memory in state.memories for index in memory.indexes}
-        if done != {state.num_frames - state.scene_start}:
+        if done != {state.num_frames - state.shot_start}:
             raise UserError(
                 "The rollout was interrupted in the very moment in which a chunk was counted; go on from a saved state."
             )
-        if self._scene is not scene:
-            self._prompts = self._cached(scene)
-            self._scene = scene
-        name = (scene.start_chunk, scene.prompt)
-        if state.num_chunks and state.scene != name:
-            if scene.cut == "hard":
+        if self._shot is not shot:
+            self._prompts = self._cached(shot)
+            self._shot = shot
+        name = (shot.start_chunk, shot.prompt)
+        if state.num_chunks and state.shot != name:
+            if shot.cut == "hard":
                 self._forget()
             else:
-                state.scene = None  # until it is done: interrupted, it is done again, whatever comes next
+                state.shot = None  # until it is done: interrupted, it is done again, whatever comes next
                 self._recache()
-        state.scene = name
+        state.shot = name
 
-    def _cached(self, scene: Scene) -> tuple[PromptCache, ...]:
-        student, count = self.student, len(self.state.seeds)
-        embeddings = scene.embeddings[: student.num_branches]
-        if len(embeddings) < student.num_branches or any(len(part) != count for part in embeddings):
-            raise UserError(
-                f"The scene {scene.prompt!r} has embeddings of {[len(part) for part in embeddings]} prompts; this "
-                f"rollout is of {count} videos and takes {student.num_branches} (with guidance also a negative one)."
-            )
+    def _cached(self, shot: Shot) -> tuple[PromptCache, ...]:
+        student = self.student
+        _check_shot(student, self.state, shot)  # it may have come in since the rollout was begun
+        embeddings = shot.embeddings[: student.num_branches]
         onload(student.transformer)
         given = [part.to(self._device, self.state.memory.dtype) for part in embeddings]
         return tuple(student.transformer.cache_prompt(part) for part in given)
@@ -173,7 +200,7 @@ class _Runner:
             memory.reset()
         if state.decoder is not None:
             state.decoder.reset()
-        state.remembered, state.scene_start = {}, state.num_frames
+        state.remembered, state.shot_start = {}, state.num_frames
 
     def _recache(self) -> None:
         """Write what is remembered anew under the present prompt, in the order of the positions."""
@@ -228,7 +255,7 @@ class _Runner:
         run = self.student.run or eager(self.student.transformer)
         return run(latents.to(memory.dtype), times, prompt, memory).float()
 
-    def _finish(self, scene: Scene, latents: Tensor, *, is_made: bool = False) -> Chunk:
+    def _finish(self, shot: Shot, latents: Tensor, *, is_made: bool = False) -> Chunk:
         """Write the memory, decode, count; an error before the end leaves the state as it was.
 
         is_made: after a chunk that was made another is likely to be, whose noise is drawn while a GPU is still at work.
@@ -250,18 +277,18 @@ class _Runner:
                 decoder.load_state(*before)
             raise
         self._seconds |= {"commit": committed - began, "decoding": time.perf_counter() - committed}
-        state.remember(latents, state.num_frames - state.scene_start)
+        state.remember(latents, state.num_frames - state.shot_start)
         index, similarity = state.memory.indexes[0], state.memory.similarity
         chunk = Chunk(
             index=state.num_chunks,
             first_frame=state.num_frames,
             latents=latents,
             frames=frames,
-            prompt=scene.prompt,
+            prompt=shot.prompt,
             seconds=dict(self._seconds),
-            sink=tuple(frame + state.scene_start for frame in index.sink),
-            slow=tuple(frame + state.scene_start for frame in index.slow),
-            fast=tuple(frame + state.scene_start for frame in index.fast),
+            sink=tuple(frame + state.shot_start for frame in index.sink),
+            slow=tuple(frame + state.shot_start for frame in index.slow),
+            fast=tuple(frame + state.shot_start for frame in index.fast),
             is_keyframe=index.is_keyframe,
             similarity=None if similarity is None else float(similarity[0]),
         )

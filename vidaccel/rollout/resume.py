@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.chunk import Chunk, Scene, Student
-from vidaccel.rollout.loop import replay, scene_at
+from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.loop import replay, shot_at
 from vidaccel.rollout.state import RolloutState
 from vidaccel.rollout.timeline import Cut, PromptChange
 from vidaccel.sessions.branch import Branch
@@ -23,7 +23,7 @@ _SMALL_STATE_BYTES = 64 * 2**20
 def save_chunk(
     branch: Branch,
     chunk: Chunk,
-    scene: Scene,
+    shot: Shot,
     state: RolloutState,
     *,
     segment: bytes | None = None,
@@ -36,8 +36,8 @@ def save_chunk(
     """
     values: dict[str, Any] = {
         "prompt": chunk.prompt,
-        "cut": scene.cut,
-        "start_chunk": scene.start_chunk,
+        "cut": shot.cut,
+        "start_chunk": shot.start_chunk,
         "first_frame": chunk.first_frame,
         "num_frames": chunk.latents.shape[2],
         "num_pixel_frames": 0 if chunk.frames is None else chunk.frames.shape[1],
@@ -55,35 +55,35 @@ def usual_snapshot_every(state_bytes: int) -> int:
     return 1 if state_bytes < _SMALL_STATE_BYTES else 20
 
 
-def past_scenes(branch: Branch, num_chunks: int, encode: Callable[[str], tuple[Tensor, ...]]) -> list[Scene]:
-    """The scenes that the first `num_chunks` chunks of a branch were made in. `encode`: the embeddings of a prompt."""
-    scenes: list[Scene] = []
+def past_shots(branch: Branch, num_chunks: int, encode: Callable[[str], tuple[Tensor, ...]]) -> list[Shot]:
+    """The shots that the first `num_chunks` chunks of a branch were made in. `encode`: the embeddings of a prompt."""
+    shots: list[Shot] = []
     for values in branch.chunks(0, num_chunks):
-        if not scenes or scenes[-1].start_chunk != values["start_chunk"]:
+        if not shots or shots[-1].start_chunk != values["start_chunk"]:
             cut: Cut = values["cut"]
-            scenes.append(
-                Scene(
+            shots.append(
+                Shot(
                     start_chunk=values["start_chunk"],
                     prompt=values["prompt"],
                     cut=cut,
                     embeddings=encode(values["prompt"]),
                 )
             )
-    return scenes
+    return shots
 
 
 def restore(
     student: Student,
     state: RolloutState,
     branch: Branch,
-    scenes: Sequence[Scene],
+    shots: Sequence[Shot],
     *,
     num_chunks: int | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> None:
     """Bring a new state to where the rollout was after `num_chunks` chunks of a branch (None: all of them).
 
-    scenes: those its chunks were made in (`past_scenes`). on_chunk: called with the number of each chunk that is
+    shots: those its chunks were made in (`past_shots`). on_chunk: called with the number of each chunk that is
     passed again.
     Raises UserError for a session of another model, seed or size, and for damaged files.
     """
@@ -100,13 +100,13 @@ def restore(
                 on_chunk(index)
             yield branch.latents(index)["latents"]
 
-    replay(student, state, scenes, left())
+    replay(student, state, shots, left())
 
 
 def check_prompts(branch: Branch, planned: Sequence[PromptChange], num_chunks: int) -> None:
-    """Raise UserError where one of the first `num_chunks` chunks of a branch was made in another scene than is planned.
+    """Raise UserError where one of the first `num_chunks` chunks of a branch was made in another shot than is planned.
 
-    What the branch took from another may have been made in any scene. From there on prompts must agree, and for what
+    What the branch took from another may have been made in any shot. From there on prompts must agree, and for what
     is planned to begin there also the chunk that it begins with, and the cut.
     """
     own = 0 if branch.parent is None else branch.parent.num_chunks
@@ -123,7 +123,7 @@ def check_prompts(branch: Branch, planned: Sequence[PromptChange], num_chunks: i
 
 
 class _Beginning(NamedTuple):
-    """How a scene begins."""
+    """How a shot begins."""
 
     prompt: str
     chunk: int
@@ -131,22 +131,22 @@ class _Beginning(NamedTuple):
 
     @property
     def place(self) -> tuple[int, Cut | None]:
-        """The first scene of a video has no cut."""
+        """The first shot of a video has no cut."""
         return self.chunk, self.cut if self.chunk else None
 
     def __str__(self) -> str:
         return f"{self.prompt!r}{f' from a {self.cut} cut at chunk {self.chunk} on' if self.chunk else ''}"
 
 
-def scenes_to_come(past: Sequence[Scene], planned: Sequence[Scene], num_chunks: int) -> list[Scene]:
-    """The scenes of a rollout that goes on after `num_chunks` chunks: what was, and from there on what is planned.
+def shots_to_come(past: Sequence[Shot], planned: Sequence[Shot], num_chunks: int) -> list[Shot]:
+    """The shots of a rollout that goes on after `num_chunks` chunks: what was, and from there on what is planned.
 
-    A plan that goes on with the prompt of the last chunk starts no new scene.
+    A plan that goes on with the prompt of the last chunk starts no new shot.
     """
     if not num_chunks:
         return list(planned)
-    scenes = [scene for scene in past if scene.start_chunk < num_chunks]
-    now = scene_at(planned, num_chunks)
-    if now.start_chunk == num_chunks or now.prompt != scenes[-1].prompt:
-        scenes.append(Scene(start_chunk=num_chunks, prompt=now.prompt, cut=now.cut, embeddings=now.embeddings))
-    return [*scenes, *[scene for scene in planned if scene.start_chunk > num_chunks]]
+    shots = [shot for shot in past if shot.start_chunk < num_chunks]
+    now = shot_at(planned, num_chunks)
+    if now.start_chunk == num_chunks or now.prompt != shots[-1].prompt:
+        shots.append(Shot(start_chunk=num_chunks, prompt=now.prompt, cut=now.cut, embeddings=now.embeddings))
+    return [*shots, *[shot for shot in planned if shot.start_chunk > num_chunks]]

@@ -12,7 +12,7 @@ from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.rollout.chunk import Student
 
-_COUNTS = ("num_chunks", "num_frames", "scene_start")
+_COUNTS = {"num_chunks": "num_chunks", "num_frames": "num_frames", "scene_start": "shot_start"}  # saved name, field
 SavedState = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -43,9 +43,9 @@ class RolloutState:
     memories: one for each branch of guidance, the prompt's first.
     seeds: one for each sample; with the number of a chunk they give its noise.
     size: of a latent frame, (C, H, W).
-    remembered: latents of the frames in the memory, (B, C, H, W) by frame of the scene.
-    scene_start: first frame of what the memory knows, in frames of the rollout; moves at a hard cut.
-    scene: first chunk and prompt of the scene that the memory was written under, None before the first chunk.
+    remembered: latents of the frames in the memory, (B, C, H, W) by frame of the shot.
+    shot_start: first frame of what the memory knows, in frames of the rollout; moves at a hard cut.
+    shot: first chunk and prompt of the shot that the memory was written under, None before the first chunk.
     """
 
     memories: tuple[SlowFastMemory, ...]
@@ -54,8 +54,8 @@ class RolloutState:
     decoder: Decoder | None = None
     num_chunks: int = 0
     num_frames: int = 0
-    scene_start: int = 0
-    scene: tuple[int, str] | None = None
+    shot_start: int = 0
+    shot: tuple[int, str] | None = None
     remembered: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -64,7 +64,7 @@ class RolloutState:
         return self.memories[0]
 
     def remember(self, latents: Tensor, first_frame: int) -> None:
-        """Keep the latents of frames that are in the memory, and no others; `first_frame` counts from the scene.
+        """Keep the latents of frames that are in the memory, and no others; `first_frame` counts from the shot.
 
         They are copies: what is done to the latents of a chunk afterwards does not matter.
         """
@@ -82,8 +82,8 @@ class RolloutState:
         parts = [memory.save_state() for memory in self.memories]
         tensors = {f"memory{n}.{name}": tensor for n, (saved, _) in enumerate(parts) for name, tensor in saved.items()}
         tensors |= {f"latents.{frame}": latents for frame, latents in self.remembered.items()}
-        values: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
-        values["scene"] = None if self.scene is None else list(self.scene)
+        values: dict[str, Any] = {name: getattr(self, field_name) for name, field_name in _COUNTS.items()}
+        values["scene"] = None if self.shot is None else list(self.shot)
         values["seeds"] = list(self.seeds)
         values["memories"] = [saved for _, saved in parts]
         if self.decoder is not None:
@@ -104,9 +104,9 @@ class RolloutState:
             self.decoder.load_state(_with_prefix("decoder.", tensors), values.get("decoder", {}))
         latents = _with_prefix("latents.", tensors)
         self.remembered = {int(frame): part.to(self.memory.device) for frame, part in latents.items()}
-        for name in _COUNTS:
-            setattr(self, name, values[name])
-        self.scene = None if values["scene"] is None else (values["scene"][0], values["scene"][1])
+        for name, field_name in _COUNTS.items():
+            setattr(self, field_name, values[name])
+        self.shot = None if values["scene"] is None else (values["scene"][0], values["scene"][1])
 
 
 def new_state(
