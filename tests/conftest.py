@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# On some processors MKL rounds by where a tensor lies in memory; tests that compare to the bit need it not to. Before
+# PyTorch is loaded, here and in the processes that tests start.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import pytest
 import torch

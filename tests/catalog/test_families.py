@@ -354,7 +354,7 @@ class TestCommand:
                 index = model_index(spec_of(loaded(family).name_or_path))
                 assert index is not None
                 assert recorded_preset(index) == preset, "before it is loaded"
-            config = EasyCacheConfig() if preset is None else preset.config
+            config = EasyCacheConfig.published(preset)
             assert f"threshold {config.threshold:g}, {config.warmup_steps} warm-up steps" in entry
 
     def test_a_random_model_is_written_and_generates(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,9 @@ from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run, runs
 from vidaccel.errors import UserError
+from vidaccel.generation import generate as generation
 from vidaccel.generation.calls import frames_of, parameters_of, sound_of
 from vidaccel.generation.generate import Generation, StepProgress, easycache_settings, generate, warm_up
-from vidaccel.generation.generate import generate as generation
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import denoisers
 from vidaccel.random_models.build import build_random, make_random

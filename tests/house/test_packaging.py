@@ -77,7 +77,7 @@ def test_a_wheel_from_the_sdist_equals_a_wheel_from_the_checkout(source: Path, w
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    for name in ("LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "tests/tiny_models.py"):
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "tests/support/tiny_models.py"):
         assert (unpacked / name).is_file(), name
     assert names_in(build(unpacked, "wheel", tmp_path / "wheel")) == names_in(wheel)
 

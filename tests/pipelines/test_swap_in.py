@@ -103,7 +103,7 @@ def test_the_call_shows_the_parameters_of_diffusers_and_three_more(case: Case) -
 def test_settings_that_are_not_given_are_the_published_ones(case: Case) -> None:
     pipe = case.swapped_in()
     preset = preset_of(pipe)
-    known = EasyCacheConfig() if preset is None else preset.config
+    known = EasyCacheConfig.published(preset)
     for given in ({}, {"threshold": 0.3}, {"warmup_steps": 2}, {"threshold": 0.0, "warmup_steps": 0}):
         report = pipe(**case.arguments(num_inference_steps=2), **given).report
         assert report.config == replace(known, **given).to_dict()
