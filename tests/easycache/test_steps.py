@@ -365,3 +365,19 @@ def test_a_name_that_is_new_after_the_scheduler_moved_opens_a_step() -> None:
     transformer.cache_context = lambda name, **kwargs: original(next(names), **kwargs)
     run(pipe, guidance_scale=1.0)
     assert [step.num_passes for step in easycache_report(pipe).decisions] == [1] * NUM_STEPS
+
+
+def test_prompts_are_told_apart_where_their_values_have_the_same_sum() -> None:
+    """Normalized embeddings all sum to 0; copies of them (offloading makes some) have no identity to go by."""
+    from vidaccel.easycache.steps import Call, _fingerprint
+
+    prompt, latents = torch.randn(1, 16, 8), torch.zeros(1, 4, 1, 2, 2)
+    prompt -= prompt.mean()
+
+    def fingerprint(embeddings: Tensor) -> Tensor:
+        conditions = {"encoder_hidden_states": embeddings}
+        call = Call(streams=(latents,), sources=(latents,), timestep=None, conditions=conditions, context=None)
+        return _fingerprint(call)
+
+    assert fingerprint(prompt) == fingerprint(prompt.clone())
+    assert abs(fingerprint(prompt) - fingerprint(prompt.flip(1))) > 1e-2
