@@ -18,14 +18,12 @@ from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.files.text import json_number, write_json
+from vidaccel.files.text import plain_values, write_json
 from vidaccel.generation.options import check_options
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.paths import VIDEO_SUFFIXES
 
 _SLUG_LENGTH = 60
-_FOR_READERS = (".md", ".png", ".jpg", ".gif")
-_DIGEST_BYTES = 2**16
 _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be called wan2.1
 
 
@@ -219,22 +217,6 @@ def request_settings(request: GenerationRequest) -> dict[str, Any]:
     return {**values, "arguments": dict(request.arguments), "inputs": digests}
 
 
-def folder_digest(folder: Path) -> str:
-    """A digest of a model folder that tells two trainings apart: names, sizes, first and last 64 KiB of each file.
-
-    What is for readers only, texts and pictures, does not count.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _FOR_READERS):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_DIGEST_BYTES))
-            file.seek(max(0, size - _DIGEST_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()
-
-
 def _check_free(job: Job) -> None:
     own = job.own_files()  # the same video: files that are missing are added, the others come out as they are
     taken = [path for path in job.files if path.exists() and path not in own]
@@ -261,12 +243,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def plain_values(value: Any) -> Any:
-    """Nested values as strict JSON holds them: lists for tuples, infinities and NaN as strings."""
-    if isinstance(value, Mapping):
-        return {key: plain_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(item) for item in value]
-    return json_number(value) if isinstance(value, float) else value

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name
 from vidaccel.catalog.shares import shared_folder
-from vidaccel.cli.jobs import folder_digest
 from vidaccel.errors import UserError
+from vidaccel.files.digest import folder_digest
 from vidaccel.generation.loading import component_dtypes, model_folder, resolve_device
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.footprint import gigabytes

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidaccel.cli.console import messages, say, say_warning
-from vidaccel.cli.jobs import Job, plain_values, unfinished
+from vidaccel.cli.jobs import Job, unfinished
 from vidaccel.cli.rollout_progress import ChunkCounter, chunk_bar
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
-from vidaccel.files.text import write_json
+from vidaccel.files.text import plain_values, write_json
 from vidaccel.generation.generate import warn_about_words
 from vidaccel.generation.loading import load_pipeline, resolve_device
 from vidaccel.machine.environment import describe_environment

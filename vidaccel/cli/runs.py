@@ -12,8 +12,6 @@ from vidaccel.cli.jobs import (
     Job,
     Run,
     check_writable,
-    folder_digest,
-    plain_values,
     request_settings,
     unfinished,
     video_paths,
@@ -21,7 +19,8 @@ from vidaccel.cli.jobs import (
 from vidaccel.cli.progress import step_bar
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.files.atomic import atomic_write
-from vidaccel.files.text import write_json
+from vidaccel.files.digest import folder_digest
+from vidaccel.files.text import plain_values, write_json
 from vidaccel.generation.generate import Generation, check_request, generate, settings_with_preset, warm_up
 from vidaccel.generation.loading import component_dtypes, load_pipeline, resolve_device
 from vidaccel.generation.request import GenerationRequest

@@ -16,6 +16,15 @@ def json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(float(value))
 
 
+def plain_values(value: Any) -> Any:
+    """Nested values as strict JSON holds them: lists for tuples, infinities and NaN as strings."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    return json_number(value) if isinstance(value, float) else value
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
