@@ -11,7 +11,8 @@ from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 
 from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.generation.generate import Generation, easycache_settings, generate, request_for, unknown_words
-from vidaccel.video.files import side_by_side, write_video
+from vidaccel.video.files import write_video
+from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import compare_videos
 
 EXAMPLES = ("a red star hops up and down in the cold snow, near a house", "a blue ball flies in circles at the seaside")

@@ -19,7 +19,8 @@ from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.state import RolloutState
 from vidaccel.sessions.session import Session
-from vidaccel.video.files import read_video, rounded_to_uint8
+from vidaccel.video.files import read_video
+from vidaccel.video.frames import rounded_to_uint8
 from vidaccel.video.streams import encode_segment
 
 student_folder, plans, rollout = rollout_command.student_folder, rollout_command.plans, rollout_command.rollout

@@ -16,7 +16,7 @@ from tests.rollout.test_decode import random_vae
 from vidaccel.errors import UserError
 from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
 from vidaccel.rollout.decode import StreamingDecoder
-from vidaccel.video.files import rounded_to_uint8
+from vidaccel.video.frames import rounded_to_uint8
 
 SIZES = {"channels": (8, 6, 4, 4), "latent_channels": 4}
 FORMS = {"wan2.1": {}, "wan2.2": {"latent_channels": 6, "patch_size": 2}, "more time": {"time_factors": (2, 2, 2)}}

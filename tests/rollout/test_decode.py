@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.support.tiny_models import call_arguments, tiny_vae, tiny_wan_t2v
 from vidaccel.errors import UserError
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
-from vidaccel.video.files import rounded_to_uint8
+from vidaccel.video.frames import rounded_to_uint8
 
 KINDS = {
     "wan2.1": {"temperal_downsample": [False, True, True]},

@@ -13,19 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
 
+from tests.support.clips import moving_blocks
 from vidaccel.errors import UserError
-from vidaccel.video import files as video
-from vidaccel.video.files import load_frames, read_image, read_video, save_frames, side_by_side, write_video
+from vidaccel.video.files import load_frames, read_video, save_frames, write_video
+from vidaccel.video.frames import side_by_side, with_even_sides
+from vidaccel.video.images import read_image
 from vidaccel.video.metrics import psnr
-
-
-def moving_blocks(num_frames: int = 5, height: int = 32, width: int = 48) -> Tensor:
-    """Saturated colours in 8-pixel blocks that move one block a frame, (F, 3, H, W)."""
-    colours = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 0], [0.2, 0.3, 0.4]])
-    rows, columns = torch.meshgrid(torch.arange(height) // 8, torch.arange(width) // 8, indexing="ij")
-    return torch.stack([colours[(rows + columns + frame) % 5].permute(2, 0, 1) for frame in range(num_frames)])
 
 
 def test_a_video_reads_back_with_its_frames_size_rate_and_colours(tmp_path: Path) -> None:
@@ -54,7 +48,7 @@ def test_odd_sizes_are_extended_by_a_repeated_edge_and_never_rescaled(tmp_path: 
     frames = moving_blocks(3, height, width)
     read, _ = read_video(write_video(tmp_path / "odd.mp4", frames, fps=8))
     assert read.shape == (3, 3, height + height % 2, width + width % 2)
-    same = write_video(tmp_path / "even.mp4", video._even_sides(frames), fps=8)
+    same = write_video(tmp_path / "even.mp4", with_even_sides(frames), fps=8)
     assert torch.equal(read_video(same)[0], read)
 
 
@@ -73,7 +67,8 @@ def test_an_interrupted_write_leaves_no_file_and_keeps_the_old_one(
     def interrupted(source: object, target: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(video.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(Path, "rename", interrupted)
     for write in (
         lambda: write_video(path, 1 - moving_blocks(), fps=16),
         lambda: save_frames(tmp_path / "raw.safetensors", moving_blocks()),
@@ -134,30 +129,6 @@ def test_load_frames_reads_videos_too(tmp_path: Path) -> None:
     assert torch.equal(load_frames(path), read_video(path)[0])
 
 
-def test_side_by_side_keeps_both_pictures_and_writes_the_labels_above_them() -> None:
-    left, right = moving_blocks(2), 1 - moving_blocks(2)
-    pair = side_by_side(left, right, ("plain", "EasyCache, 18 of 50"))
-    assert pair.shape == (2, 3, 32 + 24, 48 + 4 + 48)
-    torch.testing.assert_close(pair[..., 24:, :48], left, atol=1 / 255, rtol=0)
-    torch.testing.assert_close(pair[..., 24:, 52:], right, atol=1 / 255, rtol=0)
-    assert pair[..., :24, :48].std() > 0.05
-    assert not torch.equal(pair[..., :24, :48], pair[..., :24, 52:])
-    assert side_by_side(left, right).shape == (2, 3, 32, 100)
-
-
-def test_an_image_reads_as_floats_upright_and_on_white(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "plain.png")
-    expected = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-    assert torch.equal(read_image(tmp_path / "plain.png"), expected)
-    turned = Image.fromarray(pixels)
-    turned.getexif()[0x0112] = 6
-    turned.save(tmp_path / "turned.png", exif=turned.getexif())
-    assert torch.equal(read_image(tmp_path / "turned.png"), expected.rot90(-1, (1, 2)))
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert torch.equal(read_image(tmp_path / "clear.png"), torch.ones(3, 4, 4))
-
-
 def bad_files(folder: Path) -> dict[str, Path]:
     paths = {name: folder / name for name in ("text.mp4", "empty.mp4", "text.png", "text.safetensors", "cut.png")}
     for name, path in paths.items():
@@ -193,7 +164,6 @@ def test_bad_files_are_refused_in_one_line_that_names_them(tmp_path: Path, read:
 
 
 def test_a_tensor_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="`frames`"):
@@ -219,16 +189,3 @@ def test_bad_requests_are_refused_in_one_line(tmp_path: Path) -> None:
             request()
         assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
-
-
-def test_images_of_different_sizes_are_no_video(tmp_path: Path) -> None:
-    for index, size in enumerate(((4, 4), (4, 6))):
-        Image.new("RGB", size).save(tmp_path / f"frame_{index}.png")
-    with pytest.raises(ValueError, match="differ in size"):
-        load_frames(tmp_path)
-
-
-def test_frames_of_no_size_are_refused(tmp_path: Path) -> None:
-    save_file({"frames": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}, tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="must hold a uint8 tensor"):
-        load_frames(tmp_path / "none.safetensors")

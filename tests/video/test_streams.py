@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.video import streams as video_stream
-from vidaccel.video.files import read_video, run_ffmpeg, write_video
+from vidaccel.video.ffmpeg import run_ffmpeg
+from vidaccel.video.files import read_video, write_video
 from vidaccel.video.metrics import psnr
 from vidaccel.video.streams import PlayerClosedError, PlayerStream, VideoStream, encode_segment, open_stream
 

@@ -43,7 +43,7 @@ from vidaccel.files.text import json_number, write_text
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.memory.config import MemoryConfig
-from vidaccel.video.files import rounded_to_uint8
+from vidaccel.video.frames import rounded_to_uint8
 from vidaccel.world import Reading, read_clip
 from vidaccel.world.scene import SEGMENT_FRAMES
 

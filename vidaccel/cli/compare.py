@@ -12,7 +12,9 @@ from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
 from vidaccel.files.text import write_json
 from vidaccel.generation.generate import Generation
-from vidaccel.video.files import load_frames, read_video, side_by_side, write_video
+from vidaccel.video.clips import read_clip
+from vidaccel.video.files import write_video
+from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import VideoComparison, compare_videos
 from vidaccel.video.paths import VIDEO_SUFFIXES
 
@@ -25,6 +27,7 @@ _ROWS = (
     ("vmaf", "VMAF", ""),
     ("lpips", "LPIPS", ""),
 )
+_USUAL_RATE = 16.0  # Wan's, where nothing says one
 
 
 def compare(
@@ -89,6 +92,5 @@ def twin_table(plain: Generation, reused: Generation, comparison: VideoCompariso
 
 
 def _frames(path: Path) -> tuple[Tensor, float]:
-    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        return read_video(path)
-    return load_frames(path), 16.0
+    clip = read_clip(path)
+    return clip.frames, _USUAL_RATE if clip.times is None else clip.times.fps

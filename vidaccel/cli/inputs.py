@@ -24,7 +24,8 @@ def check_files(files: Mapping[str, Path | None]) -> None:
 
 def read_inputs(**files: Path | None) -> Mapping[Input, Tensor]:
     """The inputs of a request by name: images as (3, H, W), clips as (F, 3, H, W); an image is a clip of one frame."""
-    from vidaccel.video.files import load_frames, read_image
+    from vidaccel.video.files import load_frames
+    from vidaccel.video.images import read_image
 
     found: dict[Any, Tensor] = {}
     for name, file in files.items():

@@ -26,7 +26,8 @@ from vidaccel.generation.loading import component_dtypes, load_pipeline, resolve
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import execution_device
 from vidaccel.machine.environment import describe_environment
-from vidaccel.video.files import side_by_side, write_video
+from vidaccel.video.files import write_video
+from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import VideoComparison, compare_videos
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidaccel.errors import UserError
-from vidaccel.video.files import rounded_to_uint8
+from vidaccel.video.frames import rounded_to_uint8
 
 _BLOCKS = 3  # of every level
 _SIZE_OF_LEVEL = 6  # layers between one level's first block and the next level's

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.machine.components import onload
-from vidaccel.video.files import rounded_to_uint8
+from vidaccel.video.frames import rounded_to_uint8
 
 # diffusers' `AutoencoderKLWan`; its `config` and `device` are not typed there.
 Vae: TypeAlias = Any

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write, temporary_sibling
-from vidaccel.video.files import H264_OPTIONS, check_rate, file_url, raw_source, run_ffmpeg, video_path
+from vidaccel.video.ffmpeg import H264_OPTIONS, file_url, raw_source, run_ffmpeg
+from vidaccel.video.paths import video_path
+from vidaccel.video.rate import check_rate
 
 # The preset has to keep up with a rollout on one thread: with more, and without `cpu-independent`, the bytes would
 # depend on the machine. Pictures in the order shown (no B pictures) need no timestamps. Delimiters (aud) part segments
