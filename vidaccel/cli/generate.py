@@ -7,7 +7,7 @@ import typer
 
 from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.catalog.spec import GenerationDefaults
-from vidaccel.cli.inputs import check_files, read_arguments, read_inputs
+from vidaccel.cli.inputs import KeepFrames, check_files, read_arguments, read_inputs
 from vidaccel.cli.jobs import CacheFlags, Run, read_prompts, video_paths
 from vidaccel.easycache.predictors import PREDICTORS
 from vidaccel.errors import UserError
@@ -31,6 +31,7 @@ def generate(
     mask: Annotated[Path | None, typer.Option(help="Where --video is made anew (white): frames, or one image.")] = None,
     pose_video: Annotated[Path | None, typer.Option(help="Poses to follow, for Animate.")] = None,
     face_video: Annotated[Path | None, typer.Option(help="Faces to follow, for Animate.")] = None,
+    keep_frames: KeepFrames = False,
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. [default: the model's]")
@@ -122,6 +123,6 @@ def generate(
     video_paths(texts, seed, output)
     from vidaccel.cli.runs import run_jobs  # loads PyTorch
 
-    inputs = read_inputs(**files)
+    inputs = read_inputs(fps=run.fps, keep_frames=keep_frames, **files)
     requests = [request_for(spec.defaults, text, inputs=inputs, **flags) for text in texts]
     run_jobs(run, requests, output=output, overwrite=overwrite)

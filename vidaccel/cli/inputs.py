@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from vidaccel.errors import UserError
-from vidaccel.generation.request import Input
-from vidaccel.video.paths import IMAGE_SUFFIXES, existing_path
+from vidaccel.video.paths import existing_path
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vidaccel.generation.request import Input
+    from vidaccel.video.clips import Clip
+
+KeepFrames = Annotated[
+    bool,
+    typer.Option("--keep-frames", help="Take every frame of a clip, whatever its frame rate, and so change its speed."),
+]
+logger = logging.getLogger(__name__)
 
 
 def check_files(files: Mapping[str, Path | None]) -> None:
@@ -22,9 +33,13 @@ def check_files(files: Mapping[str, Path | None]) -> None:
             existing_path(file)
 
 
-def read_inputs(**files: Path | None) -> Mapping[Input, Tensor]:
-    """The inputs of a request by name: images as (3, H, W), clips as (F, 3, H, W); an image is a clip of one frame."""
-    from vidaccel.video.files import load_frames
+def read_inputs(*, fps: float, keep_frames: bool, **files: Path | None) -> Mapping[Input, Tensor]:
+    """The inputs of a request by name: images as (3, H, W), clips as (F, 3, H, W); an image is a clip of one frame.
+
+    A clip of another frame rate than `fps` is brought to that, so that it keeps its speed, and that is said; with
+    `keep_frames` its frames stay as they are. Raises UserError for files that cannot be read.
+    """
+    from vidaccel.video.clips import read_clip
     from vidaccel.video.images import read_image
 
     found: dict[Any, Tensor] = {}
@@ -34,8 +49,10 @@ def read_inputs(**files: Path | None) -> Mapping[Input, Tensor]:
         if name.endswith("image"):
             found[name] = read_image(file)
         else:
-            is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
-            found[name] = read_image(file)[None] if is_image else load_frames(file)
+            clip = read_clip(file, fps=None if keep_frames else fps)
+            found[name] = clip.frames
+            if clip.is_resampled:
+                logger.info("--%s %s: %s", name.replace("_", "-"), file.name, _resampling(clip, fps))
     return found
 
 
@@ -51,3 +68,12 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def _resampling(clip: Clip, fps: float) -> str:
+    assert clip.times is not None
+    rate = f"{clip.times.fps:.4g} a second" if clip.times.is_constant else "varying rate"
+    return (
+        f"{len(clip.times.starts)} frames at {rate} became {len(clip.frames)} at {fps:.4g}, so that its "
+        f"{float(clip.times.end):.2f} s stay as long; --keep-frames takes them as they are."
+    )

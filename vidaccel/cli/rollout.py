@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
 from vidaccel.cli.console import console, say
-from vidaccel.cli.inputs import read_inputs
+from vidaccel.cli.inputs import KeepFrames, read_inputs
 from vidaccel.cli.jobs import video_paths
 from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, grid_of, plan_table
 from vidaccel.cli.rollout_run import Checkpoint, run_rollout
 from vidaccel.errors import UserError
-from vidaccel.generation.request import request_for
+from vidaccel.generation.request import Input, request_for
 from vidaccel.machine.footprint import gigabytes
 from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan
@@ -42,6 +43,7 @@ def rollout(
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show, with guidance.")] = None,
     image: Annotated[Path | None, typer.Option(help="First frame; scaled and cut to the size of the video.")] = None,
     video: Annotated[Path | None, typer.Option(help="A clip to continue; it is the start of the video.")] = None,
+    keep_frames: KeepFrames = False,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -134,8 +136,9 @@ def rollout(
         keyframe_interval=keyframe_interval,
         prefill=prefill,
     )
-    start = _start(image, video, (settings.height, settings.width))
     rate = student.spec.defaults.fps if fps is None else fps
+    given = read_inputs(fps=rate, keep_frames=keep_frames, image=image, video=video)
+    start = _start(given, (settings.height, settings.width))
     if not 0 < seconds < math.inf:
         raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
     request = RolloutRequest(
@@ -183,14 +186,13 @@ def _passes(name: str) -> PassMode:
     return cast(PassMode, name)
 
 
-def _start(image: Path | None, video: Path | None, size: tuple[int, int]) -> Tensor | None:
+def _start(given: Mapping[Input, Tensor], size: tuple[int, int]) -> Tensor | None:
     """The frames to begin with (f, 3, H, W), scaled to cover `size` and cut to it in the middle."""
-    if image is not None and video is not None:
-        raise UserError("A video begins with an image or a clip; give --image or --video.")
-    found: dict[Any, Tensor] = dict(read_inputs(image=image, video=video))
-    if not found:
+    if not given:
         return None
-    (frames,) = found.values()
+    if len(given) > 1:
+        raise UserError("A video begins with an image or a clip; give --image or --video.")
+    (frames,) = given.values()
     frames = frames if frames.ndim == 4 else frames[None]
     scale = max(side / given for side, given in zip(size, frames.shape[-2:], strict=True))
     covering = [max(side, round(given * scale)) for side, given in zip(size, frames.shape[-2:], strict=True)]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, first_line
 from vidaccel.video.ffmpeg import decode
-from vidaccel.video.paths import IMAGE_SUFFIXES, existing_path, natural_order
 from vidaccel.video.frames import as_float
 from vidaccel.video.images import is_picture, read_pictures
+from vidaccel.video.paths import IMAGE_SUFFIXES, existing_path, natural_order
 from vidaccel.video.rate import FrameTimes
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder, atomic_write
 from vidaccel.video.clips import read_clip
 from vidaccel.video.ffmpeg import H264_OPTIONS, file_url, raw_source, run_ffmpeg
-from vidaccel.video.paths import video_path
 from vidaccel.video.frames import as_uint8
+from vidaccel.video.paths import video_path
 from vidaccel.video.sound import wave_file
 
 

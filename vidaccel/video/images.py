@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError, first_line
-from vidaccel.video.paths import existing_path
 from vidaccel.video.frames import as_float
+from vidaccel.video.paths import existing_path
 from vidaccel.video.rate import FrameTimes
 
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
