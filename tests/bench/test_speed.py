@@ -17,8 +17,8 @@ from diffusers import WanTransformer3DModel
 from vidaccel.bench.clock import LoopClock
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench, summarise_runs
 from vidaccel.bench.speed_model import call_tensors, random_pipeline, random_transformer
-from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.catalog.families.family import Component
+from vidaccel.catalog.speed_shapes import SHAPES
 
 CPU = torch.device("cpu")
 TOYS = [name for name in SHAPES if name.startswith("toy")]

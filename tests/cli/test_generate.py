@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.catalog import presets
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.cli import run, runs
 from vidaccel.cli.app import COMMANDS, LazyCommand
 from vidaccel.video.files import read_video, save_frames, write_video

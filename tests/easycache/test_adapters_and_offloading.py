@@ -17,7 +17,6 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
-from vidaccel.catalog.families.table import FAMILIES
 
 from tests.support.family_runs import FamilyRuns, counted_forwards, equal, transformers
 from tests.support.tiny_models import call_arguments, tiny_wan_t2v, tiny_wan_two_experts

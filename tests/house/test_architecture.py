@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
+from vidaccel.catalog.pipelines import STUDENT_PIPELINE, STUDENT_TRANSFORMER
+from vidaccel.catalog.table import CATALOG
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("vidaccel", "pipelines", "demos")
 
@@ -44,6 +47,9 @@ MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate"}
 MOST_FILE_LINES = 400
 MOST_FUNCTION_LINES = 60
 MOST_PARAMETERS = 8
+# Rows of the catalog, ports of models that no library has, and what checkpoints of theirs say about themselves.
+MAY_NAME_MODELS = ("catalog", "models", "pipelines", "open_sora")
+CHECKPOINT_FORMATS = ("vidaccel.convert.open_sora", "vidaccel.convert.causal_wan_map")
 # Token counts of one video size, written into many codebases; they follow from the configuration.
 FORBIDDEN_NUMBERS = (1560, 32760, 75600)
 MUTATORS = ("append", "add", "update", "extend", "insert", "pop", "popitem", "clear", "remove", "discard", "setdefault")
@@ -156,6 +162,33 @@ def no_number_follows_from_a_configuration(module: Module) -> Iterator[str]:
             yield f"{node.lineno}: {node.value}"
 
 
+def only_the_catalog_names_models(module: Module) -> Iterator[str]:
+    # `module:Name` names a class too, and so does the beginning of several, such as `Helios`.
+    if module.package in MAY_NAME_MODELS or module_name(module.path) in CHECKPOINT_FORMATS:
+        return
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        name = node.value.rpartition(":")[2]
+        if len(name) > 2 and name[0].isupper() and name.isidentifier() and any(map(begins(name), model_classes())):
+            yield f"{node.lineno}: {node.value!r}; what differs by model is a row of vidaccel.catalog"
+
+
+def begins(name: str) -> Callable[[str], bool]:
+    """Whether a class is called `name`, or begins with it as with a word."""
+    return lambda whole: whole.startswith(name) and not whole[len(name) :][:1].islower()
+
+
+@cache
+def model_classes() -> tuple[str, ...]:
+    """Pipelines and transformers of diffusers and of this project, by name."""
+    import diffusers
+
+    known = {name for name in dir(diffusers) if name.endswith("Pipeline") or "Transformer" in name}
+    own = {STUDENT_PIPELINE, STUDENT_TRANSFORMER.partition(":")[2], *CATALOG.transformers}
+    return tuple(sorted(known | own | {family.pipeline_name for family in CATALOG.families}))
+
+
 def no_class_holds_state(module: Module) -> Iterator[str]:
     classes = [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
     names = {node.name for node in classes}
@@ -223,6 +256,9 @@ BREACHES: tuple[tuple[Rule, str], ...] = (
     (files_and_functions_are_short, "a = 1\n" * 401),
     (functions_take_few_parameters, "def f(a, b, c, d, e, f, g, h, i): ...\n"),
     (no_number_follows_from_a_configuration, "TOKENS = 1560\n"),
+    (only_the_catalog_names_models, 'if name.startswith("HunyuanVideoFramepack"):\n    pass\n'),
+    (only_the_catalog_names_models, 'KIND = "diffusers:WanPipeline"\n'),
+    (only_the_catalog_names_models, 'KIND = "STDiT3"\n'),
     (no_class_holds_state, "class A:\n    seen = []\n"),
     (no_class_holds_state, "class A:\n    pass\nA.count = 0\n"),
     (no_module_holds_state, "seen = {}\n"),

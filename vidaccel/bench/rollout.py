@@ -20,7 +20,7 @@ from vidaccel.bench.records import ResultFile
 from vidaccel.bench.rollout_attention import AUTO, time_attention, use_attention
 from vidaccel.bench.rollout_cell import Cell, DecoderKind, RandomStudent, measure_cell, memory_config, random_student
 from vidaccel.bench.rollout_tables import rollout_markdown, save_rollout_plot, summarise_cells
-from vidaccel.bench.speed_shapes import SHAPES
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.errors import UserError
 from vidaccel.files.text import write_text
 from vidaccel.generation.loading import resolve_device
@@ -34,7 +34,7 @@ class RolloutBenchConfig:
     """One measurement: a cell for every memory, way to run a pass, and decoder.
 
     output: folder for rollout.json, rollout.md and rollout.png; finished cells in it are not measured again.
-    shape: a text-to-video Wan of `vidaccel.bench.speed_shapes.SHAPES`, whose size serves where none is given here.
+    shape: a text-to-video Wan of `vidaccel.catalog.speed_shapes.SHAPES`, whose size serves where none is given here.
     memories: as the command line writes them; keyframes are uniform, so that slow memory fills without trained weights.
     modes: the first is the main one.
     decoders: "none", "tiny", "full"; the first is the main one.

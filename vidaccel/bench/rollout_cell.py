@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vidaccel.bench.clock import DeviceClock
 from vidaccel.bench.speed_model import call_tensors, random_transformer
-from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.catalog.families.family import Component
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.errors import UserError
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
@@ -113,11 +113,11 @@ class RandomStudent:
 def random_student(
     shape: str, *, height: int, width: int, num_inference_steps: int, device: torch.device, dtype: torch.dtype
 ) -> RandomStudent:
-    """The causal form of a row of `vidaccel.bench.speed_shapes.SHAPES`. Raises UserError for one that is not Wan's."""
+    """The causal form of a row of `vidaccel.catalog.speed_shapes.SHAPES`. Raises UserError for one that has none."""
     row = SHAPES[shape]
-    if row.transformer.kind != "diffusers:WanTransformer3DModel":
+    if row.causal is None:
         raise UserError(f"`shape` must be a text-to-video Wan; got {shape!r}.")
-    component = replace(row.transformer, kind="vidaccel.models.causal_wan:CausalWanTransformer3DModel")
+    component = replace(row.transformer, kind=row.causal)
     transformer: CausalWanTransformer3DModel = random_transformer(component, device=device, dtype=dtype)
     embeddings = {name: one for name, one in row.embeddings.items() if name == "prompt_embeds"}
     prompt = call_tensors(embeddings, device=device, dtype=dtype)["prompt_embeds"]

@@ -20,8 +20,8 @@ from vidaccel.bench.clock import LoopClock, LoopTimes
 from vidaccel.bench.progress import BenchProgress
 from vidaccel.bench.records import easycache_settings
 from vidaccel.bench.speed_model import call_tensors, random_pipeline
-from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.bench.tables import speed_markdown
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
@@ -43,7 +43,7 @@ class SpeedBenchConfig:
     """One measurement: `repeats` pairs of a plain run and a run with reuse, after a short rehearsal.
 
     output: folder for speed.json and speed.md.
-    shape: a row of `vidaccel.bench.speed_shapes.SHAPES`, whose size and guidance serve where they are None here.
+    shape: a row of `vidaccel.catalog.speed_shapes.SHAPES`, whose size and guidance serve where they are None here.
     rehearsal_steps: computed steps of the rehearsal, which loads kernels and fills the allocator, before two reused
         ones; they are not timed.
     easycache: with random weights any threshold is arbitrary; the default lets every third step be computed.

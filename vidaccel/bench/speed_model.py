@@ -16,8 +16,8 @@ from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from vidaccel.bench.speed_shapes import Embedding, SpeedShape
 from vidaccel.catalog.families.family import Component
+from vidaccel.catalog.speed_shapes import Embedding, SpeedShape
 
 
 def random_pipeline(

@@ -3,11 +3,13 @@
 from importlib import import_module
 from typing import Any
 
-from vidaccel.catalog.table import CATALOG
+from vidaccel.catalog import table
 
+STUDENT_PIPELINE = "ContextForcingWanPipeline"
+STUDENT_TRANSFORMER = "vidaccel.models.causal_wan:CausalWanTransformer3DModel"
 # Classes of this package that `model_index.json` may name, diffusers does not know and no family has: their modules.
 OWN_PIPELINES = {
-    "ContextForcingWanPipeline": "vidaccel.pipelines.context_forcing_wan",
+    STUDENT_PIPELINE: "vidaccel.pipelines.context_forcing_wan",
     "EasyCacheHunyuanVideoImageToVideoPipeline": "vidaccel.pipelines.easycache_hunyuan_video_i2v",
     "EasyCacheHunyuanVideoPipeline": "vidaccel.pipelines.easycache_hunyuan_video",
     "EasyCacheOpenSoraPipeline": "vidaccel.pipelines.easycache_open_sora",
@@ -22,7 +24,7 @@ def pipeline_class(name: str) -> type | None:
     """The pipeline class of that name in this package, in the catalog or in diffusers, None where none has it."""
     import diffusers
 
-    for family in CATALOG.families:
+    for family in table.CATALOG.families:
         if family.pipeline_name == name:
             return named_class(family.pipeline)
     if name in OWN_PIPELINES:

@@ -16,8 +16,8 @@ from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
 from vidaccel.bench.recall import RecallBenchConfig, run_recall_bench
 from vidaccel.bench.rollout import RolloutBenchConfig, run_rollout_bench
 from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
-from vidaccel.bench.speed_shapes import SHAPES
 from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.cli.console import messages, say
 from vidaccel.cli.jobs import check_writable, easycache_config, read_prompts
 from vidaccel.errors import UserError

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from vidaccel.catalog import table
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
 from vidaccel.catalog.presets import preset_for
 from vidaccel.catalog.registry import MODELS, ModelSpec
-from vidaccel.catalog.table import CATALOG, family_named
+from vidaccel.catalog.table import family_named
 from vidaccel.cli.console import say
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
@@ -50,7 +51,7 @@ def models(
     for name, sentence in CHECKS.items():
         say(f"  {name:{_COLUMN - 2}} {sentence}")
     say("")
-    for family in CATALOG.families:
+    for family in table.CATALOG.families:
         _say_entry(family.name, family.description, _interface(family), *_easycache(family))
 
 

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from vidaccel.catalog.pipelines import STUDENT_PIPELINE
 from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.errors import UserError
@@ -24,7 +25,6 @@ from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
 
-PIPELINE = "ContextForcingWanPipeline"
 _USUAL_TEXT_TOKENS = 512  # of ContextForcingWanPipeline
 
 
@@ -160,7 +160,7 @@ class RolloutRequest:
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """The precision of every component, as it will be loaded."""
-        return component_dtypes(self.dtype, resolve_device(self.device), pipeline=PIPELINE)
+        return component_dtypes(self.dtype, resolve_device(self.device), pipeline=STUDENT_PIPELINE)
 
     def settings(self) -> dict[str, Any]:
         """What must agree for a session to go on to the same pixels."""
@@ -198,9 +198,9 @@ class RolloutRequest:
 
 
 def _check_kind(spec: ModelSpec, pipeline: str) -> None:
-    if pipeline != PIPELINE:
+    if pipeline != STUDENT_PIPELINE:
         raise UserError(
-            f"A rollout needs a causal student ({PIPELINE}), and {spec.name!r} is a {pipeline}; make one with "
+            f"A rollout needs a causal student ({STUDENT_PIPELINE}), and {spec.name!r} is a {pipeline}; make one with "
             "`vidaccel convert causal-wan`, or use `vidaccel generate` for this model."
         )
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from vidaccel.catalog.pipelines import STUDENT_PIPELINE
 from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.convert.causal_wan_map import STUDENT
 from vidaccel.convert.folder import Recipe
@@ -49,7 +50,7 @@ def _recipe(
     return Recipe(
         name=name,
         version=name.lower().replace(" ", "-"),
-        pipeline="ContextForcingWanPipeline",
+        pipeline=STUDENT_PIPELINE,
         parts=MappingProxyType({"transformer": STUDENT}),
         tokenizers=MappingProxyType({}),
         scheduler=MappingProxyType({"stochastic_sampling": True, "shift": shift, "shift_terminal": shift_terminal}),

@@ -8,6 +8,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from vidaccel.catalog.pipelines import STUDENT_PIPELINE, STUDENT_TRANSFORMER
 from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults, spec_of
 from vidaccel.catalog.spec import ASSET
 from vidaccel.errors import UserError
@@ -30,7 +31,7 @@ _COMPONENTS = {
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
     "text_encoder": ("transformers", "UMT5EncoderModel"),
     "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
-    "transformer": ("vidaccel.models.causal_wan", "CausalWanTransformer3DModel"),
+    "transformer": tuple(STUDENT_TRANSFORMER.split(":")),
     "vae": ("diffusers", "AutoencoderKLWan"),
 }
 _CARD = """---
@@ -97,7 +98,7 @@ def export_student(
         )
         scheduler.save_pretrained(folder / "scheduler")
         index: dict[str, Any] = {
-            "_class_name": "ContextForcingWanPipeline",
+            "_class_name": STUDENT_PIPELINE,
             "_diffusers_version": diffusers.__version__,
             **{name: list(row) for name, row in _COMPONENTS.items()},
             "memory": _memory_text(state.recipe["memory"]),

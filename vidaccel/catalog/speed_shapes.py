@@ -1,4 +1,4 @@
-"""The rows of the speed benchmark: published transformer shapes and the call of the pipeline around each, as data."""
+"""Published transformer shapes and the call of the pipeline around each, as data: the rows of the speed benchmarks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from vidaccel.catalog.families.family import Component
+from vidaccel.catalog.pipelines import STUDENT_TRANSFORMER
 
 Fill = Literal["noise", "ones"]
 
@@ -30,6 +31,7 @@ class SpeedShape:
     arguments: further arguments of the call.
     guidance: where the guidance scale goes: a call's argument, or the `guider` part of the pipeline.
     counted: the first part of the transformer that runs in every forward and is no repeated (compilable) block.
+    causal: `module:Name` of the causal form of the transformer, where there is one.
     frame_step, frame_offset: a number of frames is a multiple of the first plus the second.
     pixel_step: height and width are multiples of it.
     """
@@ -45,6 +47,7 @@ class SpeedShape:
     parts: Mapping[str, Component]
     arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     guidance: Literal["call", "guider"] = "call"
+    causal: str | None = None
     frame_step: int = 4
     frame_offset: int = 1
     pixel_step: int = 16
@@ -77,6 +80,7 @@ _WAN_1_3B = SpeedShape(
         )
     },
     embeddings=_WAN_TEXT,
+    causal=STUDENT_TRANSFORMER,
     counted="patch_embedding",
     guidance_scale=5.0,
     num_frames=81,
