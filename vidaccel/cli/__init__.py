@@ -5,6 +5,7 @@
 
 import errno
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from vidaccel.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 an error of the user in one line, 130 interrupted, 143 terminated."""
+    # Before PyTorch is loaded: sessions go on to the same bits also where MKL would round by the place of a tensor.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
