@@ -152,7 +152,7 @@ def test_lora_comes_from_a_file_and_follows_its_scale(case: Case, tmp_path: Path
     assert torch.equal(pipe(**case.arguments(), easycache=CONFIG).frames, untouched)
 
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "swap-in.md").read_text(encoding="utf-8")
 
 
 def test_the_page_lists_every_swap_in_with_its_module_and_its_twin() -> None:
@@ -168,10 +168,10 @@ def test_the_page_lists_every_swap_in_with_its_module_and_its_twin() -> None:
 def test_the_examples_of_the_page_compile_and_the_recipe_makes_a_swap_in() -> None:
     examples = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     for example in examples:
-        compile(example, "pipelines.md", "exec")
+        compile(example, "swap-in.md", "exec")
     recipe: dict[str, Any] = {"__name__": "recipe"}
     (own,) = [example for example in examples if "class EasyCacheCogVideoXPipeline" in example]
-    exec(compile(own, "pipelines.md", "exec", dont_inherit=True), recipe)
+    exec(compile(own, "swap-in.md", "exec", dont_inherit=True), recipe)
     pipe = recipe["EasyCacheCogVideoXPipeline"].from_pipe(build_random("cogvideox-t2v"))
     output = pipe(**call_inputs("cogvideox-t2v"), threshold=0.5, warmup_steps=2)
     assert output.report.num_reused > 0
