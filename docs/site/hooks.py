@@ -15,8 +15,8 @@ from mkdocstrings import Inventory
 import vidaccel
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
-from vidaccel.catalog.families.table import FAMILIES
 from vidaccel.catalog.presets import PRESETS
+from vidaccel.catalog.table import CATALOG
 
 ROOT = Path(__file__).resolve().parents[2]
 # Pages whose text is a file at the top of the repository; the glossary is the last part of one.
@@ -67,11 +67,11 @@ def with_links(markdown: str, *, folder: str, page_folder: str, repository: str)
 def families() -> str:
     """Every row of the family table, as a table and its remarks."""
     lines = ["| family | pipeline | takes | EasyCache |", "|---|---|---|---|"]
-    lines += map(_row, FAMILIES)
+    lines += map(_row, CATALOG.families)
     lines += ["", "## What is tested", "", "| check | what holds |", "|---|---|"]
     lines += [f"| {name} | {sentence} |" for name, sentence in CHECKS.items()]
     lines += ["", "## What is not, and why", ""]
-    for family in FAMILIES:
+    for family in CATALOG.families:
         if family.untested:
             lines.append(
                 f"- `{family.name}`: " + "; ".join(f"*{name}*: {why}" for name, why in family.untested.items())
