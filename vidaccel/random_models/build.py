@@ -36,7 +36,7 @@ def build_random(family: Family | str, *, seed: int = 0) -> Any:
     were. Raises `UserError` for a name that is no family.
     """
     family = family_named(family) if isinstance(family, str) else family
-    parts = {name: _make(part, seed=_seed_of(name, seed)) for name, part in family.components.items()}
+    parts = {name: build_part(part, seed=_seed_of(name, seed)) for name, part in family.components.items()}
     pipe = _assemble(named_class(family.pipeline), parts, copy.deepcopy(dict(family.settings)))
     for name, value in family.attributes.items():
         if not hasattr(pipe, name):
@@ -110,9 +110,10 @@ def _seed_of(name: str, seed: int) -> int:
     return zlib.crc32(f"{name} {seed}".encode())
 
 
-def _make(component: Component, *, seed: int) -> Any:
+def build_part(component: Component, *, seed: int) -> Any:
+    """One part of a pipeline, on the CPU; a network gets random weights that depend on `seed` alone."""
     arguments = {
-        name: _make(value, seed=_seed_of(name, seed)) if isinstance(value, Component) else copy.deepcopy(value)
+        name: build_part(value, seed=_seed_of(name, seed)) if isinstance(value, Component) else copy.deepcopy(value)
         for name, value in component.config.items()
     }
     kind: Any = named_class(component.kind)

@@ -1,0 +1,265 @@
+"""`vidaccel generate` and `vidaccel rollout` as commands at full size, on one device, with every way to run them.
+
+Each cell is a process of its own, started as a user starts it. What is recorded: whether it ended well and with which
+line if not, seconds, the most device memory, and how often the host waited for the device within this package, by
+PyTorch's sync debug mode. Random weights: nothing here says anything about quality.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidaccel.bench.full_size import FULL_SIZES, make_full_size
+from vidaccel.bench.progress import BenchProgress
+from vidaccel.bench.records import ResultFile
+from vidaccel.bench.tables import captions, markdown_table
+from vidaccel.errors import UserError
+from vidaccel.files.text import write_text
+from vidaccel.generation.loading import resolve_device
+from vidaccel.machine.attention import AttentionCall, usable_attention_backends
+from vidaccel.machine.environment import describe_environment, without_folders
+
+PROMPT = "a red ball hops up and down"
+_MOST_SECONDS = 400.0
+# Runs the command line in this process, then writes one line: peak memory, and host waits by file of this package.
+_LAUNCHER = """
+import collections, json, pathlib, sys, warnings
+import torch, vidaccel
+from vidaccel.cli import run
+package = str(pathlib.Path(vidaccel.__file__).parent)
+waits = collections.Counter()
+def count(message, category, filename, *rest, **named):
+    if "synchronizing" in str(message) and filename.startswith(package):
+        waits[filename[len(package) + 1:]] += 1
+warnings.simplefilter("always")
+warnings.showwarning = count
+if torch.cuda.is_available():
+    torch.cuda.set_sync_debug_mode("warn")
+try:
+    code = run(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+peak = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+print("\\nmeasured " + json.dumps({"peak_bytes": peak, "waits": dict(waits)}))
+sys.exit(code)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandsBenchConfig:
+    """One measurement.
+
+    output: folder for commands.json and commands.md; finished cells in it are not measured again.
+    folder: where the random models are written, up to 30 GB each.
+    models: names of `vidaccel.bench.full_size.FULL_SIZES`.
+    height, width, num_frames, num_inference_steps: of `vidaccel generate`; `seconds` of `vidaccel rollout`.
+    parallel: commands at the same time; with more than one the seconds say little.
+    budget_seconds: no command begins after it.
+    """
+
+    output: Path
+    folder: Path
+    models: tuple[str, ...] = ("wan2.1-1.3b", "causal-wan2.1-1.3b", "hunyuan-video")
+    height: int = 480
+    width: int = 832
+    num_frames: int = 17
+    num_inference_steps: int = 12
+    seconds: float = 3.0
+    parallel: int = 1
+    budget_seconds: float | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.models) - FULL_SIZES.keys()):
+            raise UserError(f"`models` may name {', '.join(FULL_SIZES)}; got {', '.join(unknown)}.")
+        if self.parallel < 1:
+            raise UserError(f"`parallel` must be at least 1 command, got {self.parallel}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One cell: a model and the flags that differ from the plain command."""
+
+    model: str
+    flags: tuple[str, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells it from the others in a result file."""
+        return {"model": self.model, "flags": " ".join(self.flags)}
+
+
+def run_commands_bench(
+    config: CommandsBenchConfig, *, on_progress: Callable[[BenchProgress], None] = lambda part: None
+) -> dict[str, Any]:
+    """Run every command that is not in the results yet and write commands.json and commands.md; returns the summary."""
+    device = resolve_device(config.device)
+    results = ResultFile(
+        config.output / "commands.json",
+        protocol=_protocol(config),
+        environment=describe_environment(device=device, weights="random", model=", ".join(config.models)),
+    )
+    began = time.monotonic()
+    for name in config.models:
+        waiting = [command for command in commands_of(name, device) if results.find(**command.key) is None]
+        if not waiting or _is_over(config, began):
+            continue
+        on_progress(BenchProgress(done=len(results.records), total=len(results.records) + len(waiting), label=name))
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        folder = make_full_size(name, config.folder / name, device=device, dtype=dtype)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        with ThreadPoolExecutor(config.parallel) as pool:
+            for record in pool.map(partial(_measure, config, folder=folder, began=began), waiting):
+                if record is not None:
+                    results.add(record)
+    results.summary = {"num_failed": sum(record["exit_code"] != 0 for record in results.records)}
+    results.write()
+    write_text(config.output / "commands.md", commands_markdown(results))
+    return results.summary
+
+
+def commands_of(model: str, device: torch.device) -> tuple[Command, ...]:
+    """The ways to run a model on a device: formats, offloading, compiled blocks or captured passes, attention."""
+    if FULL_SIZES[model].causal:
+        ways = [*_rollout_ways(device.type), *_attention(device)]
+    else:
+        ways = [*_generate_ways(device.type), *_attention(device)]
+    return tuple(Command(model=model, flags=tuple(way)) for way in ways)
+
+
+def _generate_ways(device: str) -> Iterator[Sequence[str]]:
+    yield ()
+    yield ("--threshold", "0")
+    if device != "cuda":
+        return
+    yield ("--dtype", "float16")
+    yield ("--compile",)
+    for offload in ("model", "sequential", "group"):
+        yield ("--offload", offload)
+    yield ("--offload", "model", "--compile")
+    yield ("--offload", "group", "--compile")
+
+
+def _rollout_ways(device: str) -> Iterator[Sequence[str]]:
+    yield ()
+    if device != "cuda":
+        return
+    yield ("--dtype", "float16")
+    yield ("--passes", "compiled")
+    yield ("--passes", "captured")
+    yield ("--passes", "captured", "--dtype", "float16")
+
+
+def _attention(device: torch.device) -> Iterator[Sequence[str]]:
+    if device.type != "cuda":
+        return
+    names = usable_attention_backends(device=device, dtype=torch.bfloat16, call=AttentionCall(head_dim=128))
+    yield from (("--attention", name) for name in names if name != "native")
+
+
+def _measure(config: CommandsBenchConfig, command: Command, *, folder: Path, began: float) -> dict[str, Any] | None:
+    """Run one command; None where the budget is used up."""
+    if _is_over(config, began):
+        return None
+    name = "-".join(flag.strip("-").replace("_", "") for flag in command.flags) or "plain"
+    video = config.folder / "videos" / f"{command.model}-{name}.mp4"
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _LAUNCHER, *_arguments(config, command, folder, video)],
+            capture_output=True,
+            text=True,
+            timeout=_MOST_SECONDS,
+            check=False,
+        )
+        code, lines = done.returncode, done.stdout.splitlines()
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+    except subprocess.TimeoutExpired:
+        code, lines, errors = 124, [], [f"did not end within {_MOST_SECONDS:.0f} s"]
+    measured = next((json.loads(line[9:]) for line in lines if line.startswith("measured ")), {})
+    return {
+        **command.key,
+        "exit_code": code,
+        "error": without_folders(errors[-1])[:300] if code and errors else None,
+        "seconds": time.monotonic() - start,
+        "peak_bytes": measured.get("peak_bytes"),
+        "waits": measured.get("waits"),
+        "result": _result_of(video),
+    }
+
+
+def _arguments(config: CommandsBenchConfig, command: Command, folder: Path, video: Path) -> list[str]:
+    size = ["--height", str(config.height), "--width", str(config.width)]
+    common = [PROMPT, "--model", str(folder), *size, "--output", str(video), "--overwrite", *command.flags]
+    if FULL_SIZES[command.model].causal:
+        return ["rollout", *common, "--seconds", str(config.seconds)]
+    reuse = [] if "--threshold" in command.flags else ["--threshold", "0.5"]  # noise changes fast
+    length = ["--num-frames", str(config.num_frames), "--num-inference-steps", str(config.num_inference_steps)]
+    return ["generate", *common, *length, *reuse, "--warmup-steps", "3"]
+
+
+def _result_of(video: Path) -> dict[str, Any] | None:
+    sidecar = video.with_suffix(".json")
+    if not sidecar.is_file():
+        return None
+    result: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))["result"]
+    return {name: value for name, value in result.items() if isinstance(value, int | float | type(None))}
+
+
+def _is_over(config: CommandsBenchConfig, began: float) -> bool:
+    return config.budget_seconds is not None and time.monotonic() - began > config.budget_seconds
+
+
+def _protocol(config: CommandsBenchConfig) -> dict[str, Any]:
+    names = ("height", "width", "num_frames", "num_inference_steps", "seconds", "parallel")
+    return {"benchmark": "commands", **{name: getattr(config, name) for name in names}}
+
+
+def commands_markdown(results: ResultFile) -> str:
+    """The results as a page: one row a command."""
+    protocol = results.protocol
+    lines = [
+        "# `vidaccel generate` and `vidaccel rollout` as commands at full size",
+        "",
+        "Random weights: time, memory, and whether it runs; nothing about quality. Each row is a process, started as a "
+        f"user starts it: {protocol['width']}x{protocol['height']}, {protocol['num_frames']} frames and "
+        f"{protocol['num_inference_steps']} steps, or {protocol['seconds']:g} s of a rollout; at most "
+        f"{protocol['parallel']} at the same time. Host waits are counted within this package alone.",
+        "",
+        captions({"environments": results.environments}),
+        "",
+    ]
+    header = ("model", "flags", "ended", "s in all", "s denoising", "forwards", "steps reused", "peak GB", "host waits")
+    lines += markdown_table(header, [_row(record) for record in results.records])
+    return "\n".join(lines) + "\n"
+
+
+def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    result, waits = record["result"] or {}, record["waits"] or {}
+    ended = "well" if record["exit_code"] == 0 else f"{record['exit_code']}: {record['error']}"
+    places = ", ".join(f"{place} {count}" for place, count in sorted(waits.items())) or "none"
+    seconds = result.get("denoising_seconds", result.get("seconds"))
+    peak = record["peak_bytes"]
+    return (
+        record["model"],
+        f"`{record['flags']}`" if record["flags"] else "none",
+        ended,
+        f"{record['seconds']:.1f}",
+        "" if seconds is None else f"{seconds:.2f}",
+        str(result.get("num_forwards", result.get("num_passes", ""))),
+        str(result.get("num_reused", "")),
+        "" if peak is None else f"{peak / 1e9:.2f}",
+        places,
+    )
