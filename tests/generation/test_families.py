@@ -253,6 +253,14 @@ def test_sound_is_written_beside_the_pictures(
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
 
 
+@pytest.mark.parametrize(("dtype", "full"), [(np.int16, 2**15 - 1), (np.int32, 2**31 - 1), (np.float64, 1)])
+def test_sound_of_whole_numbers_is_as_loud_as_that_of_floats(dtype: type, full: int) -> None:
+    sounding = SimpleNamespace(audio=(np.array([[0.0, 0.5, -0.5, 1.0]]) * full).astype(dtype))
+    sound = sound_of(SimpleNamespace(audio_sample_rate=8000), sounding)
+    assert sound is not None
+    torch.testing.assert_close(sound[0], torch.tensor([[0.0, 0.5, -0.5, 1.0]]), atol=1e-4, rtol=0)
+
+
 def test_sound_at_an_unknown_rate_is_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     sounding = SimpleNamespace(audio=torch.zeros(1, 544))
     assert sound_of(SimpleNamespace(), sounding) is None

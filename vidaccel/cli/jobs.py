@@ -22,6 +22,7 @@ from vidaccel.files.text import plain_values, write_json
 from vidaccel.generation.options import check_options
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.paths import VIDEO_SUFFIXES
+from vidaccel.video.rate import check_rate
 
 _SLUG_LENGTH = 60
 _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be called wan2.1
@@ -56,8 +57,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_options(device=self.device, dtype=self.dtype, offload=self.offload)
-        if not 0 < self.fps < 1000:
-            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
+        check_rate(self.fps)
 
 
 def easycache_config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, first_line
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json")
 
@@ -37,7 +37,6 @@ def save_tokenizer(source: Path, target: Path) -> str:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"The tokenizer in {source} cannot be loaded ({reason}).") from error
+        raise UserError(f"The tokenizer in {source} cannot be loaded ({first_line(error)}).") from error
     tokenizer.save_pretrained(target)
     return type(tokenizer).__name__

@@ -18,6 +18,7 @@ from vidaccel.catalog.table import pipeline_traits
 from vidaccel.errors import UserError
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import denoisers, patch_sizes, strides
+from vidaccel.video.sound import as_waveform
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ def sound_of(pipe: Any, output: Any) -> tuple[Tensor, int] | None:
     """The first waveform (channels, samples) of a pipeline that makes sound too, and its samples a second.
 
     Takes `audio`, (B, channels, samples) or (B, samples) (LTX-2, Kandinsky 6), and `sound`, (channels, samples)
-    (Cosmos 3). Where the pipeline does not say how many samples a second are, there is a warning instead.
+    (Cosmos 3); floats in [-1, 1] or whole numbers, which count by the range of their type. Where the pipeline does not
+    say how many samples a second are, there is a warning instead.
     """
     audio, sound = (getattr(output, name, None) for name in ("audio", "sound"))
     waveform = sound if audio is None else audio[0]
@@ -184,7 +186,7 @@ def sound_of(pipe: Any, output: Any) -> tuple[Tensor, int] | None:
     if rate is None:
         logger.warning("%s makes sound too, at an unknown rate; the sound is not written.", type(pipe).__name__)
         return None
-    waveform = torch.as_tensor(waveform).detach().float().cpu()
+    waveform = as_waveform(torch.as_tensor(waveform).detach().cpu())
     return (waveform if waveform.ndim == 2 else waveform[None]), rate
 
 

@@ -17,7 +17,7 @@ from vidaccel.catalog.presets import Preset, preset_of
 from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.report import EasyCacheReport
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, first_line
 from vidaccel.generation.calls import (
     call_arguments,
     check_inputs,
@@ -220,8 +220,9 @@ def _call_errors(pipe: Any, request: GenerationRequest) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _too_little_memory(pipe, request) from error
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"Compiling failed on this machine ({reason[:160]}); leave --compile out.") from error
+        raise UserError(
+            f"Compiling failed on this machine ({first_line(error)[:160]}); leave --compile out."
+        ) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # how PyTorch's CPU allocator says it
             raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
+from vidaccel.video.rate import check_rate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +68,8 @@ class GenerationRequest:
                 raise UserError(f"`{name}` must be a number of at least 0, got {scale}.")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"`seed` must be from 0 to 2**63 - 1, got {self.seed}.")
-        if self.fps is not None and not 0 < self.fps < 1000:
-            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
+        if self.fps is not None:
+            check_rate(self.fps)
         if self.max_sequence_length is not None and self.max_sequence_length < 1:
             raise UserError(f"`max_sequence_length` must be at least 1, got {self.max_sequence_length}.")
         for name, value in self.inputs.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vidaccel.errors import UserError
+from vidaccel.video.rate import check_rate
 
 Cut = Literal["soft", "hard"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
@@ -66,8 +67,7 @@ class ChunkGrid:
         for name, least in (("chunk_frames", 1), ("temporal_stride", 1), ("given_frames", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 < self.fps < 1000:
-            raise UserError(f"`fps` must be above 0 and below 1000, got {self.fps}.")
+        check_rate(self.fps)
 
     def first_frame(self, chunk: int) -> int:
         """Index of the chunk's first latent frame; `chunk` may be one past the last."""

@@ -58,9 +58,14 @@ def run_ffmpeg(arguments: list[str], *, data: bytes | memoryview = b"") -> bytes
     # A group of its own: Ctrl-C is for this process, which ends what it started; ffmpeg would cut its output short.
     done = subprocess.run(command, input=data, capture_output=True, check=False, start_new_session=True)
     if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError(f"the encoder stopped ({lines[-1].split('] ')[-1]})")
+        raise OSError(f"the encoder stopped ({failure(done).split('] ')[-1]})")
     return done.stdout
+
+
+def failure(ended: subprocess.CompletedProcess[bytes]) -> str:
+    """The last line that a process said, or its exit code."""
+    lines = ended.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"exit code {ended.returncode}"
 
 
 @dataclass(frozen=True)

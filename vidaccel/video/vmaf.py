@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from vidaccel.video.ffmpeg import failure
+
 SMALLEST = 32  # libvmaf crashes below 17 pixels: its coarsest of four scales is then empty
 
 
@@ -29,10 +31,11 @@ def vmaf_of_bytes(reference: bytes, video: bytes, *, size: tuple[int, int], fps:
         for name, frames in (("video", video), ("reference", reference)):
             Path(folder, name).write_bytes(frames)
         command = _command(ffmpeg, size=size, fps=fps, model=model)
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
         if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise MetricUnavailable(f"VMAF: ffmpeg could not compute it for {size[0]}x{size[1]} frames: {lines[-1]}")
+            raise MetricUnavailable(
+                f"VMAF: ffmpeg could not compute it for {size[0]}x{size[1]} frames: {failure(done)}"
+            )
         log = json.loads(Path(folder, "log.json").read_text())
     return float(log["pooled_metrics"]["vmaf"]["mean"])
 
