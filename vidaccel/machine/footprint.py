@@ -58,7 +58,7 @@ def footprint(pipe: Any, *, num_frames: int, height: int, width: int) -> Footpri
     latent_frames = (num_frames - 1) // temporal + 1
     tokens = latent_frames * (height // spatial) * (width // spatial) // math.prod(patch_sizes(transformer))
     hidden, ffn = hidden_sizes(transformer)
-    weights = sum(_num_bytes(component) for component in modules(pipe).values())
+    weights = sum(module_bytes(component) for component in modules(pipe).values())
     denoising = tokens * (16 * hidden + 2 * ffn) * transformer.dtype.itemsize
     if vae is None:
         return Footprint(weights=weights, transformer=denoising, vae=0)
@@ -88,6 +88,11 @@ def available_bytes(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, _control_group_bytes())
 
 
+def module_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
 def gigabytes(num_bytes: float) -> str:
     """A size for people: `1.5 GiB`, or `12 MiB` below a tenth of a gibibyte."""
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{max(1, round(num_bytes / 2**20))} MiB"
@@ -101,7 +106,3 @@ def _control_group_bytes() -> int:
     except (OSError, ValueError):  # no control group, or "max": no limit
         return 2**63
     return max(0, limit - used + int(statistics.get("inactive_file", 0)))
-
-
-def _num_bytes(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from vidaccel.errors import UserError
-from vidaccel.machine.footprint import weight_bytes
+from vidaccel.machine.footprint import module_bytes, weight_bytes
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.fused_layers import fuse_layers
@@ -115,7 +115,7 @@ def transformer_parts(
     shape = (size.batch_size, state.size[0], size.memory.chunk_frames, *latent)
     latents = torch.empty(shape, device=_META, dtype=dtype)
     timestep = torch.empty(size.batch_size, device=_META)
-    weights = _num_bytes(transformer)
+    weights = module_bytes(transformer)
     transformer.blocks = transformer.blocks[:_ENOUGH_BLOCKS]
     with torch.no_grad():
         state.memory.begin_chunk()
@@ -176,11 +176,11 @@ def decoder_parts(
 ) -> list[PlanPart]:
     """Weights of the autoencoder, what the decoder keeps between chunks, and what decoding one takes."""
     vae = _on_meta(AutoencoderKLWan, model.vae, size.dtype("vae"))
-    weights = [PlanPart(name="autoencoder", num_bytes=_num_bytes(vae), description="weights")]
+    weights = [PlanPart(name="autoencoder", num_bytes=module_bytes(vae), description="weights")]
     decoder: StreamingDecoder | StreamingTinyDecoder = StreamingDecoder(vae)
     if model.small_decoder is not None:
         small = _on_meta(TinyWanDecoder, model.small_decoder, size.dtype("transformer"))
-        weights.append(PlanPart(name="small decoder", num_bytes=_num_bytes(small), description="weights"))
+        weights.append(PlanPart(name="small decoder", num_bytes=module_bytes(small), description="weights"))
         decoder = StreamingTinyDecoder(small)
     shape = (size.batch_size, vae.config.z_dim, size.memory.chunk_frames, *latent)
     latents = torch.empty(shape, device=_META)
@@ -226,10 +226,6 @@ def _on_meta(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         if in_float32.isdisjoint(name.split(".")):
             parameter.data = parameter.data.to(dtype)
     return model
-
-
-def _num_bytes(model: torch.nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _frame_bytes(state: RolloutState, size: RolloutSize) -> int:
