@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,12 +15,13 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vidaccel.catalog.pipelines import pipeline_class
 from vidaccel.catalog.registry import ModelSpec, pipeline_name, spec_of
 from vidaccel.catalog.table import component_modules, pipeline_traits
 from vidaccel.errors import UserError
+from vidaccel.generation.networks import load_networks
 from vidaccel.generation.options import Offload, check_options
 from vidaccel.machine.attention import (
     NATIVE,
@@ -67,11 +67,12 @@ def load_pipeline(
             check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
         _check_room_for_weights(folder, place, dtypes["default"])
-    kind = _pipeline_class(folder)
+    index = _read_index(folder)
+    kind = _pipeline_class(folder, index)
     with _loading_errors(folder), _without_progress_bars():
-        pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True)
+        networks = load_networks(folder, index, dtypes=dtypes)
+        pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True, **networks)
     _check_parts(pipe)
-    _check_complete(pipe, folder)
     if pipeline_traits(kind).tiles_vae:
         cast(Any, pipe).vae.enable_tiling()
     _place(pipe, target, cast(Offload, offload))
@@ -147,20 +148,26 @@ def model_folder(spec: ModelSpec) -> Path:
         ) from error
 
 
-def _pipeline_class(folder: Path) -> Any:
-    """The class that `model_index.json` names, found here: a folder brings no code of its own.
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The content of `model_index.json`.
 
-    Modules that the catalog names for components are imported, as diffusers does not do it.
+    Modules that the catalog names for components are imported, as diffusers does not do it; a folder brings no code of
+    its own.
     """
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        name, entries = index["_class_name"], list(index.values())
-        for library in {str(entry[0]) for entry in entries if isinstance(entry, list) and entry}:
+        for library in {str(entry[0]) for entry in index.values() if isinstance(entry, list) and entry}:
             if library.startswith("vidaccel.models.") or library in component_modules():
                 import_module(library)
+        return {**index, "_class_name": str(index["_class_name"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{folder / 'model_index.json'} cannot be used ({_first_sentence(error)}).") from error
-    kind = pipeline_class(str(name))
+
+
+def _pipeline_class(folder: Path, index: Mapping[str, Any]) -> Any:
+    """The class that a `model_index.json` names, found here."""
+    name = index["_class_name"]
+    kind = pipeline_class(name)
     if kind is None:
         raise UserError(
             f"The model in {folder} cannot be loaded: it names the pipeline {name}, which neither diffusers "
@@ -221,45 +228,6 @@ def _check_parts(pipe: DiffusionPipeline) -> None:
             raise UserError(
                 f"{name} needs a {wanted[0].__name__} as its `{part}`, and the model has a {type(found).__name__}."
             )
-
-
-def _check_complete(pipe: DiffusionPipeline, folder: Path) -> None:
-    """Refuse weights that were missing in the files and that the libraries filled in with random numbers."""
-    for name, module in modules(pipe).items():
-        files = sorted((folder / name).glob("*.safetensors"))
-        if not files or getattr(module, "hf_quantizer", None) is not None:  # whose files hold each weight in parts
-            continue
-        stored: dict[str, int] = {}
-        for path in files:
-            with safe_open(path, framework="pt") as weights:
-                stored |= {key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-        missing = _missing_weights(module, stored)
-        if missing:
-            raise UserError(f"The checkpoint {folder / name} lacks {len(missing)} weights, {missing[0]} among them.")
-
-
-def _missing_weights(module: torch.nn.Module, stored: Mapping[str, int]) -> list[str]:
-    """Names of parameters that no stored weight is for; `stored` are the numbers in each.
-
-    transformers renames and joins weights of older files as it loads them: parameters without a namesake are there
-    all the same if the stored weights that nothing else accounts for hold as many numbers.
-    """
-    names_of: dict[int, list[str]] = {}
-    sizes: dict[int, int] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):  # tied weights share one entry
-        names_of.setdefault(id(parameter), []).append(name)
-        sizes[id(parameter)] = parameter.numel()
-    suffixes = {key.split(".", depth)[-1]: key for key in stored for depth in range(3)}  # base-model prefixes differ
-    used: set[str] = set()
-    missing: dict[int, str] = {}
-    for key, names in names_of.items():
-        found = {suffixes[name] for name in names if name in suffixes}
-        found |= {tail for name in names if (tail := name.split(".", 1)[-1]) in stored}
-        used |= found
-        if not found:
-            missing[key] = names[0]
-    spare = sum(size for key, size in stored.items() if key not in used)
-    return [] if spare >= sum(sizes[key] for key in missing) else list(missing.values())
 
 
 def _place(pipe: Any, device: torch.device, offload: Offload) -> None:
