@@ -22,8 +22,15 @@ from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run, runs
 from vidaccel.errors import UserError
 from vidaccel.generation import generate as generation
-from vidaccel.generation.calls import frames_of, parameters_of, sound_of
-from vidaccel.generation.generate import Generation, StepProgress, easycache_settings, generate, warm_up
+from vidaccel.generation.calls import frames_of, negative_prompt_problem, parameters_of, sound_of
+from vidaccel.generation.generate import (
+    Generation,
+    StepProgress,
+    check_request,
+    easycache_settings,
+    generate,
+    warm_up,
+)
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import denoisers
 from vidaccel.random_models.build import build_random, make_random
@@ -162,6 +169,8 @@ def test_a_swap_in_pipeline_is_called_without_its_own_easycache() -> None:
         ("wan2.2-animate", {"image": 3}, "--pose-video and --face-video"),
         ("wan2.1-vace", {"mask": 4}, "--video"),
         ("wan2.1-vace", {"video": 4}, "--video has 4 frames and 9 are asked for"),
+        ("wan2.1-v2v", {"video": 4}, "--video has 4 frames and 9 are asked for"),
+        ("cogvideox-v2v", {"video": 4}, "--video has 4 frames and 9 are asked for"),
         ("hunyuan-video-t2v", {"image": 3}, "takes no image"),
         ("ltx-t2v", {"video": 4}, "takes no video"),
         ("skyreels-v2-t2v", {"face_video": 4}, "takes no face-video"),
@@ -193,6 +202,53 @@ def test_what_a_model_cannot_make_is_one_line(family: str, changes: dict[str, An
     with pytest.raises(UserError, match=words) as caught:
         generate(build_random(family), request)
     assert "\n" not in str(caught.value)
+
+
+def test_a_clip_that_sets_the_length_is_cut_to_a_length_that_the_model_makes() -> None:
+    request = GenerationRequest(
+        "a red ball", num_frames=10, height=32, width=32, inputs={"video": torch.rand(12, 3, 32, 32)}
+    )
+    with pytest.raises(UserError, match="got 10; nearest are 9 and 13"):
+        check_request(build_random("wan2.1-v2v"), request)
+
+
+# A pipeline of each way of guiding: by its scale, by a second scale beside that of a distilled model, by a component.
+@pytest.mark.parametrize(
+    ("family", "key", "flag"),
+    [
+        ("wan2.1-t2v", "guidance_scale", "--guidance-scale"),
+        ("hunyuan-video-t2v", "true_cfg_scale", "--true-cfg-scale"),
+        ("hunyuan-video-1.5-t2v", "guidance_scale", "--guidance-scale"),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_negative_prompt_without_effect_is_said_with_the_flag_to_use(
+    family: str, key: str, flag: str, scale: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, frames = build_random(family), []
+    for negative in ("blue", "a green hill"):
+        sizes: dict[str, Any] = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 2}
+        frames.append(
+            generate(pipe, GenerationRequest("a red ball", negative_prompt=negative, **{key: scale}, **sizes)).frames
+        )
+    said = [message for message in caplog.messages if "--negative-prompt has no effect" in message]
+    assert torch.equal(*frames) is bool(said) is (scale == 1)
+    assert all(f"give {flag} above 1" in message for message in said)
+
+
+def test_a_negative_prompt_that_the_pipeline_has_no_argument_for_is_said() -> None:
+    request = GenerationRequest("a red ball", negative_prompt="blue")
+    pipe = build_random("wan2.1-t2v")
+    assert negative_prompt_problem(pipe, request) is None
+    pipe.__class__ = type("Promptless", (type(pipe),), {"__call__": lambda self, prompt, num_frames=9: None})
+    assert "takes no negative prompt" in str(negative_prompt_problem(pipe, request))
+
+
+def test_guidance_of_the_sound_is_guidance_too() -> None:
+    request = GenerationRequest("a red ball", negative_prompt="blue", guidance_scale=1.0)
+    pipe = build_random("ltx2-t2v")
+    assert negative_prompt_problem(pipe, request) is None
+    assert negative_prompt_problem(pipe, replace(request, arguments={"audio_guidance_scale": 1.0})) is not None
 
 
 def test_guidance_is_told_to_the_component_that_guides_and_taken_back() -> None:

@@ -82,8 +82,14 @@ def check_sizes(pipe: Any, request: GenerationRequest) -> None:
     temporal, spatial = strides(pipe)
     parameters, transformer = parameters_of(pipe), denoisers(pipe)[0]
     patch = (1, 1, 1) if pipeline_traits(pipe).pads_patches else patch_sizes(transformer)
-    if temporal is not None and any(name in parameters for name in FRAME_COUNTS):
+    follows_clip = _clip_sets_length(parameters, request)
+    if temporal is not None and (follows_clip or _has_frame_count(parameters)):
         _check_frames(pipe, request.num_frames, temporal)
+    if (follows_clip or _is_controlled(parameters, request)) and len(request.inputs["video"]) < request.num_frames:
+        raise UserError(
+            f"--video has {len(request.inputs['video'])} frames and {request.num_frames} are asked for; "
+            "give a longer one or fewer --num-frames."
+        )
     if spatial is None or "height" not in parameters:
         return
     for name, multiple in (("height", spatial * patch[1]), ("width", spatial * patch[2])):
@@ -134,6 +140,35 @@ def call_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         stages = len(parameters["pyramid_num_inference_steps_list"].default)
         arguments["pyramid_num_inference_steps_list"] = _shares(request.num_inference_steps, stages)
     return {**arguments, **_pictures(parameters, request), **request.arguments}
+
+
+def negative_prompt_problem(pipe: Any, request: GenerationRequest) -> str | None:
+    """Why the negative prompt of a request changes nothing, with the flag to use; None where it works or there is none.
+
+    Guidance against a negative prompt is `true_cfg_scale` where the pipeline has it (its `guidance_scale` is then a
+    number that a distilled model is told), else that of its `guider`, else `guidance_scale`, and with sound
+    `audio_guidance_scale` too; up to 1 there is none.
+    """
+    if request.negative_prompt is None:
+        return None
+    parameters, name = parameters_of(pipe), type(pipe).__name__
+    if "negative_prompt" not in parameters:
+        return f"{name} takes no negative prompt; --negative-prompt has no effect."
+    key = "true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"
+    scales = [_scale(pipe, request, name) for name in (key, "audio_guidance_scale")]
+    known = [scale for scale in scales if scale is not None]
+    if not known or max(known) > 1:
+        return None
+    return f"--negative-prompt has no effect, as {key} is {known[0]:g}; give --{_flag(key)} above 1."
+
+
+def _scale(pipe: Any, request: GenerationRequest, key: str) -> float | None:
+    """The weight of that name that the pipeline will use: given, its guider's or its own; None where it has none."""
+    parameters, guider = parameters_of(pipe), getattr(pipe, "guider", None)
+    usual = parameters[key].default if key in parameters else getattr(guider, key, None)
+    given = request.arguments.get(key, getattr(request, key, None))
+    scale = usual if given is None else given
+    return scale if isinstance(scale, int | float) else None
 
 
 def fewest_steps(pipe: Any) -> int:
@@ -201,6 +236,20 @@ def _makes_video(parameters: Mapping[str, Any]) -> bool:
     return any(name in parameters for name in (*FRAME_COUNTS, "video", "control_video", "pose_video"))
 
 
+def _has_frame_count(parameters: Mapping[str, Any]) -> bool:
+    return any(name in parameters for name in FRAME_COUNTS)
+
+
+def _is_controlled(parameters: Mapping[str, Any], request: GenerationRequest) -> bool:
+    """Whether the clip of the request is followed frame by frame (VACE)."""
+    return "video" in request.inputs and _place(parameters, "video") == "video" and "mask" in parameters
+
+
+def _clip_sets_length(parameters: Mapping[str, Any], request: GenerationRequest) -> bool:
+    """Whether the clip of the request says how many frames are made, as there is no argument that does."""
+    return "video" in request.inputs and _place(parameters, "video") == "video" and not _has_frame_count(parameters)
+
+
 def _place(parameters: Mapping[str, Any], key: str) -> str | None:
     if key == "last_image" and "mask_strategy" in parameters:
         return "image"  # Open-Sora 1.2 takes a list of both
@@ -215,7 +264,7 @@ def _is_needed(name: str, parameters: Mapping[str, inspect.Parameter], key: str)
         return True
     if key == "image":
         return "ImageToVideo" in name or "Image2Video" in name
-    return place in ("video", "control_video") and not any(count in parameters for count in FRAME_COUNTS)
+    return place in ("video", "control_video") and not _has_frame_count(parameters)
 
 
 def _check_arguments(name: str, parameters: Mapping[str, inspect.Parameter], request: GenerationRequest) -> None:
@@ -257,17 +306,12 @@ def _pictures(parameters: Mapping[str, inspect.Parameter], request: GenerationRe
         if place is not None:
             pictures = _as_pictures(value) if value.ndim == 4 else _as_pictures(value[None])[0]
             found[place] = [found[place], pictures] if place in found else pictures
-    controls = "video" in found and "mask" in parameters
-    if controls or ("video" in found and not any(count in parameters for count in FRAME_COUNTS)):
+    is_controlled = _is_controlled(parameters, request)
+    if is_controlled or _clip_sets_length(parameters, request):
         found["video"] = found["video"][: request.num_frames]
-    if controls:
+    if is_controlled:
         size = (request.width, request.height)  # the pipeline would take the size of the video instead
         found["video"] = [picture.resize(size) for picture in found["video"]]
-        if len(found["video"]) < request.num_frames:
-            raise UserError(
-                f"--video has {len(found['video'])} frames and {request.num_frames} are asked for; "
-                "give a longer one or fewer --num-frames."
-            )
     for place in ("mask", "mask_video"):
         if place in found:
             frames = found.get("video") or found.get("background_video") or found[place]

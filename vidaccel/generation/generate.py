@@ -25,6 +25,7 @@ from vidaccel.generation.calls import (
     fewest_steps,
     frames_of,
     guidance,
+    negative_prompt_problem,
     parameters_of,
     plain_call,
     sound_of,
@@ -89,6 +90,8 @@ def generate(
     """
     check_request(pipe, request)
     warn_about_words(pipe, (request.prompt, request.negative_prompt or ""), request.max_sequence_length)
+    if problem := negative_prompt_problem(pipe, request):
+        logger.warning(problem)
     reports_steps = "callback_on_step_end" in parameters_of(pipe)
     recorder = Recorder(pipe, reports_steps=reports_steps, on_step=on_step)
     arguments = call_arguments(pipe, request) | recorder.callback_arguments()
