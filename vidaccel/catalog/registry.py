@@ -54,6 +54,11 @@ def spec_of(model: str) -> ModelSpec:
             return spec
     if _HUB_ID.fullmatch(model) and not folder.exists():
         return ModelSpec(name=model, source=model, description="from the Hub")
+    if folder.is_file():
+        raise UserError(
+            f"{model} is one file and a model has more parts: give it as --transformer {model}, with the folder or Hub "
+            "id that has the rest as --model."
+        )
     names = ", ".join(spec.name for spec in MODELS)
     raise UserError(f"`model` must be one of {names}, a local folder or a Hub id (owner/name); got {model!r}.")
 

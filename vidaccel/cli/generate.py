@@ -11,6 +11,7 @@ from vidaccel.cli.inputs import KeepFrames, check_files, read_arguments, read_in
 from vidaccel.cli.jobs import CacheFlags, Run, read_prompts, video_paths
 from vidaccel.easycache.predictors import PREDICTORS
 from vidaccel.errors import UserError
+from vidaccel.generation.expert_files import LoraFile, TransformerFile
 from vidaccel.generation.request import request_for
 
 _CLIP = "a video, a folder of images or a .safetensors file of frames"
@@ -22,6 +23,20 @@ def generate(
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
     model: Annotated[str, typer.Option(help="A name of `vidaccel models`, a folder, or a Hub id.")] = EMBEDDED_MODEL,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[high=|low=]FILE[:WEIGHT]",
+            help="A LoRA (.safetensors) to load into the model, for two experts perhaps into one; may be repeated.",
+        ),
+    ] = None,
+    transformer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[high=|low=]FILE",
+            help="A .safetensors or .gguf file instead of the model's own transformer; one for each of two experts.",
+        ),
+    ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the video should not show. [default: the pipeline's]")
     ] = None,
@@ -107,6 +122,8 @@ def generate(
     for text in texts:  # what is wrong with a flag is said before anything large is loaded
         request_for(GenerationDefaults(), text, **flags)
     check_files(files)
+    loras = tuple(LoraFile.parse(text) for text in lora or [])
+    transformer_files = tuple(TransformerFile.parse(text) for text in transformer or [])
     spec = spec_of(model)
     run = Run(
         spec=spec,
@@ -116,6 +133,8 @@ def generate(
         attention=attention,
         offload=offload,
         compile_blocks=compile_blocks,
+        loras=loras,
+        transformer_files=transformer_files,
         fps=spec.defaults.fps if fps is None else fps,
         compare=compare,
         report=report,

@@ -19,6 +19,7 @@ from vidaccel.cli.console import say_warning
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import plain_values, write_json
+from vidaccel.generation.expert_files import LoraFile, TransformerFile
 from vidaccel.generation.options import check_options
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.paths import VIDEO_SUFFIXES
@@ -51,6 +52,8 @@ class Run:
     attention: str
     offload: str
     compile_blocks: bool
+    loras: tuple[LoraFile, ...] = ()
+    transformer_files: tuple[TransformerFile, ...] = ()
     fps: float
     compare: bool
     report: bool

@@ -81,6 +81,8 @@ def _shared_settings(run: Run, config: EasyCacheConfig | None) -> dict[str, Any]
     if config is not None:
         values = config.to_dict()
         reuse = {name: values[name] for name in ("threshold", "warmup_steps", "predictor")}
+    loras = [file.to_dict() for file in run.loras]
+    transformers = [file.to_dict() for file in run.transformer_files]
     return {
         "model": run.spec.name,
         "model_digest": None if folder is None else folder_digest(folder),
@@ -90,6 +92,8 @@ def _shared_settings(run: Run, config: EasyCacheConfig | None) -> dict[str, Any]
         "attention": run.attention,
         "compile": run.compile_blocks,
         "fps": run.fps,
+        **({"loras": loras} if loras else {}),
+        **({"transformers": transformers} if transformers else {}),
     }
 
 
@@ -102,6 +106,8 @@ def _load(run: Run) -> Any:
             offload=run.offload,
             attention=run.attention,
             compile=run.compile_blocks,
+            loras=run.loras,
+            transformer_files=run.transformer_files,
         )
 
 

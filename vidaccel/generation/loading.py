@@ -4,7 +4,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 
@@ -21,8 +22,11 @@ from vidaccel.catalog.pipelines import pipeline_class
 from vidaccel.catalog.registry import ModelSpec, pipeline_name, spec_of
 from vidaccel.catalog.table import component_modules, pipeline_traits
 from vidaccel.errors import UserError
+from vidaccel.generation.adapters import load_loras
+from vidaccel.generation.expert_files import EXPERT_PARTS, LoraFile, TransformerFile
 from vidaccel.generation.networks import load_networks
 from vidaccel.generation.options import Offload, check_options
+from vidaccel.generation.single_file import parts_of
 from vidaccel.machine.attention import (
     NATIVE,
     check_attention_backend,
@@ -41,6 +45,8 @@ def load_pipeline(
     offload: str = "none",
     attention: str = NATIVE,
     compile: bool = False,
+    loras: Sequence[LoraFile | str] = (),
+    transformer_files: Sequence[TransformerFile | str] = (),
 ) -> DiffusionPipeline:
     """Load the pipeline class that the model's `model_index.json` names, one of diffusers or of `vidaccel.pipelines`.
 
@@ -51,9 +57,13 @@ def load_pipeline(
     offload: `none`, `model`, `sequential` or `group`: what waits in main memory while a GPU works.
     attention: a backend name of diffusers; the call that the model will make is tried before its weights are loaded.
     compile: compile the repeated blocks of the transformer (`compile_repeated_blocks(fullgraph=True)`).
+    loras: LoRA files, or `[high=|low=]FILE[:WEIGHT]`; all are on, each with its weight.
+    transformer_files: .safetensors or .gguf files, or `[high=|low=]FILE`, instead of the model's own transformers.
 
     Raises `UserError`, with one line that says what to change.
     """
+    adapters = [LoraFile.parse(lora) if isinstance(lora, str) else lora for lora in loras]
+    files = [TransformerFile.parse(file) if isinstance(file, str) else file for file in transformer_files]
     target = resolve_device(device)
     spec = spec_of(model)
     dtypes = component_dtypes(dtype, target, pipeline=pipeline_name(spec))
@@ -61,18 +71,20 @@ def load_pipeline(
     check_attention_backend(attention, device=target, dtype=dtypes["default"])  # before a download
     if compile:
         _check_compiler(target)
-    folder = model_folder(spec)
+    folder = model_folder(spec, without=[EXPERT_PARTS[file.expert or "high"] for file in files])
+    index = _read_index(folder)
+    replaced = parts_of(index, files)
     if attention != NATIVE:
         with _loading_errors(folder):
             check_attention_of_folder(folder, attention, device=target, dtype=dtypes["default"])
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
-        _check_room_for_weights(folder, place, dtypes["default"])
-    index = _read_index(folder)
+        _check_room_for_weights(folder, place, dtypes["default"], replaced)
     kind = _pipeline_class(folder, index)
     with _loading_errors(folder), _without_progress_bars():
-        networks = load_networks(folder, index, dtypes=dtypes)
+        networks = load_networks(folder, index, dtypes=dtypes, files=replaced)
         pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True, **networks)
     _check_parts(pipe)
+    load_loras(pipe, adapters)  # before an offload, whose hooks diffusers would have to take off and put on again
     if pipeline_traits(kind).tiles_vae:
         cast(Any, pipe).vae.enable_tiling()
     _place(pipe, target, cast(Offload, offload))
@@ -131,14 +143,21 @@ def _check_compiler(device: torch.device) -> None:
         raise UserError("--compile on a CPU needs a C++ compiler and there is none on the path; leave --compile out.")
 
 
-def model_folder(spec: ModelSpec) -> Path:
-    """The folder of a model, fetched from the Hub where it is not here yet. Raises `UserError` if there is none."""
+def model_folder(spec: ModelSpec, *, without: Collection[str] = ()) -> Path:
+    """The folder of a model, fetched from the Hub where it is not here yet.
+
+    without: components of which the configuration alone is fetched. Raises `UserError` if there is no such model.
+    """
     if (folder := spec.folder) is not None:
         if not (folder / "model_index.json").is_file():
             raise UserError(f"The model {spec.name!r} has no model_index.json in {folder}; install or save it again.")
         return folder
     try:
-        return Path(DiffusionPipeline.download(spec.source, use_safetensors=True))
+        parts: dict[str, Any] = dict.fromkeys(without)
+        folder = Path(DiffusionPipeline.download(spec.source, use_safetensors=True, **parts))
+        for name in without:
+            hf_hub_download(spec.source, f"{name}/config.json")
+        return folder
     except HFValidationError as error:
         raise UserError(f"{spec.source!r} is no Hub id (owner/name).") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -176,9 +195,13 @@ def _pipeline_class(folder: Path, index: Mapping[str, Any]) -> Any:
     return kind
 
 
-def _check_room_for_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+def _check_room_for_weights(
+    folder: Path, device: torch.device, dtype: torch.dtype, replaced: Mapping[str, TransformerFile]
+) -> None:
     with _loading_errors(folder):
         need = weight_bytes(folder, dtype.itemsize)
+        for name, file in replaced.items():
+            need += file.path.stat().st_size - weight_bytes(folder / name, dtype.itemsize)
     free = available_bytes(device)
     if need > free:
         raise UserError(

@@ -6,8 +6,9 @@ The libraries draw random numbers for weights that a file lacks and only log it,
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -15,26 +16,36 @@ import torch
 import transformers
 
 from vidaccel.errors import UserError
+from vidaccel.generation.expert_files import TransformerFile
+from vidaccel.generation.single_file import load_single_file
 
 _NAMES_SAID = 3  # of the weights that are missing, or have no place
 
 
 def load_networks(
-    folder: Path, index: Mapping[str, Any], *, dtypes: Mapping[str, torch.dtype], given: Collection[str] = ()
+    folder: Path,
+    index: Mapping[str, Any],
+    *,
+    dtypes: Mapping[str, torch.dtype],
+    files: Mapping[str, TransformerFile] = MappingProxyType({}),
 ) -> dict[str, torch.nn.Module]:
-    """Every network of diffusers or transformers that `folder` holds, by name; those in `given` are left out.
+    """Every network of diffusers or transformers that `folder` holds, by name.
 
     index: the content of its `model_index.json`. dtypes: number formats by name, `default` for the others.
+    files: by name, those whose weights are in one file somewhere else; the folder then gives the configuration alone.
 
     Raises `UserError` where weights are missing or have another shape, or where a file of a diffusers model holds
     weights that the model has no place for.
     """
     found = {}
     for name, entry in index.items():
-        kind = _network_class(entry) if name not in given and (folder / name).is_dir() else None
+        kind = _network_class(entry) if (folder / name).is_dir() else None
         if kind is None:
             continue
         dtype = dtypes.get(name, dtypes["default"])
+        if name in files:
+            found[name] = load_single_file(kind, files[name], config=folder / name, dtype=dtype)
+            continue
         if issubclass(kind, diffusers.ModelMixin):
             found[name], report = kind.from_pretrained(
                 folder / name,
