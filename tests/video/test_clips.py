@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from pathlib import Path
 
@@ -152,3 +153,23 @@ def tensor_file(path: Path, frames: Tensor) -> Path:
 def test_tensors_that_are_no_frames_are_refused(tmp_path: Path, frames: Tensor) -> None:
     with pytest.raises(UserError, match="must hold a uint8 tensor"):
         load_frames(tensor_file(tmp_path / "none.safetensors", frames))
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".bmp", ".gif", ".jp2", ".jpg", ".png", ".ppm", ".tif", ".webp"])
+def test_a_damaged_picture_is_read_or_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    draw = random.Random(0)
+    path = tmp_path / f"whole{suffix}"
+    Image.fromarray(numbered_frames(6)[5].permute(1, 2, 0).numpy()).save(path)
+    whole = path.read_bytes()
+    for number in range(60):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 3, 9))):
+            content[draw.randrange(min(len(content), 200))] = draw.randrange(256)
+        damaged = tmp_path / ("damaged" if number % 3 else f"damaged{suffix}")
+        damaged.write_bytes(content[: draw.randrange(len(content))] if number % 4 == 0 else content)
+        try:
+            frames = load_frames(damaged)
+            assert 0 <= frames.min() <= frames.max() <= 1
+        except UserError as error:
+            assert "\n" not in str(error)
+            assert "damaged" in str(error)

@@ -26,6 +26,8 @@ _DEEP_MODES = ("I", "F")  # and I;16 in its byte orders
 _MOST_LEVEL = 65535
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+# What Pillow's readers raise for files that are damaged, found by damaging files of every format.
+_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, RuntimeError, struct.error)
 _USUAL_DURATION = Fraction(1, 10)  # of a frame that says none, as browsers show it
 
 
@@ -68,7 +70,7 @@ def is_picture(path: Path) -> bool:
             return True
     except Image.DecompressionBombError:
         return True
-    except OSError:
+    except _DAMAGE:
         return False
 
 
@@ -84,7 +86,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{path.name} is too large for a picture: {first_line(error)}.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path.name} cannot be read as an image; give a PNG or JPEG file.") from error
 
 
