@@ -10,8 +10,8 @@ import io
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,17 +26,16 @@ from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
 from vidaccel.memory import MemoryConfig
-from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.chunk import Chunk, Shot
 from vidaccel.rollout.decode import StreamingDecoder
-from vidaccel.rollout.loop import rollout, shot_at
+from vidaccel.rollout.production import Production, replay_segments
 from vidaccel.rollout.report import RolloutReport
-from vidaccel.rollout.resume import past_shots, restore, save_chunk, shots_to_come
-from vidaccel.rollout.state import RolloutState
+from vidaccel.rollout.resume import shots_of_branch
 from vidaccel.rollout.timeline import ChunkGrid
 from vidaccel.sessions.branch import Branch
 from vidaccel.sessions.head import MAIN
 from vidaccel.sessions.session import Session
-from vidaccel.video.streams import VideoStream, encode_segment
+from vidaccel.video.streams import VideoStream
 
 MOST_SECONDS = 120
 _SNAPSHOT_EVERY = 10  # chunks: a branch passes at most so many again
@@ -111,8 +110,7 @@ class _Kept:
 class _Run:
     """The running values between the start and the end of making chunks. unknown: words that the model cannot read."""
 
-    student: Student
-    state: RolloutState
+    production: Production
     shots: list[Shot]
     report: RolloutReport
     num_chunks: int
@@ -236,20 +234,16 @@ class LiveRollout:
             run = self._prepare(kept, branch, prompt, num_chunks)
         shown_until = 0.0
         with VideoStream(kept.path / f"{branch.name}.mp4", fps=fps) as stream:
-            for index, values in enumerate(branch.chunks()):
-                run.report.add_recorded(values)
-                stream.append(branch.segment(index) or b"")
-            for chunk in self._chunks(run):
-                assert chunk.frames is not None
-                segment = encode_segment(chunk.frames[0], fps=fps)
-                is_exact = run.state.num_chunks % _SNAPSHOT_EVERY == 0
-                save_chunk(branch, chunk, shot_at(run.shots, chunk.index), run.state, segment=segment, exact=is_exact)
-                kept.branch = branch.name
-                stream.append(segment)
-                run.report.add(chunk)
-                self._stop.wait(max(0.0, shown_until - time.monotonic()))
-                shown_until = time.monotonic() + chunk.frames.shape[1] / fps
-                yield View(line=self._line(run, chunk), moving=animated(chunk.frames[0], fps=fps))
+            replay_segments(branch, branch.num_chunks, run.report, stream)
+            run.production.stream = stream
+            with closing(self._chunks(run)) as chunks:
+                for chunk in chunks:
+                    assert chunk.frames is not None
+                    kept.branch = branch.name
+                    run.report.add(chunk)
+                    self._stop.wait(max(0.0, shown_until - time.monotonic()))
+                    shown_until = time.monotonic() + chunk.frames.shape[1] / fps
+                    yield View(line=self._line(run, chunk), moving=animated(chunk.frames[0], fps=fps))
         with self._studio.turn:  # drawing is of one thread too
             picture = run.report.save_picture(kept.path / f"{branch.name}.png")
         end = "Stopped" if run.report.num_chunks < num_chunks else "Done"
@@ -267,30 +261,40 @@ class LiveRollout:
             memory=kept.memory,
             decoder=StreamingDecoder(pipe.vae),
         )
-        past = past_shots(branch, branch.num_chunks, lambda text: studio.shot(text).embeddings)
-        restore(student, state, branch, past)
+        shots = shots_of_branch(
+            branch, branch.num_chunks, [studio.shot(prompt)], lambda text: studio.shot(text).embeddings
+        )
+        production = Production(
+            student=student,
+            state=state,
+            shots=shots,
+            num_chunks=num_chunks,
+            branch=branch,
+            snapshot_every=_SNAPSHOT_EVERY,
+            fps=defaults.fps,
+        )
+        production.restore()
         report = RolloutReport(
             kept.memory, studio.grid, passes_per_chunk=student.passes_per_chunk, num_branches=student.num_branches
         )
         return _Run(
-            student=student,
-            state=state,
-            shots=shots_to_come(past, [studio.shot(prompt)], branch.num_chunks),
+            production=production,
+            shots=shots,
             report=report,
             num_chunks=num_chunks,
             unknown=unknown_words(pipe, prompt),
         )
 
-    def _chunks(self, run: _Run) -> Iterator[Chunk]:
+    def _chunks(self, run: _Run) -> Generator[Chunk]:
         """At least one chunk, then until all are made or the visitor stops."""
-        made = rollout(run.student, run.state, run.shots, num_chunks=run.num_chunks)
-        while run.state.num_chunks < run.num_chunks:
-            with self._studio.turn:
-                self._take_prompt(run)
-                chunk = next(made)
-            yield chunk
-            if self._stop.is_set():
-                return
+        with closing(run.production.chunks()) as made:
+            while run.production.state.num_chunks < run.num_chunks:
+                with self._studio.turn:
+                    self._take_prompt(run)
+                    chunk = next(made)
+                yield chunk
+                if self._stop.is_set():
+                    return
 
     def _take_prompt(self, run: _Run) -> None:
         """Begin a shot with the next chunk if the visitor has asked for another prompt; the last one counts."""
@@ -301,9 +305,9 @@ class LiveRollout:
         if wanted == run.shots[-1].prompt:
             return
         run.unknown = unknown_words(self._studio.pipe, wanted)
-        if run.shots[-1].start_chunk == run.state.num_chunks:
+        if run.shots[-1].start_chunk == run.production.state.num_chunks:
             run.shots.pop()
-        run.shots.append(replace(self._studio.shot(wanted), start_chunk=run.state.num_chunks))
+        run.shots.append(replace(self._studio.shot(wanted), start_chunk=run.production.state.num_chunks))
 
     def _line(self, run: _Run, chunk: Chunk) -> str:
         seconds, rate = run.report.start_seconds()[-1], run.report.pixel_frames_per_second

@@ -4,14 +4,13 @@ from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 pipe = ContextForcingWanPipeline.from_pretrained(folder)   # of `vidaccel convert causal-wan`, or the embedded student
 for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80, height=128, width=128):
     show(chunk.frames)                                      # while the next chunk is made
+`session="run"` keeps finished chunks in a folder; `resume=True` goes on there, also after the process was killed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +27,16 @@ from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.rollout.checkpoint import Checkpoint
 from vidaccel.rollout.chunk import Chunk, Shot, Student
-from vidaccel.rollout.decode import StreamingDecoder, encode_start
-from vidaccel.rollout.loop import ingest, rollout
+from vidaccel.rollout.decode import StreamingDecoder
+from vidaccel.rollout.fingerprint import session_settings
+from vidaccel.rollout.production import Production
+from vidaccel.rollout.prompts import PromptEncoder
+from vidaccel.rollout.start import Start, check_length
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
-
-_ENDLESS = 2**62
+from vidaccel.sessions.head import MAIN
 
 
 class ContextForcingWanPipeline(WanPipeline):
@@ -143,10 +145,10 @@ class ContextForcingWanPipeline(WanPipeline):
             device=self._execution_device,
         )
 
-    def grid(self, *, fps: float = 16, given_frames: int = 0) -> ChunkGrid:
+    def grid(self, *, fps: float = 16, given_frames: int = 0, memory: MemoryConfig | str | None = None) -> ChunkGrid:
         """Where chunks lie in time. given_frames: latent frames that the video begins with."""
         return ChunkGrid(
-            chunk_frames=self._settings.chunk_frames,
+            chunk_frames=self.memory_config(memory).chunk_frames,
             fps=fps,
             temporal_stride=self.vae_scale_factor_temporal,
             given_frames=given_frames,
@@ -156,57 +158,16 @@ class ContextForcingWanPipeline(WanPipeline):
         self,
         prompt: str | Sequence[str] | PromptTimeline,
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        guided: bool = False,
-        num_videos: int = 1,
         num_chunks: int | None = None,
-        max_sequence_length: int = 512,
         grid: ChunkGrid | None = None,
+        **encoding: Any,
     ) -> list[Shot]:
         """Encode the prompts of a timeline, or one for every video, into shots.
 
+        encoding: `negative_prompt`, `guided`, `num_videos`, `max_sequence_length`, as `PromptEncoder` takes them.
         Raises UserError for another number of prompts than of videos.
         """
-        negative = _for_each(negative_prompt or "", num_videos, "negative_prompt")
-        if not isinstance(prompt, PromptTimeline):
-            texts = _for_each(prompt, num_videos, "prompt")
-            name = prompt if isinstance(prompt, str) else " | ".join(texts)
-            embeddings = self._embeddings(texts, negative, guided, max_sequence_length)
-            return [Shot(start_chunk=0, prompt=name, embeddings=embeddings)]
-        changes = prompt.changes(grid or self.grid(), num_chunks=_ENDLESS if num_chunks is None else num_chunks)
-        return [
-            Shot(
-                start_chunk=change.chunk,
-                prompt=change.span.prompt,
-                cut=change.span.cut,
-                embeddings=self._embeddings([change.span.prompt] * num_videos, negative, guided, max_sequence_length),
-            )
-            for change in changes
-        ]
-
-    def _embeddings(self, texts: list[str], negative: list[str], guided: bool, length: int) -> tuple[Tensor, ...]:
-        dtype = self.transformer.dtype
-        with torch.no_grad():
-            found = self.encode_prompt(
-                prompt=texts,
-                negative_prompt=negative,
-                do_classifier_free_guidance=guided,
-                max_sequence_length=length,
-                device=self._execution_device,
-            )
-        return tuple(part.to(dtype) for part in found if part is not None)
-
-    def _given_shot(self, embeddings: Tensor, negative: Tensor | None, guided: bool) -> Shot:
-        """The shot of embeddings that were made elsewhere, named after what they hold."""
-        parts = [part for part in (embeddings, negative if guided else None) if part is not None]
-        width = self.transformer.config.text_dim
-        if len(parts) != 1 + guided or any(part.ndim != 3 or part.shape[2] != width for part in parts):
-            raise UserError(
-                f"`prompt_embeds`, and with guidance `negative_prompt_embeds`, must be (videos, text tokens, {width}); "
-                f"got {[tuple(part.shape) for part in parts]}."
-            )
-        digest = hashlib.sha256(embeddings.detach().float().cpu().numpy().tobytes()).hexdigest()
-        return Shot(start_chunk=0, prompt=f"embeddings {digest[:16]}", embeddings=tuple(parts))
+        return PromptEncoder(pipe=self, **encoding).shots(prompt, grid or self.grid(), num_chunks)
 
     # Making video
 
@@ -215,11 +176,13 @@ class ContextForcingWanPipeline(WanPipeline):
         prompt: str | Sequence[str] | PromptTimeline | None = None,
         *,
         num_chunks: int | None = None,
+        num_frames: int | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         image: Any = None,
         video: Any = None,
+        decode_start: bool = False,
         height: int = 480,
         width: int = 832,
         seeds: Sequence[int] = (0,),
@@ -230,47 +193,78 @@ class ContextForcingWanPipeline(WanPipeline):
         max_sequence_length: int = 512,
         decode: bool = True,
         state: RolloutState | None = None,
-    ) -> Iterator[Chunk]:
+        session: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        branch: str = MAIN,
+        branch_from: int | None = None,
+        from_branch: str = MAIN,
+        rewind: int | None = None,
+        snapshot_every: int | None = None,
+        replay: bool = True,
+    ) -> Generator[Chunk]:
         """Finished chunks, one after the other: latents and, unless `decode` is False, pixel frames.
 
         prompt: one for all videos, one for each seed, or a timeline; or `prompt_embeds` (videos, text tokens,
             text_dim) in its place, with guidance `negative_prompt_embeds` too.
-        num_chunks: of the whole rollout; None goes on until the caller stops.
+        num_chunks: of the whole rollout, or `num_frames`: as many as hold so many pixel frames; without either it goes
+            on until the caller stops.
         image, video: to begin with, (3, H, W) or (f, 3, H, W) in [0, 1], or what diffusers' pipelines take (PIL
-            images are scaled); its own chunks come first and count.
-        fps: what a timeline's seconds are counted in.
-        state: to go on from, as `new_state` or a session gave it; it is advanced in place.
-        Raises UserError for sizes, prompts and starts that do not go together.
+            images are scaled); its own chunks come first and count. Their `frames` are the pixels that were given, with
+            `decode_start` those that the autoencoder makes of them.
+        fps: what a timeline's seconds are counted in, and of the video in a session.
+        state: to go on from, as `new_state` gave it; it is advanced in place.
+        session: a folder in which finished chunks are kept, as `vidaccel rollout --checkpoint` does; either goes on
+            with what the other began, with the same settings and the same bits. It is open until the iterator ends or
+            is closed (`.close()`), which saves the chunk that was made last.
+        resume, branch, branch_from, from_branch, rewind, snapshot_every: see `Checkpoint`.
+        replay: with `resume`, give the chunks that the session holds too (`origin` is "saved"), decoded anew from
+            their latents; False: new chunks only.
+
+        Arguments are checked, and a session is opened, when this is called. Raises UserError for sizes, prompts and
+        starts that do not go together, a start as long as the video, and a session as `Checkpoint.open` does.
         """
+        checkpoint = Checkpoint.of(
+            session,
+            resume=resume,
+            branch=branch,
+            branch_from=branch_from,
+            from_branch=from_branch,
+            rewind=rewind,
+            snapshot_every=snapshot_every,
+        )
+        if checkpoint is not None and state is not None:
+            raise UserError("A rollout goes on from `state` or from a `session`; give one of them.")
         student = self.student(num_inference_steps, guidance_scale)
         if state is None:
             decoder = StreamingDecoder(self.vae) if decode else None
             state = self.new_state(student, height=height, width=width, seeds=seeds, memory=memory, decoder=decoder)
-        start = None
-        if image is not None or video is not None:
-            start = self._start(image, video, state)
-        guided = student.num_branches > 1
-        if prompt_embeds is not None and prompt is None:
-            shots = [self._given_shot(prompt_embeds, negative_prompt_embeds, guided)]
-        elif prompt is None or prompt_embeds is not None:
-            raise UserError("Give `prompt` or `prompt_embeds`, one of them.")
-        else:
-            shots = self.shots(
-                prompt,
-                negative_prompt=negative_prompt,
-                guided=guided,
-                num_videos=len(state.seeds),
-                num_chunks=num_chunks,
-                max_sequence_length=max_sequence_length,
-                grid=self.grid(fps=fps, given_frames=0 if start is None else start.shape[2]),
-            )
-        begin: Iterator[Chunk] = iter(())
-        if start is not None:
-            begin = ingest(student, state, shots[0], start)
-        going_on = rollout(student, state, shots, num_chunks=_ENDLESS if num_chunks is None else num_chunks)
-        return itertools.chain(begin, going_on)
+        start = self._start(image, video, state, is_decoded=decode_start)
+        given_frames = 0 if start is None else start.num_latent_frames
+        grid = self.grid(fps=fps, given_frames=given_frames, memory=state.memory.config)
+        length = _num_chunks(num_chunks, num_frames, prompt, grid)
+        encoder = PromptEncoder(
+            pipe=self,
+            negative_prompt=negative_prompt,
+            guided=student.num_branches > 1,
+            num_videos=len(state.seeds),
+            max_sequence_length=max_sequence_length,
+        )
+        shots = encoder.shots(prompt, grid, length, embeddings=prompt_embeds, negative=negative_prompt_embeds)
+        made = Production(student=student, state=state, shots=shots, num_chunks=length, start=start)
+        if checkpoint is None:
+            return made.chunks()
+        made.fps = fps
+        opened = made.open_session(
+            checkpoint,
+            session_settings(self, made, encoder),
+            encode=lambda text: encoder.past_embeddings(text, shots),
+            num_given_chunks=grid.num_given_chunks,
+        )
+        return made.session_chunks(opened, replay=replay)
 
-    def _start(self, image: Any, video: Any, state: RolloutState) -> Tensor:
+    def _start(self, image: Any, video: Any, state: RolloutState, *, is_decoded: bool) -> Start | None:
+        if image is None and video is None:
+            return None
         if image is not None and video is not None:
             raise UserError("A rollout begins with an image or a video, not both.")
         side = self.vae_scale_factor_spatial
@@ -285,10 +279,7 @@ class ContextForcingWanPipeline(WanPipeline):
                 f"The frames to begin with are {tuple(frames.shape[-2:])} and the video is {size} (height, width); "
                 "scale and cut them first."
             )
-        latents = encode_start(self.vae, frames)
-        if len(latents) not in (1, len(state.seeds)):
-            raise UserError(f"There are {len(latents)} clips to begin with and {len(state.seeds)} videos; give one.")
-        return latents.expand(len(state.seeds), -1, -1, -1, -1)
+        return Start.of(self.vae, frames, num_videos=len(state.seeds), is_decoded=is_decoded)
 
     @torch.no_grad()
     def __call__(
@@ -310,6 +301,8 @@ class ContextForcingWanPipeline(WanPipeline):
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         max_sequence_length: int = 512,
+        fps: float = 16,
+        decode_start: bool = False,
     ) -> Any:
         """Make whole videos of `num_frames` pixel frames, as `WanPipeline` does; see `stream` for the other arguments.
 
@@ -328,49 +321,57 @@ class ContextForcingWanPipeline(WanPipeline):
         )
         counted = prompt if prompt_embeds is None else prompt_embeds
         count = len(counted) if isinstance(counted, list | Tensor) else num_videos_per_prompt
-        stride = self.vae_scale_factor_temporal
-        num_latent_frames = (num_frames - 1 + stride - 1) // stride + 1
         chunks = self.stream(
             prompt,
+            num_frames=num_frames,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             image=image,
             video=video,
+            decode_start=decode_start,
             height=height,
             width=width,
             seeds=_seeds(generator, count),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             memory=memory,
+            fps=fps,
             max_sequence_length=max_sequence_length,
             decode=output_type != "latent",
         )
-        frames, latents = [], []
-        with self.progress_bar(total=num_latent_frames) as bar:
+        made = []
+        with self.progress_bar(total=num_frames) as bar:
             for chunk in chunks:
-                latents.append(chunk.latents)
-                frames.append(chunk.frames)
-                bar.update(chunk.latents.shape[2])
-                if sum(part.shape[2] for part in latents) >= num_latent_frames:
-                    break
+                made.append(chunk)
+                bar.update(0 if chunk.frames is None else chunk.frames.shape[1])
         self.maybe_free_model_hooks()
         if output_type == "latent":
-            result: Any = torch.cat(latents, dim=2)[:, :, :num_latent_frames]
+            given_frames = sum(chunk.latents.shape[2] for chunk in made if chunk.origin == "given")
+            grid = self.grid(fps=fps, given_frames=given_frames, memory=memory)
+            surplus = _timeline_of(prompt).first_pixel_frame(len(made), grid) - num_frames
+            latents = torch.cat([chunk.latents for chunk in made], dim=2)
+            result: Any = latents[:, :, : latents.shape[2] - surplus // self.vae_scale_factor_temporal]
         else:
-            pixels = torch.cat([part for part in frames if part is not None], dim=1)[:, :num_frames]
+            pixels = torch.cat([chunk.frames for chunk in made if chunk.frames is not None], dim=1)[:, :num_frames]
             result = self.video_processor.postprocess_video(
                 pixels.transpose(1, 2).float() / 127.5 - 1, output_type=output_type
             )
         return WanPipelineOutput(frames=result) if return_dict else (result,)
 
 
-def _for_each(prompt: str | Sequence[str], count: int, name: str) -> list[str]:
-    """A text for every video."""
-    texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if len(texts) != count or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"`{name}` must be a text, or one for each of the {count} videos (seeds); got {prompt!r}.")
-    return texts
+def _timeline_of(prompt: Any) -> PromptTimeline:
+    """The timeline that a length is counted by; prompts that are none have no cuts."""
+    return prompt if isinstance(prompt, PromptTimeline) else PromptTimeline.single("a prompt")
+
+
+def _num_chunks(num_chunks: int | None, num_frames: int | None, prompt: Any, grid: ChunkGrid) -> int | None:
+    """The length of a rollout in chunks, None for no end. Raises UserError for two lengths and nothing to make."""
+    if num_chunks is not None and num_frames is not None:
+        raise UserError("The length of a rollout is `num_chunks` or `num_frames`; give one of them.")
+    length = num_chunks if num_frames is None else _timeline_of(prompt).num_chunks_of(grid, num_frames)
+    check_length(grid, length)
+    return length
 
 
 def _repeated(given: Any, times: int) -> Any:

@@ -19,8 +19,7 @@ from PIL import Image
 from tests.support import rollout_command
 from tests.support.rollout_command import FPS, Command, interrupted_after
 from vidaccel.cli import rollout_run, run
-from vidaccel.rollout.plan import RolloutPlan
-from vidaccel.rollout.resume import usual_snapshot_every
+from vidaccel.rollout import resume
 from vidaccel.sessions.session import Session
 from vidaccel.video.files import read_video, save_frames
 
@@ -232,9 +231,8 @@ def test_rewinding_and_going_on_gives_the_same_video(rollout: Command, tmp_path:
 def test_small_states_are_kept_after_every_chunk_and_large_ones_seldom(
     rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (usual_snapshot_every(2**26 - 1), usual_snapshot_every(2**26)) == (1, 20)
-    for name, size in (("small", 2**20), ("large", 2**30)):
-        monkeypatch.setattr(RolloutPlan, "state_bytes", size)
+    for name, limit in (("small", 2**30), ("large", 2**10)):
+        monkeypatch.setattr(resume, "_SMALL_STATE_BYTES", limit)
         with monkeypatch.context() as patched:
             interrupted_after(2, patched, KeyboardInterrupt())
             assert rollout("a red circle", "--checkpoint", str(tmp_path / name)) == 130
@@ -274,4 +272,4 @@ def test_two_processes_cannot_write_one_session(
     assert rollout(*flags) == 0
     with Session.open(tmp_path / "session"):
         assert rollout(*flags, "--resume", output=tmp_path / "other.mp4") == 2
-    assert f"written by process {os.getpid()}; wait for it or end it" in capsys.readouterr().err
+    assert f"written by process {os.getpid()} (this one); wait for it or end it" in capsys.readouterr().err

@@ -165,7 +165,7 @@ def test_a_clip_is_gone_on_with_and_counts_as_frames_of_the_video(pipe: Any) -> 
     assert [chunk.frames.shape[1] for chunk in chunks] == [9, 4, 12, 12]
     assert called(pipe, video=clip, num_frames=25, output_type="pt").shape[1] == 25
     pictures = [Image.fromarray((frame.permute(1, 2, 0).numpy() * 255).astype(np.uint8)) for frame in clip]
-    assert next(pipe.stream(PROMPT, video=pictures, num_chunks=1, **SIZE)).latents.shape[2] == 3
+    assert next(pipe.stream(PROMPT, video=pictures, **SIZE)).latents.shape[2] == 3
     both = list(pipe.stream([PROMPT, OTHER], video=clip, seeds=(1, 2), num_chunks=3, **SIZE))
     assert torch.equal(*both[0].latents.unbind(0))
     assert not torch.equal(*both[2].latents.unbind(0))

@@ -113,8 +113,10 @@ def test_every_chunk_counts_its_steps_and_the_pass_that_writes_the_memory() -> N
     chunks = made_chunks(7, config)
     num_frames = 7 * config.chunk_frames
     assert reported(chunks, config).num_passes == (4 + 1) * num_frames // 3
-    given = [replace(chunk, seconds={**chunk.seconds, "denoising": 0.0}) for chunk in chunks[:2]]
+    given = [replace(chunk, origin="given") for chunk in chunks[:2]]
     assert reported([*given, *chunks[2:]], config).num_passes == 2 + 5 * 5
+    saved = [replace(chunk, origin="saved", seconds={}) for chunk in chunks[:2]]
+    assert reported([*saved, *chunks[2:]], config).num_passes == 5 * 5
 
 
 def test_a_report_survives_strict_json_without_times_and_similarities() -> None:

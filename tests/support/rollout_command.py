@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.tiny_models import tiny_student
-from vidaccel.cli import rollout_run, run
+from vidaccel.cli import run
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout import plan
 from vidaccel.rollout.chunk import Chunk
 from vidaccel.rollout.plan import RolloutPlan
+from vidaccel.rollout.production import Production
 from vidaccel.rollout.report import RolloutReport
 
 Command = Callable[..., int]
@@ -78,15 +79,15 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupted_after(num_chunks: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let the rollout be interrupted while the chunk after `num_chunks` is made."""
-    chunks = rollout_run._chunks
+    missing = Production._missing
 
-    def stopping(*arguments: Any) -> Iterator[Chunk]:
-        for chunk in chunks(*arguments):
+    def stopping(production: Production) -> Iterator[Chunk]:
+        for chunk in missing(production):
             if chunk.index == num_chunks:
                 raise error
             yield chunk
 
-    monkeypatch.setattr(rollout_run, "_chunks", stopping)
+    monkeypatch.setattr(Production, "_missing", stopping)
 
 
 def decoder_file(path: Path, *, seed: int = 0, **sizes: Any) -> Path:

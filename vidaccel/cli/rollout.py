@@ -1,6 +1,5 @@
 """`vidaccel rollout "PROMPT" --seconds 60`: minutes of video from a causal student, written while they are made."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,11 @@ from vidaccel.cli.console import console, say
 from vidaccel.cli.inputs import KeepFrames, read_inputs
 from vidaccel.cli.jobs import video_paths
 from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, grid_of, plan_table
-from vidaccel.cli.rollout_run import Checkpoint, run_rollout
+from vidaccel.cli.rollout_run import run_rollout
 from vidaccel.errors import UserError
 from vidaccel.generation.request import Input, request_for
 from vidaccel.machine.footprint import gigabytes
+from vidaccel.rollout.checkpoint import Checkpoint
 from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.timeline import PromptTimeline
@@ -44,6 +44,10 @@ def rollout(
     image: Annotated[Path | None, typer.Option(help="First frame; scaled and cut to the size of the video.")] = None,
     video: Annotated[Path | None, typer.Option(help="A clip to continue; it is the start of the video.")] = None,
     keep_frames: KeepFrames = False,
+    decode_start: Annotated[
+        bool,
+        typer.Option("--decode-start", help="Show --image or --video as the model decodes it, not as given."),
+    ] = False,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +92,9 @@ def rollout(
         int | None, typer.Option(metavar="N", help="Make --branch of the first N chunks of another one, and go on.")
     ] = None,
     from_branch: Annotated[str, typer.Option(help="The branch that --branch-from takes chunks of.")] = MAIN,
+    rewind: Annotated[
+        int | None, typer.Option(metavar="N", help="With --resume: first give up all chunks of --branch but N.")
+    ] = None,
     snapshot_every: Annotated[
         int | None,
         typer.Option(
@@ -106,12 +113,13 @@ def rollout(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Make a video of any length in bounded memory, chunk after chunk. Finished chunks can be kept to go on from."""
-    kept = _checkpoint(
+    kept = Checkpoint.of(
         checkpoint,
         resume=resume,
         branch=branch,
         branch_from=branch_from,
         from_branch=from_branch,
+        rewind=rewind,
         snapshot_every=snapshot_every,
     )
     if output == PLAYER and report:
@@ -149,7 +157,7 @@ def rollout(
         fps=rate,
         num_chunks=prompts.num_chunks(grid_of(student, sizes, rate, start), seconds),
         start=start,
-        start_digest=_digest(start),
+        decode_start=decode_start,
         device=device,
         dtype=dtype,
         attention=attention,
@@ -161,15 +169,6 @@ def rollout(
         return
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
     run_rollout(request, output=file, checkpoint=kept, report=report, overwrite=overwrite)
-
-
-def _checkpoint(folder: Path | None, **choices: Any) -> Checkpoint | None:
-    if folder is not None:
-        return Checkpoint(folder=folder, **choices)
-    for name, choice in choices.items():
-        if choice not in (None, MAIN) and choice is not False:
-            raise UserError(f"--{name.replace('_', '-')} is about a saved session; give --checkpoint DIR.")
-    return None
 
 
 def _timeline(prompt: str | None, file: Path | None) -> PromptTimeline:
@@ -194,17 +193,13 @@ def _start(given: Mapping[Input, Tensor], size: tuple[int, int]) -> Tensor | Non
         raise UserError("A video begins with an image or a clip; give --image or --video.")
     (frames,) = given.values()
     frames = frames if frames.ndim == 4 else frames[None]
+    if tuple(frames.shape[-2:]) == size:
+        return frames
     scale = max(side / given for side, given in zip(size, frames.shape[-2:], strict=True))
     covering = [max(side, round(given * scale)) for side, given in zip(size, frames.shape[-2:], strict=True)]
     scaled = torch.nn.functional.interpolate(frames, size=covering, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = ((given - side) // 2 for given, side in zip(covering, size, strict=True))
     return scaled[..., top : top + size[0], left : left + size[1]]
-
-
-def _digest(start: Tensor | None) -> str | None:
-    if start is None:
-        return None
-    return hashlib.sha256(f"{tuple(start.shape)}".encode() + start.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _show(plan: RolloutPlan) -> None:

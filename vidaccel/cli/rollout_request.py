@@ -20,9 +20,11 @@ from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.taehv import TinyWanDecoder
+from vidaccel.rollout.checkpoint import SessionSettings
 from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
+from vidaccel.rollout.start import check_length, start_settings
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
 
 _USUAL_TEXT_TOKENS = 512  # of ContextForcingWanPipeline
@@ -115,7 +117,8 @@ class SmallDecoder:
 class RolloutRequest:
     """Everything that decides the pixels of a rollout but its prompts and its length.
 
-    start: pixel frames (f, 3, H, W) in [0, 1] to begin with, of the video's size.
+    start: pixel frames (f, 3, H, W) in [0, 1] to begin with, of the video's size. decode_start: show them as the
+        autoencoder gives them back.
     request: prompt, seed, size and steps as for any other video.
     """
 
@@ -126,7 +129,7 @@ class RolloutRequest:
     fps: float
     num_chunks: int
     start: Tensor | None = None
-    start_digest: str | None = None
+    decode_start: bool = False
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "native"
@@ -136,6 +139,7 @@ class RolloutRequest:
     def __post_init__(self) -> None:
         if self.passes == "captured" and (device := resolve_device(self.device)).type != "cuda":
             raise UserError(f"Passes can be captured on CUDA only, and the device is {device}; use compiled or eager.")
+        check_length(self.grid, self.num_chunks)
         last = self.grid.first_frame(self.num_chunks)
         if self.memory.max_frames is not None and last > self.memory.max_frames:
             raise UserError(
@@ -162,22 +166,27 @@ class RolloutRequest:
         """The precision of every component, as it will be loaded."""
         return component_dtypes(self.dtype, resolve_device(self.device), pipeline=STUDENT_PIPELINE)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> SessionSettings:
         """What must agree for a session to go on to the same pixels."""
-        names = ("seed", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt")
-        return {
-            **{name: getattr(self.request, name) for name in names},
-            "model_digests": self.student.digests(),
-            "fps": self.fps,
-            "memory": self.memory.to_dict(),
-            "max_sequence_length": self.text_tokens,
-            "start": self.start_digest,
-            "decoder": None if self.decoder is None else self.decoder.digest,
-            "device": resolve_device(self.device).type,
-            "dtype": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes().items()},
-            "attention": self.attention,
-            "passes": self.passes,
-        }
+        request = self.request
+        return SessionSettings(
+            seeds=(request.seed,),
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            negative_prompt=request.negative_prompt,
+            max_sequence_length=self.text_tokens,
+            model_digests=self.student.digests(),
+            memory=self.memory,
+            fps=self.fps,
+            start=start_settings(self.start, is_decoded=self.decode_start),
+            decoder=None if self.decoder is None else self.decoder.digest,
+            device=resolve_device(self.device).type,
+            dtype=self.dtypes(),
+            attention=self.attention,
+            passes=self.passes,
+        )
 
     def plan(self) -> RolloutPlan:
         """How much memory it will take. Raises UserError for a size that the model cannot make."""

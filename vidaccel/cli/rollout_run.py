@@ -6,96 +6,32 @@ new ones, so that it is the same to the byte however often the rollout was inter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vidaccel.cli.console import messages, say, say_warning
 from vidaccel.cli.jobs import Job, unfinished
 from vidaccel.cli.rollout_progress import ChunkCounter, chunk_bar
 from vidaccel.cli.rollout_request import RolloutRequest
-from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
-from vidaccel.files.text import plain_values, write_json
+from vidaccel.files.text import write_json
 from vidaccel.generation.generate import warn_about_words
 from vidaccel.generation.loading import load_pipeline, resolve_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.models.taehv import StreamingTinyDecoder
-from vidaccel.rollout.chunk import Chunk, Shot, Student
-from vidaccel.rollout.decode import StreamingDecoder, encode_start
-from vidaccel.rollout.loop import ingest, rollout, shot_at
+from vidaccel.rollout.checkpoint import Checkpoint
+from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.passes import speed_up
-from vidaccel.rollout.plan import RolloutPlan
+from vidaccel.rollout.production import Production, replay_segments
 from vidaccel.rollout.report import RolloutReport
-from vidaccel.rollout.resume import (
-    check_prompts,
-    past_shots,
-    restore,
-    save_chunk,
-    shots_to_come,
-    usual_snapshot_every,
-)
+from vidaccel.rollout.resume import shots_of_branch
+from vidaccel.rollout.start import Start
 from vidaccel.rollout.state import Decoder, RolloutState
 from vidaccel.sessions.branch import Branch
 from vidaccel.sessions.head import MAIN
-from vidaccel.sessions.session import SESSION_FILE, Session
-from vidaccel.video.streams import PLAYER, PlayerClosedError, PlayerStream, VideoStream, encode_segment, open_stream
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The session of a rollout.
-
-    resume: go on in a session that there is. branch_from: first make `branch` of so many chunks of `from_branch`.
-    snapshot_every: chunks between exact states, 0 for none; None: as many as their size suggests.
-    """
-
-    folder: Path
-    resume: bool = False
-    branch: str = MAIN
-    branch_from: int | None = None
-    from_branch: str = MAIN
-    snapshot_every: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.snapshot_every is not None and self.snapshot_every < 0:
-            raise UserError(f"`snapshot_every` must be at least 0 chunks, got {self.snapshot_every}.")
-        if self.branch_from is not None and self.branch == MAIN:
-            raise UserError("`--branch-from` makes a new branch; name it with --branch.")
-        if self.branch_from is None and self.from_branch != MAIN:
-            raise UserError("`--from-branch` is the branch that a new one begins with; say how far: --branch-from N.")
-        if self.branch != MAIN and self.branch_from is None and not self.resume:
-            raise UserError(f"Branch {self.branch!r} goes on with --resume, or begins with --branch-from.")
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the session is to be started."""
-        return not self.resume and self.branch_from is None
-
-    def check(self) -> None:
-        """Raise UserError where there is a session and should be none, or the other way round."""
-        is_there = (self.folder / SESSION_FILE).exists()
-        if self.is_new and is_there:
-            raise UserError(f"{self.folder} is a session already; give --resume to go on, or another --checkpoint.")
-        if not self.is_new and not is_there:
-            raise UserError(f"There is no session in {self.folder}; leave out --resume and --branch-from to start one.")
-
-    def open(self, settings: dict[str, Any]) -> Session:
-        """The session for writing, with the branch made. Raises UserError for one of other settings and the like."""
-        if self.is_new:
-            return Session.create(self.folder, settings)
-        with ExitStack() as stack:
-            session = stack.enter_context(Session.open(self.folder, settings))
-            is_made = self.branch in session.branches
-            if self.branch_from is not None and is_made and not self.resume:
-                raise UserError(f"{self.folder} has a branch {self.branch!r}; give --resume to go on, or another name.")
-            if self.branch_from is not None and not is_made:
-                session.new_branch(self.branch, self.from_branch, self.branch_from)
-            stack.pop_all()
-        return session
+from vidaccel.video.streams import PLAYER, PlayerClosedError, PlayerStream, VideoStream, open_stream
 
 
 def run_rollout(
@@ -108,32 +44,27 @@ def run_rollout(
         return
     for problem in request.timeline.problems(request.grid, num_chunks=request.num_chunks):
         say_warning(problem)
-    model = None
+    pipe = None
     if checkpoint is not None:
         checkpoint.check()
     if checkpoint is None or checkpoint.is_new:  # a session is not begun by a model that cannot be loaded
-        model = _load(request)
+        pipe = _load(request)
     try:
         with ExitStack() as stack:
             branch = None
             if checkpoint is not None:
-                session = stack.enter_context(checkpoint.open(plain_values(request.settings())))
-                branch = _branch(session, checkpoint.branch, request)
+                session, branch = checkpoint.open(
+                    request.settings(),
+                    request.timeline.changes(request.grid, num_chunks=request.num_chunks),
+                    num_chunks=request.num_chunks,
+                    num_given_chunks=request.grid.num_given_chunks,
+                )
+                stack.enter_context(session)
                 stack.enter_context(_reporting_kept_chunks(branch, session.folder))
             snapshot_every = None if checkpoint is None else checkpoint.snapshot_every
-            _Run(request, branch, job, snapshot_every=snapshot_every).run(model)
+            _Run(request, branch, job, snapshot_every=snapshot_every).run(pipe)
     except PlayerClosedError as closed:
         messages.print(str(closed), markup=False)
-
-
-def _branch(session: Session, name: str, request: RolloutRequest) -> Branch:
-    """The branch to go on with; one that was interrupted within what it was given to begin with begins again.
-
-    Raises UserError where it was made with other prompts.
-    """
-    branch, count = session.branch(name), request.num_chunks
-    check_prompts(branch, request.timeline.changes(request.grid, num_chunks=count), min(branch.num_chunks, count))
-    return session.rewind(name, 0) if 0 < branch.num_chunks < request.grid.num_given_chunks else branch
 
 
 @contextmanager
@@ -151,7 +82,7 @@ def _reporting_kept_chunks(branch: Branch, folder: Path) -> Iterator[None]:
 
 def _job(request: RolloutRequest, output: Path, checkpoint: Checkpoint | None, *, report: bool) -> Job:
     settings = {
-        **request.settings(),
+        **request.settings().to_dict(),
         "model": request.student.spec.name,
         "timeline": request.timeline.to_dict(),
         "num_chunks": request.num_chunks,
@@ -179,26 +110,26 @@ class _Run:
             decoder=None if request.decoder is None else request.decoder.name,
         )
 
-    def run(self, model: _Model | None = None) -> None:
-        """Make what is missing, with the model if it is loaded already, and write the files."""
-        request = self.request
-        if self.done < request.num_chunks:
-            pipe, plan = model or _load(request)
-            if self.snapshot_every is None:
-                self.snapshot_every = usual_snapshot_every(plan.state_bytes)
-            student, state, shots = self._prepare(pipe)
-        with open_stream(PLAYER if self.job is None else self.job.video, fps=request.fps) as stream:
-            self._replay_saved(stream)
-            if self.done < request.num_chunks:
-                self._generate_missing(_chunks(pipe, request, student, state, shots), shots, state, stream)
+    def run(self, pipe: Any = None) -> None:
+        """Make what is missing, with the pipeline if it is loaded already, and write the files."""
+        production = None
+        if self.done < self.request.num_chunks:
+            production = self._prepare(_load(self.request) if pipe is None else pipe)
+        with open_stream(PLAYER if self.job is None else self.job.video, fps=self.request.fps) as stream:
+            if self.branch is not None:  # a player gets what is new
+                replay_segments(
+                    self.branch, self.done, self.report, stream if isinstance(stream, VideoStream) else None
+                )
+            if production is not None:
+                self._generate_missing(production, stream)
             if self.job is not None:
                 self.job.write_sidecar(self._sidecar())
         if self.job is not None:
             self._write_report(self.job)
             say(f"{self.job.video}: {self._summary()}")
 
-    def _prepare(self, pipe: Any) -> tuple[Student, RolloutState, list[Shot]]:
-        """The student, the state after the finished chunks, and all shots; then the text encoder is dropped."""
+    def _prepare(self, pipe: Any) -> Production:
+        """The rollout after its finished chunks, with all prompts encoded; then the text encoder is dropped."""
         request, settings = self.request, self.request.request
         student = pipe.student(settings.num_inference_steps, settings.guidance_scale)
         state = pipe.new_state(
@@ -218,48 +149,35 @@ class _Run:
         prompts = [span.prompt for span in request.timeline.spans]
         warn_about_words(pipe, [*prompts, settings.negative_prompt or ""], request.text_tokens)
         planned = pipe.shots(request.timeline, num_chunks=request.num_chunks, grid=request.grid, **encoding)
-        past: list[Shot] = []
-        if self.branch is not None:
-            past = past_shots(self.branch, self.done, lambda prompt: pipe.shots(prompt, **encoding)[0].embeddings)
+        shots = shots_of_branch(
+            self.branch, self.done, planned, lambda prompt: pipe.shots(prompt, **encoding)[0].embeddings
+        )
+        start = request.start
+        production = Production(
+            student=student,
+            state=state,
+            shots=shots,
+            num_chunks=request.num_chunks,
+            start=None if start is None else Start.of(pipe.vae, start, is_decoded=request.decode_start),
+            branch=self.branch,
+            snapshot_every=self.snapshot_every,
+            fps=request.fps,
+        )
         pipe.register_modules(text_encoder=None)
-        if self.branch is not None and self.done:
-            with messages.status("going back to the last chunk") as status:
-                restore(
-                    student,
-                    state,
-                    self.branch,
-                    past,
-                    num_chunks=self.done,
-                    on_chunk=lambda chunk: status.update(f"going back to the last chunk: {chunk + 1} of {self.done}"),
-                )
-        return student, state, shots_to_come(past, planned, self.done)
+        with messages.status("going back to the last chunk") as status:
+            production.restore(lambda chunk: status.update(f"going back to the last chunk: {chunk + 1} of {self.done}"))
+        return production
 
-    def _replay_saved(self, stream: VideoStream | PlayerStream) -> None:
-        """The chunks of earlier processes: into the report, and into a file; a player gets what is new."""
-        if self.branch is None:
-            return
-        for index, values in enumerate(self.branch.chunks(0, self.done)):
-            self.report.add_recorded(values)
-            if isinstance(stream, VideoStream):
-                segment = self.branch.segment(index)
-                if segment is None:
-                    raise UserError(f"Chunk {index} of branch {self.branch.name!r} was saved without its frames.")
-                stream.append(segment)
-
-    def _generate_missing(
-        self, chunks: Iterator[Chunk], shots: Sequence[Shot], state: RolloutState, stream: VideoStream | PlayerStream
-    ) -> None:
-        num_chunks = self.request.num_chunks
+    def _generate_missing(self, production: Production, stream: VideoStream | PlayerStream) -> None:
+        production.stream = stream
         title = "rollout" if self.job is None else self.job.video.stem[:40]
         counter = ChunkCounter(fps=self.request.fps, seconds=self.report.start_seconds()[-1])
-        writer = _Writer(self.request.fps, self.branch, state, stream)
-        with writer, chunk_bar(title, done=self.done, num_chunks=num_chunks) as show:
+        with (
+            closing(production.chunks()) as chunks,
+            chunk_bar(title, done=self.done, num_chunks=self.request.num_chunks) as show,
+        ):
             for chunk in chunks:
-                number = chunk.index + 1
-                every = self.snapshot_every or 0
-                is_exact = every > 0 and (number % every == 0 or number == num_chunks)
-                writer.add(chunk, shot_at(shots, chunk.index), is_exact=is_exact)
-                sizes = _memory_bytes(state)
+                sizes = _memory_bytes(production.state)
                 self.report.add(chunk, bytes_by_part=sizes)
                 show(counter.add(chunk, sizes))
 
@@ -298,72 +216,18 @@ class _Run:
         )
 
 
-class _Writer:
-    """Encodes a chunk beside the rollout, then saves it, then passes it on; in order, one behind."""
-
-    def __init__(
-        self, fps: float, branch: Branch | None, state: RolloutState, stream: VideoStream | PlayerStream
-    ) -> None:
-        self.fps, self.branch, self.state, self.stream = fps, branch, state, stream
-        self._pool = ThreadPoolExecutor(1)
-        self._waiting: tuple[Chunk, Shot, Future[bytes]] | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def add(self, chunk: Chunk, shot: Shot, *, is_exact: bool) -> None:
-        """Take the chunk that the state is after. is_exact: save the state, which the next chunk will change."""
-        self._write()
-        assert chunk.frames is not None
-        self._waiting = (chunk, shot, self._pool.submit(encode_segment, chunk.frames[0], fps=self.fps))
-        if is_exact and self.branch is not None:
-            self._write(is_exact=True)
-
-    def _write(self, *, is_exact: bool = False) -> None:
-        if self._waiting is None:
-            return
-        (chunk, shot, encoding), self._waiting = self._waiting, None
-        segment = encoding.result()
-        if self.branch is not None:
-            save_chunk(self.branch, chunk, shot, self.state, segment=segment, exact=is_exact)
-        self.stream.append(segment)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._pool:
-            if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit):
-                self._write()
-
-
-class _Model(NamedTuple):
-    """The pipeline, and what was planned for it."""
-
-    pipe: Any
-    plan: RolloutPlan
-
-
-def _load(request: RolloutRequest) -> _Model:
-    plan = request.plan()
-    plan.check()
+def _load(request: RolloutRequest) -> Any:
+    request.plan().check()
     with messages.status("loading the model"):
-        pipe = load_pipeline(
+        return load_pipeline(
             request.student.spec.name, device=request.device, dtype=request.dtype, attention=request.attention
         )
-    return _Model(pipe, plan)
 
 
 def _decoder(pipe: Any, request: RolloutRequest) -> Decoder:
     if request.decoder is None:
         return StreamingDecoder(pipe.vae)
     return StreamingTinyDecoder(request.decoder.model.to(pipe.transformer.device, pipe.transformer.dtype))
-
-
-def _chunks(
-    pipe: Any, request: RolloutRequest, student: Student, state: RolloutState, shots: Sequence[Shot]
-) -> Iterator[Chunk]:
-    """The chunks that are missing, those that the video begins with first."""
-    if request.start is not None and not state.num_chunks:
-        yield from ingest(student, state, shots[0], encode_start(pipe.vae, request.start))
-    yield from rollout(student, state, shots, num_chunks=request.num_chunks)
 
 
 def _memory_bytes(state: RolloutState) -> dict[str, int]:

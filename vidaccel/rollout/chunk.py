@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from vidaccel.memory.slow_fast import SlowFastMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.rollout.timeline import Cut
 
+Origin = Literal["made", "given", "saved"]
 Pass = Callable[[Tensor, Tensor, PromptCache, SlowFastMemory], Tensor]
 
 
@@ -67,6 +68,7 @@ class Chunk:
     latents: (B, C, F, H, W) float32; frames: pixels (B, f, 3, H, W) uint8 on the CPU, None without a decoder.
     seconds: wall time of "denoising", "commit" (the pass that writes the memory) and "decoding"; on a GPU the time
         until the work was queued, up to the decoding, which waits for the pixels.
+    origin: "made" now; "given": of the image or clip that the video begins with; "saved": in a session before.
     sink, slow, fast: frames remembered after it, of the first sample; similarity: of its keys with the chunk before.
     """
 
@@ -81,3 +83,4 @@ class Chunk:
     fast: tuple[int, ...]
     is_keyframe: bool
     similarity: float | None
+    origin: Origin = "made"

@@ -126,9 +126,22 @@ class StreamingDecoder:
 def encode_start(vae: Vae, frames: Tensor) -> Tensor:
     """Latents (B, C, F, h, w) float32, normalised as the transformer's, of the frames that a rollout goes on from.
 
+    frames: as `whole_start` takes them. The mode of the autoencoder's distribution is taken, nothing is drawn.
+
+    Raises UserError as `whole_start` does.
+    """
+    kept = whole_start(vae, frames).transpose(1, 2).to(onload(vae))
+    video = kept.float() / 255 if kept.dtype == torch.uint8 else kept.float()
+    mode = vae.encode((video * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
+    mean, std = _statistics(vae, mode)
+    return (mode - mean) * (1.0 / std)
+
+
+def whole_start(vae: Vae, frames: Tensor) -> Tensor:
+    """Those of the frames (B, f, 3, H, W) that a rollout goes on from.
+
     frames: (f, 3, H, W) or (B, f, 3, H, W), floating in [0, 1] or uint8: one frame for an image, or a clip. A clip of
-    other than 4 k + 1 frames loses its first ones, which is logged: the rollout continues its end. The mode of the
-    autoencoder's distribution is taken, nothing is drawn.
+    other than 4 k + 1 frames loses its first ones, which is logged: the rollout continues its end.
 
     Raises UserError for another shape, and for sides that the autoencoder cannot divide.
     """
@@ -147,11 +160,7 @@ def encode_start(vae: Vae, frames: Tensor) -> Tensor:
             f"The clip has {batch.shape[1]} frames and the autoencoder takes {step} k + 1: "
             f"the first {surplus} are left out."
         )
-    kept = batch[:, surplus:].transpose(1, 2).to(onload(vae))
-    video = kept.float() / 255 if kept.dtype == torch.uint8 else kept.float()
-    mode = vae.encode((video * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
-    mean, std = _statistics(vae, mode)
-    return (mode - mean) * (1.0 / std)
+    return batch[:, surplus:]
 
 
 def _statistics(vae: Vae, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -291,6 +291,7 @@ class _Runner:
             fast=tuple(frame + state.shot_start for frame in index.fast),
             is_keyframe=index.is_keyframe,
             similarity=None if similarity is None else float(similarity[0]),
+            origin="made" if is_made else "given",
         )
         state.num_chunks, state.num_frames = state.num_chunks + 1, state.num_frames + latents.shape[2]
         return chunk

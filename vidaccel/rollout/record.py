@@ -63,12 +63,11 @@ class RolloutRecord:
         self._inside: dict[str, dict[int, int]] = {part: {} for part in PARTS}
 
     def add(self, chunk: Chunk, *, bytes_by_part: Mapping[str, int] | None = None) -> None:
-        """Take one finished chunk."""
+        """Take one finished chunk; what making one that a session had took is not known and not counted."""
         frames = 0 if chunk.frames is None else chunk.frames.shape[1]
         values = {**vars(chunk), "num_pixel_frames": frames}
         self._add(values, chunk.seconds)
-        is_given = not chunk.seconds.get("denoising")
-        self.num_passes += self._passes[1] if is_given else self._passes[0]
+        self.num_passes += {"made": self._passes[0], "given": self._passes[1], "saved": 0}[chunk.origin]
         if bytes_by_part is not None:
             self.bytes_by_part = dict(bytes_by_part)
 

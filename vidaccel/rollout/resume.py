@@ -50,9 +50,22 @@ def save_chunk(
     branch.append(values, {"latents": chunk.latents}, segment, state.save_state() if exact else None, index=chunk.index)
 
 
-def usual_snapshot_every(state_bytes: int) -> int:
-    """Chunks between exact states of this size: every chunk while they are small, else so that disks keep up."""
-    return 1 if state_bytes < _SMALL_STATE_BYTES else 20
+def usual_snapshot_every(state: RolloutState) -> int:
+    """Chunks between exact states: every chunk while they are small, else so that disks keep up."""
+    reserved = sum(memory.bytes_by_part()["reserved"] for memory in state.memories)
+    return 1 if reserved < _SMALL_STATE_BYTES else 20
+
+
+def shots_of_branch(
+    branch: Branch | None, num_chunks: int, planned: Sequence[Shot], encode: Callable[[str], tuple[Tensor, ...]]
+) -> list[Shot]:
+    """The shots of a rollout that goes on after `num_chunks` chunks of a branch: past ones, then those planned.
+
+    planned: of the whole rollout. encode: the embeddings of a prompt.
+    """
+    if branch is None or not num_chunks:
+        return list(planned)
+    return shots_to_come(past_shots(branch, num_chunks, encode), planned, num_chunks)
 
 
 def past_shots(branch: Branch, num_chunks: int, encode: Callable[[str], tuple[Tensor, ...]]) -> list[Shot]:
@@ -100,7 +113,8 @@ def restore(
                 on_chunk(index)
             yield branch.latents(index)["latents"]
 
-    replay(student, state, shots, left())
+    if state.num_chunks < wanted:
+        replay(student, state, shots, left())
 
 
 def check_prompts(branch: Branch, planned: Sequence[PromptChange], num_chunks: int) -> None:
