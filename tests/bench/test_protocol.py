@@ -272,6 +272,6 @@ def test_the_pareto_picture_is_drawn_without_points_at_infinity(tmp_path: Path) 
 
     methods = summarise_methods(made_up_records())["methods"]
     path = save_pareto(tmp_path / "new" / "pareto.png", methods, caption="made up")
-    assert Image.open(path).size == (1800, 810)
+    assert Image.open(path).size == (1500, 960)
     assert list(path.parent.iterdir()) == [path]
     save_pareto(tmp_path / "empty.png", [], caption="nothing")

@@ -18,6 +18,7 @@ _TITLES = {
     ("away", "own"): "The other place again, first seen in the student's own video",
 }
 _FORMS = (("psnr", ".2f"), ("ssim", ".3f"), ("colour_difference", ".1f"), ("resemblance", ".3f"))
+_COLOURS = {"slow-fast": "#d1410c", "sink+window": "#1a8a5a", "window": "#0072b2", "full": "#7a4fa3"}
 _PANELS = {
     "away": (("resemblance", "resemblance"), ("psnr", "PSNR (dB)")),
     "home": (
@@ -172,10 +173,10 @@ def save_recall_plot(path: Path, content: Mapping[str, Any]) -> Path:
             side.set_xlabel(label)
         if key[0] == "away":
             others = [float(row["resemblance_of_others"]["mean"]) for row in rows]
-            axes[0].axvline(
-                sum(others) / len(others), color="grey", linestyle=":", label="another prompt's first visit"
-            )
-            axes[0].legend(fontsize=7)
+            level = sum(others) / len(others)
+            axes[0].axvline(level, color="#8c8c8c", linestyle=":")
+            style = {"textcoords": "offset points", "va": "top", "fontsize": 7, "color": "#6e6e73"}
+            axes[0].annotate("another prompt's\nfirst visit", (level, 0.99), (4, 0), ("data", "axes fraction"), **style)
         axes[0].set_title(_TITLES[key], fontsize=9, loc="left")
     figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
     with atomic_write(path) as unfinished:
@@ -189,7 +190,19 @@ def _draw_bars(axes: Any, rows: Sequence[Row], name: str) -> None:
     values = [[float(row[name][part]) for part in ("mean", "low", "high")] for row in rows]
     means = [mean for mean, _, _ in values]
     bars = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
-    axes.errorbar(means, names, xerr=bars, fmt="o", markersize=4, capsize=2, linewidth=1.2)
-    axes.invert_yaxis()
+    for place, mean in enumerate(means):
+        colour = _COLOURS.get(names[place].partition(":")[0], "#4d4d4d")
+        interval = [[side[place]] for side in bars]
+        axes.errorbar([mean], [names[place]], xerr=interval, fmt="o", markersize=5, linewidth=1.6, color=colour)
+        axes.annotate(
+            format(mean, ".2f" if abs(mean) < 1 else ".1f"),
+            (mean, place),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    axes.set_ylim(len(names) - 0.4, -0.7)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3, axis="x")

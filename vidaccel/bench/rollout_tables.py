@@ -16,6 +16,7 @@ Record = Mapping[str, Any]
 
 EARLY_CHUNK, LATE_CHUNK = 30, 300
 _WINDOW = 10  # chunks whose median stands for one, because keyframes come every second chunk
+_COLOURS = {"eager": "#8c8c8c", "compiled": "#56a3d9", "captured": "#d1410c"}  # of a bar or curve, by its passes
 _LINES = (
     ("transformer", ("denoising_ms",)),
     ("with the clean pass", ("denoising_ms", "commit_ms")),
@@ -207,29 +208,51 @@ def _attention_table(record: Record) -> list[str]:
 
 
 def save_rollout_plot(path: Path, content: Mapping[str, Any]) -> Path:
-    """Milliseconds per chunk over the chunks, a curve for every cell."""
+    """Milliseconds of each chunk of the videos that were made from their start; frames a second of every cell."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    slowest = 0.0
-    for record in content["records"]:
-        if record["kind"] == "cell":
-            times = record["chunks"]["total_ms"]
-            x = range(record["first_chunk"], record["first_chunk"] + len(times))
-            label = f"{record['attended_frames']} attended, {record['mode']}, {record['decoder']} decoder"
-            axes.plot(x, times, linewidth=1, label=label)
-            slowest = max(slowest, *(times[row] for row in steady_chunks(record)), 0.0)
+    over_time, rates = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_chunks(over_time, [record for record in content["records"] if record["kind"] == "cell"])
+    _draw_rates(rates, [cell for cell in content["summary"]["cells"] if cell["lines"]])
+    for axes in (over_time, rates):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8, color="#6e6e73")
+    with atomic_write(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+    return path
+
+
+def _draw_chunks(axes: Any, cells: Sequence[Record]) -> None:
+    """The curves of the cells that begin with the first chunk, or of all where none does."""
+    shown = [cell for cell in cells if cell["from_start"]] or cells
+    slowest = max((cell["chunks"]["total_ms"][row] for cell in shown for row in steady_chunks(cell)), default=0.0)
+    longest = max((len(cell["chunks"]["total_ms"]) for cell in shown), default=0)
+    for cell in shown:
+        times = cell["chunks"]["total_ms"]
+        x = range(cell["first_chunk"], cell["first_chunk"] + len(times))
+        axes.plot(x, times, linewidth=1.2, color=_COLOURS.get(cell["mode"], "#4d4d4d"))
+        name = f"{cell['attended_frames']} attended, {cell['mode']}, {cell['decoder']} decoder"
+        side, shift = ("right", 0) if len(times) == longest else ("left", 6)
+        axes.annotate(name, (x[-1], times[-1]), (shift, 9), textcoords="offset points", ha=side, fontsize=8)
     if slowest:
         axes.set_ylim(0, 1.5 * slowest)  # the first chunks, which are compiled and captured, would hide all others
     axes.set_xlabel("chunk")
     axes.set_ylabel("ms per chunk, pixels on the host")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
-    return path
+    axes.grid(alpha=0.25)
+
+
+def _draw_rates(axes: Any, cells: Sequence[Record]) -> None:
+    """A bar for every cell, with its number; the fastest at the top."""
+    rated = [(list(cell["lines"].values())[-1]["frames_per_second"], cell) for cell in cells]
+    rated.sort(key=lambda pair: pair[0])
+    names = [f"{cell['attended_frames']}, {cell['mode']}, {cell['decoder']}" for _, cell in rated]
+    values = [value for value, _ in rated]
+    bars = axes.barh(range(len(rated)), values, color=[_COLOURS.get(cell["mode"], "#4d4d4d") for _, cell in rated])
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.set_yticks(range(len(rated)), names, fontsize=8)
+    axes.set_xlim(0, 1.15 * max(values, default=1.0))
+    axes.set_xlabel("frames a second")
+    axes.set_title("attended frames, passes, decoder", fontsize=8, loc="left")
