@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vidaccel.bench.speed_model import random_transformer
-from vidaccel.bench.speed_shapes import SHAPES
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.families.recipes import clip_text, llama, t5_encoder
 from vidaccel.catalog.pipelines import named_class
