@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 LARGE = ("torch", "diffusers", "transformers", "matplotlib", "cv2")
-HELP = [[*words, "--help"] for words in ([], ["generate"])]
+PAGES = (
+    *("", "generate", "compare", "models"),
+    *("session", "session show", "session branch", "session rewind", "session clean"),
+    *("convert", "convert open-sora", "convert causal-wan"),
+    *("train", "train vae", "train transformer", "train causal", "train export", "train export-causal"),
+)
+HELP = [[*page.split(), "--help"] for page in PAGES]
 WRONG = [
     ["no-such-command"],
     ["generate"],
@@ -33,6 +39,12 @@ WRONG = [
     ["generate", "--prompt-file", "no such file"],
     ["generate", "a red circle", "--output", "video.avi"],
     ["generate", "a red circle", "a blue square", "--output", "video.mp4"],
+    ["generate", "a red circle", "--lora", "no such file:0.5"],
+    ["generate", "a red circle", "--transformer", "no such file.gguf"],
+    ["compare", "no such file", "nor this"],
+    ["session", "show", "no such folder"],
+    ["convert", "causal-wan", "--checkpoint", "x", "--output", "y", "--dtype", "int8"],
+    ["models", "--no-such-flag"],
 ]
 # Runs commands one after the other and prints the exit code of each, and which large libraries are there after it.
 CODE = """
@@ -66,5 +78,5 @@ def test_help_and_a_wrong_command_line_load_no_large_library(tiny_wan_folder: Pa
 
 @pytest.mark.slow
 def test_the_check_sees_a_library_that_is_loaded(tmp_path: Path) -> None:
-    (_, code, loaded), *_ = outcomes([["compare", "no such file", "nor this"]], tmp_path)
+    (_, code, loaded), *_ = outcomes([["session", "show", str(tmp_path)]], tmp_path)
     assert (code, "torch" in loaded) == (2, True)

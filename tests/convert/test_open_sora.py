@@ -384,7 +384,7 @@ def test_an_interrupted_command_says_nothing_that_is_not_so(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidaccel.cli.convert.convert", interrupt)
+    monkeypatch.setattr("vidaccel.convert.folder.convert", interrupt)
     assert run(["convert", "open-sora", "--checkpoint", str(own), "--output", str(tmp_path / "out")]) == 130
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("vidaccel: interrupted")

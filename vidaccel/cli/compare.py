@@ -1,22 +1,24 @@
 """`vidaccel compare A B`: how close one video is to another; and the tables of every comparison."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from torch import Tensor
 
 from vidaccel.cli.console import console, say
 from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
 from vidaccel.files.text import write_json
-from vidaccel.generation.generate import Generation
-from vidaccel.video.clips import read_clip
-from vidaccel.video.files import write_video
-from vidaccel.video.frames import side_by_side
-from vidaccel.video.metrics import VideoComparison, compare_videos
-from vidaccel.video.paths import VIDEO_SUFFIXES
+from vidaccel.video.paths import VIDEO_SUFFIXES, existing_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidaccel.generation.generate import Generation
+    from vidaccel.video.metrics import VideoComparison
 
 _ROWS = (
     ("psnr", "PSNR, all pixels pooled", "dB"),
@@ -41,6 +43,12 @@ def compare(
     _check_outputs([path for path in (json_output, output) if path is not None], (reference, video), overwrite)
     if output is not None and output.suffix.lower() not in VIDEO_SUFFIXES:
         raise UserError(f"`--output` must end in {', '.join(VIDEO_SUFFIXES)}, got {output}.")
+    for path in (reference, video):
+        existing_path(path)
+    from vidaccel.video.files import write_video  # loads PyTorch
+    from vidaccel.video.frames import side_by_side
+    from vidaccel.video.metrics import compare_videos
+
     (first, fps), (second, _) = _frames(reference), _frames(video)
     comparison = compare_videos(first, second, fps=fps)
     console.print(comparison_table(comparison))
@@ -92,5 +100,7 @@ def twin_table(plain: Generation, reused: Generation, comparison: VideoCompariso
 
 
 def _frames(path: Path) -> tuple[Tensor, float]:
+    from vidaccel.video.clips import read_clip
+
     clip = read_clip(path)
     return clip.frames, _USUAL_RATE if clip.times is None else clip.times.fps

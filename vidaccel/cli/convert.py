@@ -1,20 +1,21 @@
 """`vidaccel convert`: published weights into a folder that the pipelines load."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidaccel.cli.console import messages, say
-from vidaccel.convert.causal_wan import Converted, StudentFiles, StudentSettings, convert_causal_wan
-from vidaccel.convert.folder import ConvertOptions, ConvertProgress, convert
-from vidaccel.convert.open_sora import RECIPES, REFUSED
-from vidaccel.convert.students import STUDENTS
 from vidaccel.errors import UserError
+
+if TYPE_CHECKING:
+    from vidaccel.convert.causal_wan import Converted
+    from vidaccel.convert.folder import ConvertOptions, ConvertProgress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -40,6 +41,10 @@ def open_sora(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a diffusers folder that exists.")] = False,
 ) -> None:
     """Turn the published files of Open-Sora 1.2 or 2.0 into a diffusers folder."""
+    _check_dtype(dtype)
+    from vidaccel.convert.folder import convert  # loads PyTorch
+    from vidaccel.convert.open_sora import RECIPES, REFUSED
+
     with _options(dtype, overwrite=overwrite) as options:
         recipe = convert(checkpoint, output, recipes=RECIPES, refused=REFUSED, version=version, options=options)
     say(f"{output}: {recipe.name} {recipe.version}, {recipe.pipeline}")
@@ -60,7 +65,9 @@ def causal_wan(
     lora_alpha: Annotated[
         float | None, typer.Option(help="Scale of the LoRA times its rank; usually the rank.")
     ] = None,
-    kind: Annotated[str, typer.Option(help=f"auto, {', '.join(row.recipe.version for row in STUDENTS)}.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="Whose student it is, such as self-forcing or causvid; a wrong one lists them all.")
+    ] = "auto",
     chunk_frames: Annotated[
         int | None,
         typer.Option(
@@ -76,6 +83,9 @@ def causal_wan(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a diffusers folder that exists.")] = False,
 ) -> None:
     """Turn the published weights of a causal Wan student into a diffusers folder."""
+    _check_dtype(dtype)
+    from vidaccel.convert.causal_wan import StudentFiles, StudentSettings, convert_causal_wan  # loads PyTorch
+
     files = StudentFiles(checkpoint=checkpoint, weights=weights, base=base, lora=lora, lora_alpha=lora_alpha)
     settings = StudentSettings(chunk_frames=chunk_frames, memory=memory)
     with _options(dtype, overwrite=overwrite) as options:
@@ -93,11 +103,18 @@ def _summary(made: Converted) -> str:
     return f"{made.recipe.name}, chunks of {frames}, {made.weights} weights, memory {memory}, {made.recipe.pipeline}"
 
 
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise UserError(f"`--dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
+
+
 @contextmanager
 def _options(dtype: str, *, overwrite: bool) -> Iterator[ConvertOptions]:
     """What both commands are told, with a progress bar as long as they work."""
-    if dtype not in _DTYPES:
-        raise UserError(f"`--dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
+    import torch
+
+    from vidaccel.convert.folder import ConvertOptions
+
     with _byte_bar("reading") as advance:
         yield ConvertOptions(
             dtype=None if dtype == "keep" else getattr(torch, dtype), overwrite=overwrite, on_progress=advance

@@ -1,16 +1,21 @@
 """`vidaccel session show | branch | rewind | clean`: the saved session of a rollout, without its model."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
 from rich.table import Table
 
 from vidaccel.cli.console import console, say
-from vidaccel.sessions.branch import Branch
-from vidaccel.sessions.head import MAIN
-from vidaccel.sessions.session import Session
+from vidaccel.sessions import MAIN
+from vidaccel.video.paths import existing_path
+
+if TYPE_CHECKING:
+    from vidaccel.sessions.branch import Branch
+    from vidaccel.sessions.session import Session
 
 app = typer.Typer(
     help="Look at the saved session of a rollout, branch it, rewind it, clean it.",
@@ -25,7 +30,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the sessi
 @app.command()
 def show(folder: Folder) -> None:
     """List the branches: chunks, seconds of video, exact states, and bytes of their own and shared with others."""
-    with Session.open(folder, read_only=True) as session:
+    with _open(folder, read_only=True) as session:
         table = Table("branch", "from", "chunks", "seconds", "exact states after", "own", "shared")
         sizes = session.sizes()
         for name in session.branches:
@@ -48,7 +53,7 @@ def branch(
     at: Annotated[int | None, typer.Option(help="How many chunks of it. [default: all]")] = None,
 ) -> None:
     """Make a branch that begins with the first chunks of another; they are shared, not copied."""
-    with Session.open(folder) as session:
+    with _open(folder) as session:
         made = session.new_branch(name, from_branch, at)
         say(f"{folder}: branch {name} has the first {made.num_chunks} chunks of {from_branch}; {_start(made)}")
 
@@ -60,7 +65,7 @@ def rewind(
     branch: Annotated[str, typer.Option(help="The branch to rewind.")] = MAIN,
 ) -> None:
     """Give up all chunks of a branch but the first ones. Their files stay until `clean`."""
-    with Session.open(folder) as session:
+    with _open(folder) as session:
         before = session.branch(branch).num_chunks
         kept = session.rewind(branch, to)
         say(f"{folder}: branch {branch} has {kept.num_chunks} of its {before} chunks; {_start(kept)}")
@@ -69,8 +74,16 @@ def rewind(
 @app.command()
 def clean(folder: Folder) -> None:
     """Remove what no branch refers to: chunks given up, and what killed processes left."""
-    with Session.open(folder) as session:
+    with _open(folder) as session:
         say(f"{folder}: {decimal(session.collect())} freed")
+
+
+def _open(folder: Path, *, read_only: bool = False) -> Session:
+    """The session in a folder; loads PyTorch, so that a page of help does not wait for it."""
+    existing_path(folder)
+    from vidaccel.sessions.session import Session
+
+    return Session.open(folder, read_only=read_only)
 
 
 def _seconds(branch: Branch, fps: object) -> str:

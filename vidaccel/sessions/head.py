@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vidaccel.errors import UserError
+from vidaccel.sessions import MAIN
 from vidaccel.sessions.store import read_sealed, write_sealed
 
-MAIN = "main"
 _KIND = "vidaccel-branch"
 
 

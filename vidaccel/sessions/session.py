@@ -26,9 +26,10 @@ from types import TracebackType
 from typing import Any
 
 from vidaccel.errors import UserError
+from vidaccel.sessions import MAIN
 from vidaccel.sessions.branch import Branch
 from vidaccel.sessions.files import SessionFiles, SnapshotRule
-from vidaccel.sessions.head import MAIN, Head, Parent
+from vidaccel.sessions.head import Head, Parent
 from vidaccel.sessions.lock import LOCK_FILE, WriterLock
 from vidaccel.sessions.store import json_values, read_sealed, remove_unfinished, sync_folder, write_sealed, writing
 

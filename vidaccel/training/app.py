@@ -1,12 +1,14 @@
 """`vidaccel train`: the commands that make the embedded models; also `python -m vidaccel.training.app`."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,14 +16,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
-from vidaccel.training.causal_export import export_student
-from vidaccel.training.causal_trainer import CausalTrainingConfig, train_causal
-from vidaccel.training.checkpoint import STATE_FILE
-from vidaccel.training.curves import draw_curves, read_records
-from vidaccel.training.export import export_pipeline
-from vidaccel.training.loop import METRICS_FILE, Record, Schedule
-from vidaccel.training.transformer_trainer import TransformerTrainingConfig, train_transformer
-from vidaccel.training.vae_trainer import VaePhase, VaeTrainingConfig, train_vae
+
+if TYPE_CHECKING:
+    from vidaccel.training.causal_trainer import CausalTrainingConfig
+    from vidaccel.training.loop import Record
+    from vidaccel.training.transformer_trainer import TransformerTrainingConfig
+    from vidaccel.training.vae_trainer import VaeTrainingConfig
+
 
 app = typer.Typer(
     help="Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`.",
@@ -54,6 +55,9 @@ def vae(
     toy: Toy = False,
 ) -> None:
     """Train the autoencoder on images, then on longer and longer clips."""
+    from vidaccel.training.loop import Schedule  # loads PyTorch, as all that trains
+    from vidaccel.training.vae_trainer import VaeTrainingConfig, train_vae
+
     schedule = Schedule(**_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.998)
     config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
     if toy:
@@ -84,6 +88,9 @@ def transformer(
     toy: Toy = False,
 ) -> None:
     """Train the transformer and the text encoder on clips encoded by the autoencoder."""
+    from vidaccel.training.loop import Schedule
+    from vidaccel.training.transformer_trainer import TransformerTrainingConfig, train_transformer
+
     config = TransformerTrainingConfig(
         schedule=Schedule(
             **_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.9993, num_validations=validations
@@ -138,6 +145,9 @@ def causal(
         kept = tuple(int(layer) for layer in layers.split(","))
     except ValueError as error:
         raise UserError(f"`memory` or `layers` cannot be read: {error}") from error
+    from vidaccel.training.causal_trainer import CausalTrainingConfig, train_causal
+    from vidaccel.training.loop import Schedule
+
     config = CausalTrainingConfig(
         schedule=Schedule(
             **_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.999, num_validations=validations
@@ -176,6 +186,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a folder in bf16 that the stock WanPipeline loads."""
+    from vidaccel.training.export import export_pipeline
+
     with _failures():
         export_pipeline(output, vae=vae, transformer=transformer, weights=weights, overwrite=overwrite)
     typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
@@ -191,6 +203,8 @@ def export_causal(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write the causal student in bf16; it shares the other networks with the model it began from."""
+    from vidaccel.training.causal_export import export_student
+
     with _failures():
         export_student(output, causal=causal, weights=weights, overwrite=overwrite)
     typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
@@ -207,6 +221,8 @@ def _length(seconds: float | None, steps: int | None, toy: bool) -> dict[str, An
 
 
 def _toy_vae(config: VaeTrainingConfig) -> VaeTrainingConfig:
+    from vidaccel.training.vae_trainer import VaePhase
+
     phases = (
         VaePhase(until=0.4, batch_size=2, num_frames=1, size=64),
         VaePhase(until=1.0, batch_size=1, num_frames=5, size=32),
@@ -249,6 +265,8 @@ def _toy_causal(config: CausalTrainingConfig) -> CausalTrainingConfig:
 
 
 def _check_output(output: Path, resume: Path | None) -> None:
+    from vidaccel.training.checkpoint import STATE_FILE
+
     if (output / STATE_FILE).exists() and (resume is None or resume.resolve() != output.resolve()):
         raise UserError(f"{output} holds a checkpoint; go on from it with --resume {output} or give another --output.")
     if output.exists() and not output.is_dir():
@@ -311,6 +329,9 @@ def _short(record: Record) -> str:
 
 
 def _draw(output: Path, title: str) -> None:
+    from vidaccel.training.curves import draw_curves, read_records
+    from vidaccel.training.loop import METRICS_FILE
+
     draw_curves(read_records(output / METRICS_FILE), output / "curves.png", title=title)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vidaccel.errors import UserError
 
+PLAYER = "-"  # in place of a file: standard output, for a player
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")  # that are written; ffmpeg reads many more
 IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),

@@ -22,7 +22,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write, temporary_sibling
 from vidaccel.video.ffmpeg import H264_OPTIONS, file_url, raw_source, run_ffmpeg
-from vidaccel.video.paths import video_path
+from vidaccel.video.paths import PLAYER, video_path
 from vidaccel.video.rate import check_rate
 
 # The preset has to keep up with a rollout on one thread: with more, and without `cpu-independent`, the bytes would
@@ -34,7 +34,6 @@ _SEGMENT_OPTIONS = (
 )
 _DELIMITER = b"\x00\x00\x00\x01\x09"
 _IDR_PICTURE = b"\x00\x00\x01\x65"
-PLAYER = "-"
 
 
 class PlayerClosedError(UserError):
