@@ -15,22 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.files.tensors import DTYPE_NAMES
 
 _PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _DEEPEST = 3  # folders below a given one: `ckpts/google/t5-v1_1-xxl`
 _INDEX = ".safetensors.index.json"
-_DTYPES = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }
-)
+_NEEDS_SCALES = ("F8_E4M3", "F8_E5M2", "I8")  # what such numbers mean stands elsewhere
+_DTYPES = MappingProxyType({name: dtype for dtype, name in DTYPE_NAMES.items() if name not in _NEEDS_SCALES})
 
 
 @dataclass(frozen=True, kw_only=True)

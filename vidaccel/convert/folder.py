@@ -25,6 +25,7 @@ from vidaccel.convert.tokenizers import find_tokenizer, save_tokenizer
 from vidaccel.convert.weights import MOST_SHARD_BYTES, write_weights
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
+from vidaccel.files.tensors import num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ def write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOpti
             model.save_config(folder / component)
         written = write_weights(folder / component, stem, plan.tensors, plan.make, most_bytes=options.most_shard_bytes)
         for tensor in written:
-            done += tensor.num_bytes
+            done += num_bytes(tensor)
             if options.on_progress is not None:
                 options.on_progress(ConvertProgress(done=done, total=total, component=component))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vidaccel.convert.checkpoint import Checkpoint
 from vidaccel.convert.formats import Config, Format, Transform, empty_model, unchanged
 from vidaccel.errors import UserError
+from vidaccel.files.tensors import num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,6 @@ class PlannedTensor:
     dtype: torch.dtype
     sources: tuple[str, ...]
     transform: Transform
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in the file."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +38,7 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Size of all tensors."""
-        return sum(tensor.num_bytes for tensor in self.tensors)
+        return sum(num_bytes(tensor) for tensor in self.tensors)
 
     def make(self, planned: PlannedTensor) -> Tensor:
         """Read what a tensor is made of, and make it."""

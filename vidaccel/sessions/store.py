@@ -1,9 +1,8 @@
 """Files that are whole or not there: objects named after their sha256, and small JSON files that carry theirs.
 
 A file is written beside its place, brought to disk (fsync) and then renamed, so that neither a kill nor a power cut
-leaves half of one. Every read compares the content with its sha256. Tensors are safetensors files: the length of the
-header in 8 bytes, the header as JSON, the numbers; written tensor by tensor, so that saving needs no second copy of
-them in memory.
+leaves half of one. Every read compares the content with its sha256. Tensors are safetensors files, written tensor by
+tensor, so that saving needs no second copy of them in memory.
 """
 
 from __future__ import annotations
@@ -12,35 +11,32 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.files.tensors import file_data, file_header, file_order
 
 VERSION = 1
 TENSOR_SUFFIX = ".safetensors"
 _BLOCK_BYTES = 2**22
 _OBJECT = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+
+
+class _Saved(NamedTuple):
+    """A tensor of a file to write."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    tensor: Tensor
 
 
 class ObjectStore:
@@ -58,8 +54,9 @@ class ObjectStore:
 
         Raises UserError for what safetensors cannot hold, before anything is written, and OSError of the disk.
         """
-        header = _header(tensors, {} if values is None else values)
-        return self._put(_pieces(header, tensors), TENSOR_SUFFIX)
+        ordered = _checked(tensors)
+        header = _header(ordered, {} if values is None else values)
+        return self._put(chain([header], (file_data(saved.tensor) for saved in ordered)), TENSOR_SUFFIX)
 
     def put_bytes(self, content: bytes, suffix: str) -> str:
         """Save bytes as one object and return its sha256. Raises OSError of the disk."""
@@ -205,30 +202,14 @@ def _compare(path: Path, computed: str, digest: str, remedy: str) -> None:
         raise UserError(f"{path} is damaged: it does not have the sha256 it is named after; {remedy}")
 
 
-def _ordered(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Wide numbers first, as safetensors itself does, so that every tensor is aligned."""
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-
-
-def _header(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
-    text = json.dumps(json_values(values, "The values of a state"), sort_keys=True, separators=(",", ":"))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", "values": text}}
-    offset = 0
-    for name in _ordered(tensors):
-        tensor = tensors[name]
-        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta or name in entries:
+def _checked(tensors: Mapping[str, Tensor]) -> list[_Saved]:
+    """The tensors as they lie in the file. Raises UserError for what safetensors cannot hold."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
             raise UserError(f"The tensor {name!r} ({tensor.dtype}, {tensor.layout}) cannot be saved as safetensors.")
-        end = offset + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
+    return file_order([_Saved(name, tuple(tensor.shape), tensor.dtype, tensor) for name, tensor in tensors.items()])
 
 
-def _pieces(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    yield header
-    for name in _ordered(tensors):
-        if tensors[name].numel():
-            numbers = tensors[name].detach().cpu().reshape(-1).contiguous()
-            yield numbers.view(torch.uint8).numpy().data
+def _header(tensors: Sequence[_Saved], values: Mapping[str, Any]) -> bytes:
+    text = json.dumps(json_values(values, "The values of a state"), sort_keys=True, separators=(",", ":"))
+    return file_header(tensors, {"values": text})
