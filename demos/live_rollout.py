@@ -25,7 +25,7 @@ from torch import Tensor
 from vidaccel.catalog.registry import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryConfig, MemoryPolicy
 from vidaccel.rollout.chunk import Chunk, Shot
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.production import Production, replay_segments
@@ -55,12 +55,12 @@ class Studio:
     folder: Path
     turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def memories(self) -> dict[str, MemoryConfig]:
+    def memories(self) -> dict[str, MemoryPolicy]:
         """The memories to choose from by what they are called; all of one size, first the student's own."""
         own = self.pipe.memory_config()
-        window = own.total_frames - own.sink_frames
+        sink = own.part_frames.get("sink", 0)
         others = (
-            MemoryConfig.sink_and_window(own.sink_frames, window, own.chunk_frames),
+            MemoryConfig.sink_and_window(sink, own.total_frames - sink, own.chunk_frames),
             MemoryConfig.sliding_window(own.total_frames, own.chunk_frames),
         )
         return {_name(memory): memory for memory in (own, *others)} | {_name(own): own}
@@ -98,7 +98,7 @@ class _Kept:
     folder: tempfile.TemporaryDirectory[str]
     session: Session
     seed: int
-    memory: MemoryConfig
+    memory: MemoryPolicy
     branch: str = MAIN
 
     @property
@@ -194,7 +194,7 @@ class LiveRollout:
             if self._has_left:
                 self.leave()
 
-    def _started(self, prompt: str, num_chunks: int, seed: int, memory: MemoryConfig) -> Iterator[View]:
+    def _started(self, prompt: str, num_chunks: int, seed: int, memory: MemoryPolicy) -> Iterator[View]:
         with self._at_work():
             yield View(line="Starting.")
             self._forget()
@@ -331,7 +331,7 @@ def animated(frames: Tensor, *, fps: float) -> bytes:
         return file.getvalue()
 
 
-def _name(memory: MemoryConfig) -> str:
+def _name(memory: MemoryPolicy) -> str:
     """What a memory is called: its parts that hold anything."""
-    sizes = (("the first", memory.sink_frames), ("keyframes:", memory.slow_frames), ("the last", memory.fast_frames))
-    return ", ".join(f"{part} {size}" for part, size in sizes if size)
+    words = {"sink": "the first", "slow": "keyframes:", "fast": "the last"}
+    return ", ".join(f"{words[part]} {size}" for part, size in memory.part_frames.items() if size)

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryPolicy, parse_memory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.checkpoint import Checkpoint
 from vidaccel.rollout.chunk import Chunk, Shot, Student
@@ -63,7 +63,7 @@ class ContextForcingWanPipeline(WanPipeline):
     ) -> None:
         """Put the parts together.
 
-        memory: as `MemoryConfig.parse` takes it. chunk_frames: latent frames made together.
+        memory: as `parse_memory` takes it. chunk_frames: latent frames made together.
         Raises UserError for a transformer that is not causal, and for a scheduler that cannot re-noise.
         """
         DiffusionPipeline.__init__(self)
@@ -99,11 +99,11 @@ class ContextForcingWanPipeline(WanPipeline):
 
     # The parts of a rollout
 
-    def memory_config(self, memory: MemoryConfig | str | None = None) -> MemoryConfig:
+    def memory_config(self, memory: MemoryPolicy | str | None = None) -> MemoryPolicy:
         """The memory that is meant; None: the one the student was made for. Raises ValueError."""
-        if isinstance(memory, MemoryConfig):
+        if memory is not None and not isinstance(memory, str):
             return memory
-        return MemoryConfig.parse(memory or self._settings.memory, self._settings.chunk_frames)
+        return parse_memory(memory or self._settings.memory, self._settings.chunk_frames)
 
     def student(self, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> Student:
         """The transformer and how it is sampled; None: as the student was made for."""
@@ -122,7 +122,7 @@ class ContextForcingWanPipeline(WanPipeline):
         height: int = 480,
         width: int = 832,
         seeds: Sequence[int] = (0,),
-        memory: MemoryConfig | str | None = None,
+        memory: MemoryPolicy | str | None = None,
         decoder: Decoder | None = None,
     ) -> RolloutState:
         """The state before the first chunk, for videos of `height` x `width` pixels, one a seed.
@@ -145,7 +145,7 @@ class ContextForcingWanPipeline(WanPipeline):
             device=self._execution_device,
         )
 
-    def grid(self, *, fps: float = 16, given_frames: int = 0, memory: MemoryConfig | str | None = None) -> ChunkGrid:
+    def grid(self, *, fps: float = 16, given_frames: int = 0, memory: MemoryPolicy | str | None = None) -> ChunkGrid:
         """Where chunks lie in time. given_frames: latent frames that the video begins with."""
         return ChunkGrid(
             chunk_frames=self.memory_config(memory).chunk_frames,
@@ -188,7 +188,7 @@ class ContextForcingWanPipeline(WanPipeline):
         seeds: Sequence[int] = (0,),
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        memory: MemoryConfig | str | None = None,
+        memory: MemoryPolicy | str | None = None,
         fps: float = 16,
         max_sequence_length: int = 512,
         decode: bool = True,
@@ -240,7 +240,7 @@ class ContextForcingWanPipeline(WanPipeline):
             state = self.new_state(student, height=height, width=width, seeds=seeds, memory=memory, decoder=decoder)
         start = self._start(image, video, state, is_decoded=decode_start)
         given_frames = 0 if start is None else start.num_latent_frames
-        grid = self.grid(fps=fps, given_frames=given_frames, memory=state.memory.config)
+        grid = self.grid(fps=fps, given_frames=given_frames, memory=state.memory.policy)
         length = _num_chunks(num_chunks, num_frames, prompt, grid)
         encoder = PromptEncoder(
             pipe=self,
@@ -295,7 +295,7 @@ class ContextForcingWanPipeline(WanPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "np",
         return_dict: bool = True,
-        memory: MemoryConfig | str | None = None,
+        memory: MemoryPolicy | str | None = None,
         image: Any = None,
         video: Any = None,
         prompt_embeds: Tensor | None = None,

@@ -32,7 +32,7 @@ from vidaccel.convert.plan import make_plan
 from vidaccel.convert.students import STUDENTS
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryConfig, parse_memory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 
 
@@ -336,7 +336,7 @@ def test_the_noise_levels_are_those_of_the_published_schedules(
 
 def test_the_memories_are_those_of_the_published_configurations() -> None:
     memories = {
-        student.recipe.version: MemoryConfig.parse(student.recipe.settings["memory"], student.chunk_frames)
+        student.recipe.version: parse_memory(student.recipe.settings["memory"], student.chunk_frames)
         for student in STUDENTS
     }
     sizes = {name: (item.sink_frames, item.slow_frames, item.fast_frames) for name, item in memories.items()}

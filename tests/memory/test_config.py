@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from vidaccel.memory import MemoryConfig
+from tests.support.sliding_window import SlidingWindow, read_sliding_window
+from vidaccel.memory import POLICIES, MemoryConfig, PolicyRow, parse_memory, parse_slow_fast
 
 
 def test_the_usual_sizes_are_the_papers() -> None:
@@ -61,14 +62,22 @@ def test_nonsense_is_refused_with_the_value_and_what_is_accepted(values: dict[st
     assert "\n" not in str(error.value)
 
 
-def test_the_borders_are_accepted() -> None:
-    MemoryConfig(similarity_threshold=1)
-    MemoryConfig(similarity_threshold=-0.999)
-    MemoryConfig(keyframe_frames=3)
-    MemoryConfig(keyframe_interval=0)
-    MemoryConfig(fast_frames=3)
-    MemoryConfig(slow_frames=0)
-    MemoryConfig(sink_frames=0, slow_frames=0, fast_frames=1, chunk_frames=1)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"similarity_threshold": 1},
+        {"similarity_threshold": -0.999},
+        {"keyframe_frames": 3},
+        {"keyframe_interval": 0},
+        {"fast_frames": 3},
+        {"slow_frames": 0},
+        {"sink_frames": 0, "slow_frames": 0, "fast_frames": 1, "chunk_frames": 1},
+    ],
+)
+def test_the_borders_are_accepted_as_they_are(values: dict[str, Any]) -> None:
+    config = MemoryConfig(**values)
+    assert {name: getattr(config, name) for name in values} == values
+    assert MemoryConfig.from_dict(config.to_dict()) == config
 
 
 def test_official_mode_takes_sizes_that_chunks_do_not_divide() -> None:
@@ -78,10 +87,13 @@ def test_official_mode_takes_sizes_that_chunks_do_not_divide() -> None:
         MemoryConfig(**sizes)
 
 
-def test_a_memory_of_first_frames_only_gives_the_last_places_to_the_chunk_being_made() -> None:
-    config = MemoryConfig(sink_frames=21, slow_frames=0, fast_frames=0)
-    assert config == MemoryConfig(sink_frames=18, slow_frames=0, fast_frames=3)
-    assert MemoryConfig.from_dict(config.to_dict()) == config
+def test_a_config_is_what_was_asked_for_or_refused() -> None:
+    """No field is rewritten: first frames only are written with the places of the chunk being made."""
+    for first_only in ({"sink_frames": 21}, {"sink_frames": 3}):
+        with pytest.raises(ValueError, match=re.escape("`fast_frames` must be at least `chunk_frames` (3)")):
+            MemoryConfig(**first_only, slow_frames=0, fast_frames=0)
+    given = {"sink_frames": 18, "slow_frames": 0, "fast_frames": 3}
+    assert {name: getattr(MemoryConfig(**given), name) for name in given} == given
 
 
 def test_settings_are_frozen_and_given_by_name() -> None:
@@ -106,13 +118,13 @@ def test_settings_are_frozen_and_given_by_name() -> None:
     ],
 )
 def test_a_word_of_the_command_line_names_a_memory(word: str, config: MemoryConfig) -> None:
-    assert MemoryConfig.parse(word) == config
+    assert parse_memory(word) == config
 
 
 def test_a_word_is_read_for_the_chunks_of_the_student() -> None:
-    assert MemoryConfig.parse("window:20", chunk_frames=4) == MemoryConfig.sliding_window(20, chunk_frames=4)
+    assert parse_memory("window:20", chunk_frames=4) == MemoryConfig.sliding_window(20, chunk_frames=4)
     with pytest.raises(ValueError, match="divisible by `chunk_frames` \\(4\\)"):
-        MemoryConfig.parse("slow-fast", chunk_frames=4)
+        parse_memory("slow-fast", chunk_frames=4)
 
 
 SIZELESS = ("", "slow", "window", "window:", "full", "slow-fast:", "Full:240")
@@ -136,12 +148,12 @@ def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
         "window:21 or full:240 (latent frames)"
     )
     with pytest.raises(ValueError, match=re.escape(f"A memory must be {accepted}; got {word!r}.")):
-        MemoryConfig.parse(word)
+        parse_memory(word)
 
 
 def test_sizes_of_named_memories_are_checked_like_all_others() -> None:
     with pytest.raises(ValueError, match="`fast_frames` must be at least"):
-        MemoryConfig.parse("window:2")
+        parse_memory("window:2")
     with pytest.raises(ValueError, match="`num_frames` must be a whole number of at least 1; got 0"):
         MemoryConfig.full(0)
     with pytest.raises(ValueError, match="`chunk_frames` must be a whole number of at least 1; got 0"):
@@ -164,3 +176,12 @@ def test_settings_of_something_else_are_refused() -> None:
         MemoryConfig.from_dict({"sink_frames": 3, "local_attn_size": 6})
     with pytest.raises(ValueError, match="must be names with values; got 21"):
         MemoryConfig.from_dict(21)
+
+
+def test_what_needs_slow_memory_says_so_for_another_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "last", PolicyRow("last:9", read_sliding_window))
+    assert parse_memory("last:9") == SlidingWindow(window_frames=9, chunk_frames=3)
+    with pytest.raises(ValueError, match=r"needs a memory of sink, slow and fast frames .*got 'last:9'"):
+        parse_slow_fast("last:9")
+    with pytest.raises(ValueError, match=r"window:21, full:240 or last:9 \(latent frames\); got 'first:9'"):
+        parse_memory("first:9")

@@ -98,7 +98,7 @@ class CleanTwin:
 def test_clean_memory_is_what_its_definition_says_for_many_sizes_rules_and_similarities() -> None:
     num_full = 0
     for index, sizes, generator in rollouts("clean", num_rollouts=300, num_chunks=40):
-        config, twin = index.config, CleanTwin(index.config)
+        config, twin = index.policy, CleanTwin(index.policy)
         for number, count in enumerate(sizes):
             first = index.num_frames
             index.begin_chunk(count)
@@ -116,7 +116,7 @@ def test_clean_memory_is_what_its_definition_says_for_many_sizes_rules_and_simil
 
 def test_clean_parts_are_disjoint_in_order_of_time_and_never_too_large() -> None:
     for index, sizes, generator in rollouts("clean", num_rollouts=100, num_chunks=40):
-        config = index.config
+        config = index.policy
         for count in sizes:
             index.begin_chunk(count)
             frames = [entry.frame for entry in index.entries]
@@ -125,7 +125,6 @@ def test_clean_parts_are_disjoint_in_order_of_time_and_never_too_large() -> None
             assert len(index.slow) <= config.slow_frames
             assert len(index.fast) + count <= config.fast_frames
             assert index.positions == tuple(range(len(frames)))
-            assert index.query_positions == index.positions[-count:]
             assert len(frames) <= config.total_frames
             assert all(entry.source == (None if entry.part == "current" else "clean") for entry in index.entries)
             index.commit(generator.choice([0.9, 0.99]))
@@ -133,7 +132,7 @@ def test_clean_parts_are_disjoint_in_order_of_time_and_never_too_large() -> None
                 frame for frame in range(index.num_frames - count, index.num_frames) if frame >= config.sink_frames
             ]
             assert list(index.fast[len(index.fast) - len(newest) :]) == newest
-            assert index.current == index.query_positions == ()
+            assert index.current == ()
 
 
 @pytest.mark.parametrize("prefill", ["none", "linear"])
@@ -251,7 +250,7 @@ class OfficialTwin:
 def test_official_memory_is_what_the_released_order_of_steps_leaves_after_every_pass() -> None:
     num_copies = num_rolled = 0
     for index, sizes, generator in rollouts("official", num_rollouts=200, num_chunks=30):
-        config, twin = index.config, OfficialTwin(index.config)
+        config, twin = index.policy, OfficialTwin(index.policy)
         for number, count in enumerate(sizes):
             first = index.num_frames
             index.begin_chunk(count)
@@ -263,8 +262,6 @@ def test_official_memory_is_what_the_released_order_of_steps_leaves_after_every_
                 else:
                     index.observe(similarity)
                     assert [entry.frame for entry in index.entries[-count:]] == list(index.current)
-                    anchor = min(first + count, config.total_frames)
-                    assert index.query_positions == tuple(range(anchor - count, anchor))
                 assert [(entry.frame, entry.source) for entry in index.entries] == twin.attended()
                 assert list(index.positions) == twin.positions()
             num_copies += index.is_keyframe
@@ -324,10 +321,9 @@ def test_positions_are_in_the_trained_range_and_the_query_has_the_last_ones(mode
             index.begin_chunk(count)
             index.observe(generator.choice([0.9, 0.99]))
             positions = index.positions
-            assert len(positions) == len(index.entries) <= index.config.total_frames
+            assert len(positions) == len(index.entries) <= index.policy.total_frames
             assert list(positions) == sorted(set(positions))
-            assert set(positions) <= set(range(index.config.total_frames))
-            assert index.query_positions[-1] == positions[-1]
+            assert set(positions) <= set(range(index.policy.total_frames))
             index.commit(0.99)
 
 
@@ -358,7 +354,6 @@ def test_a_full_memory_has_constant_positions(config: MemoryConfig) -> None:
         index.begin_chunk()
         if index.num_frames + 3 >= config.total_frames:
             assert index.positions == tuple(range(config.total_frames))
-            assert index.query_positions == tuple(range(config.total_frames - 3, config.total_frames))
         index.commit(random_similarities(generator))
 
 
@@ -450,8 +445,8 @@ def test_a_sliding_window_holds_the_last_frames_whatever_the_similarities() -> N
 
 def test_a_memory_that_is_all_sink_keeps_the_first_frames_only() -> None:
     for mode in ("clean", "official"):
-        index = MemoryIndex(MemoryConfig(sink_frames=21, slow_frames=0, fast_frames=0, mode=mode))
-        assert index.config.total_frames == 21
+        index = MemoryIndex(MemoryConfig(sink_frames=18, slow_frames=0, fast_frames=3, mode=mode))
+        assert index.policy.total_frames == 21
         for first in range(0, 150, 3):
             index.begin_chunk()
             attended = [entry.frame for entry in index.entries]
@@ -499,7 +494,7 @@ def test_a_saved_index_goes_on_like_the_one_that_was_not_interrupted(mode: str) 
                 for similarity in similarities[:num_passes]:
                     one.observe(similarity)
             if number == saved_at:
-                resumed = MemoryIndex.from_state(index.config, json.loads(json.dumps(index.state())))
+                resumed = MemoryIndex.from_state(index.policy, json.loads(json.dumps(index.state())))
                 pair = [index, resumed]
             for one in pair:
                 one.commit(similarities[num_passes:])

@@ -167,7 +167,6 @@ def test_official_positions_are_the_slots_where_sizes_are_divisible(rule: str) -
             index.observe(similarity)
             attended = min(first + 3, 21)
             assert index.positions == tuple(range(attended))
-            assert index.query_positions == tuple(range(attended - 3, attended))
             assert [entry.frame for entry in index.entries[-3:]] == [first, first + 1, first + 2]
         index.commit(0.99)
 

@@ -299,15 +299,15 @@ def _after(brought: list[int], call: Any) -> Any:
     return checked
 
 
-def test_prompts_are_projected_once_a_shot() -> None:
-    """Behaviour 25 in the whole rollout: chunks and passes share what a shot's first pass needed."""
+def test_prompts_are_projected_once_a_chunk_and_not_once_a_pass() -> None:
+    """Behaviour 25 in the whole rollout: passes share what a chunk's first one needed."""
     model = causal_model()
     calls: list[int] = []
     for block in model.blocks:
         block.attn2.to_v.register_forward_hook(lambda *_: calls.append(1))
     made = student(model, guidance_scale=2.0)
     in_full(made, state_of(made, SMALL))
-    assert len(calls) == len(model.blocks) * len(SCENES) * made.num_branches
+    assert len(calls) == len(model.blocks) * NUM_CHUNKS * made.num_branches
 
 
 class PeakBytes(TorchDispatchMode):

@@ -201,7 +201,9 @@ def test_a_new_prompt_changes_nothing_before_it_and_rewrites_what_is_remembered(
 
     def run(latents: Tensor, timestep: Tensor, prompt: Any, memory: Any) -> Tensor:
         if timestep[0] == 1000 and len(memory.indexes[0].current) and memory.indexes[0].current[0] == 18:
-            seen.append((memory.indexes[0].entries, memory._raw.clone(), [row[:] for row in memory._slots]))
+            seen.append(
+                (memory.indexes[0].entries, memory.buffers.raw.clone(), [row[:] for row in memory.buffers.slots])
+            )
         return model(latents, timestep, prompt, memory=memory).sample
 
     chunks_of(student(model, run=run), state_of(student(), config), 7, shots)
@@ -221,7 +223,7 @@ def test_a_new_prompt_changes_nothing_before_it_and_rewrites_what_is_remembered(
     for frame in frames:
         place, other = slots[0].index((frame, None)), before.index(frame)
         found = raw[:, 0, place * tokens : (place + 1) * tokens]
-        wanted = twin._raw[:, 0, other * tokens : (other + 1) * tokens]
+        wanted = twin.buffers.raw[:, 0, other * tokens : (other + 1) * tokens]
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 

@@ -12,8 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.support.sliding_window import SlidingWindow
 from vidaccel.errors import UserError
-from vidaccel.memory.config import MemoryConfig
+from vidaccel.memory import MemoryConfig, MemoryPolicy
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.fused_layers import FusedGELU, fuse_layers, unfuse_layers
 from vidaccel.models.split_attention import (
@@ -64,7 +65,12 @@ class Made:
 
 
 def made(
-    student: Student, *, seeds: tuple[int, ...] = (0,), num_prompts: int = 1, compile_memory: bool = False
+    student: Student,
+    *,
+    seeds: tuple[int, ...] = (0,),
+    num_prompts: int = 1,
+    compile_memory: bool = False,
+    policy: MemoryPolicy = MEMORY,
 ) -> Made:
     """A rollout with a cut to the next prompt after every 6 chunks."""
     generator = torch.Generator().manual_seed(1)
@@ -73,7 +79,7 @@ def made(
         Shot(start_chunk=6 * number, prompt=str(number), embeddings=tuple(text.unbind(0)))
         for number, text in enumerate(texts.unbind(0))
     ]
-    state = new_state(student, MEMORY, height=4, width=4, seeds=seeds)
+    state = new_state(student, policy, height=4, width=4, seeds=seeds)
     for memory in state.memories if compile_memory else ():
         memory.compile()
     result = Made([], [])
@@ -202,6 +208,14 @@ def test_recorded_passes_make_the_same_video_bit_for_bit(guidance: float, num_pr
     assert all(one.num_replays for one in recorder.recordings)
 
 
+def test_passes_over_a_memory_of_another_policy_are_recorded_like_any_other() -> None:
+    student, recorder = tiny_student(), FakeRecorder()
+    window = SlidingWindow(window_frames=9)
+    run = CapturedPass(eager(student.transformer), recorder)
+    assert_same(made(student, policy=window), made(with_run(student, run), policy=window))
+    assert len(recorder.recordings) == len({3, 6, 9})
+
+
 def test_what_a_recorded_pass_returns_is_not_overwritten_by_the_next() -> None:
     student = tiny_student()
     run = CapturedPass(eager(student.transformer), FakeRecorder())
@@ -224,7 +238,7 @@ def test_samples_that_remember_differently_are_passed_unrecorded() -> None:
     with torch.no_grad():
         prompt = student.transformer.cache_prompt(torch.randn(2, 5, 8))
         state.memory.begin_chunk()
-        state.memory._mask = mask
+        state.memory.buffers.mask = mask
         for _ in range(3):
             run(torch.randn(2, 4, 3, 4, 4), torch.full((2,), 500.0), prompt, state.memory)
     assert not recorder.recordings

@@ -110,7 +110,7 @@ CHOSEN = {
     ),
     "a sliding window": Case(config=MemoryConfig.sliding_window(6), sampling=Sampling(), shots=shots()),
     "first frames only": Case(
-        config=MemoryConfig(sink_frames=9, slow_frames=0, fast_frames=0), sampling=Sampling(), shots=shots()
+        config=MemoryConfig(sink_frames=6, slow_frames=0, fast_frames=3), sampling=Sampling(), shots=shots()
     ),
     "an image, then single frames": Case(
         config=MemoryConfig(sink_frames=1, slow_frames=2, fast_frames=2, chunk_frames=1, similarity_threshold=0.97),

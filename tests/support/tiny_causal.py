@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from vidaccel.memory import MemoryConfig
-from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import rollout
@@ -44,9 +44,9 @@ def video(num_frames: int, batch_size: int = 1, seed: int = 1) -> Tensor:
     return torch.randn(batch_size, CONFIG["in_channels"], num_frames, HEIGHT, WIDTH, generator=generator)
 
 
-def memory_of(model: CausalWanTransformer3DModel, config: MemoryConfig, batch_size: int = 1) -> SlowFastMemory:
+def memory_of(model: CausalWanTransformer3DModel, config: MemoryConfig, batch_size: int = 1) -> KeyValueMemory:
     shape = model.memory_shape(HEIGHT, WIDTH, batch_size=batch_size)
-    return SlowFastMemory(config, shape, model.rotary_table(HEIGHT, WIDTH))
+    return KeyValueMemory(config, shape, model.rotary_table(HEIGHT, WIDTH))
 
 
 def student(model: CausalWanTransformer3DModel | None = None, **changes: Any) -> Student:

@@ -17,7 +17,7 @@ from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 from vidaccel import world
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryConfig, parse_memory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.chunk import Shot, Student
 from vidaccel.rollout.loop import chunk_generators, rollout
@@ -334,7 +334,7 @@ def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: P
     assert loaded.config.num_layers == 2
     index = json.loads((output / "model_index.json").read_text())
     assert index["_class_name"] == "ContextForcingWanPipeline"
-    found = MemoryConfig.parse(index["memory"], index["chunk_frames"])
+    found = parse_memory(index["memory"], index["chunk_frames"])
     assert replace(found, similarity_threshold=MEMORY.similarity_threshold) == MEMORY
     assert index["transformer"] == ["vidaccel.models.causal_wan", "CausalWanTransformer3DModel"]
     scheduler = json.loads((output / "scheduler" / "scheduler_config.json").read_text())

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from vidaccel.bench.speed_model import random_transformer
-from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.families.recipes import clip_text, llama, t5_encoder
 from vidaccel.catalog.pipelines import named_class
 from vidaccel.catalog.registry import SETTINGS_FILE
+from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.catalog.table import family_named
 from vidaccel.files.atomic import atomic_folder
 from vidaccel.random_models.build import build_part

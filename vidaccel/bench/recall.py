@@ -42,7 +42,7 @@ from vidaccel.files.atomic import atomic_write
 from vidaccel.files.text import json_number, write_text
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.machine.environment import describe_environment, without_folders
-from vidaccel.memory.config import MemoryConfig
+from vidaccel.memory import MemoryConfig, parse_slow_fast
 from vidaccel.video.frames import rounded_to_uint8
 from vidaccel.world import Reading, read_clip
 from vidaccel.world.scene import SEGMENT_FRAMES
@@ -118,7 +118,7 @@ class RecallBenchConfig:
 def named_memory(text: str, chunk_frames: int = 3) -> MemoryConfig:
     """The memory that a name of `RecallBenchConfig.memories` means. Raises UserError."""
     try:
-        memory = MemoryConfig.parse(text.removesuffix(_UNIFORM), chunk_frames)
+        memory = parse_slow_fast(text.removesuffix(_UNIFORM), chunk_frames)
     except ValueError as error:
         raise UserError(str(error)) from error
     if not text.endswith(_UNIFORM):

@@ -20,7 +20,7 @@ from vidaccel.machine.attention import (
     set_attention_backend,
     usable_attention_backends,
 )
-from vidaccel.memory.slow_fast import MemoryShape
+from vidaccel.memory.buffers import MemoryShape
 from vidaccel.models.split_attention import (
     KeySplit,
     attention_with_log_sums,

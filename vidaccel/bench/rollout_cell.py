@@ -17,9 +17,8 @@ from vidaccel.bench.speed_model import call_tensors, random_transformer
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.errors import UserError
-from vidaccel.memory.config import MemoryConfig
-from vidaccel.memory.index import MemoryIndex
-from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.memory import MemoryConfig, MemoryIndex, MemoryPolicy, parse_slow_fast
+from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student
@@ -47,7 +46,7 @@ _TOY_TINY = replace(_TINY, config={"channels": (8, 8, 4, 4)})
 class Cell:
     """One measurement.
 
-    memory: as `MemoryConfig.parse` takes it; keyframes are uniform.
+    memory: as `parse_slow_fast` takes it; keyframes are uniform.
     num_chunks: chunks to measure. `from_start`: from the first of a video on, else after the memory was filled by clean
         passes over random latents, and some chunks that are not counted.
     """
@@ -71,7 +70,7 @@ class Cell:
 
 def memory_config(text: str) -> MemoryConfig:
     """The memory of a cell: random weights would choose keyframes at random, so every other chunk has one."""
-    config = MemoryConfig.parse(text)
+    config = parse_slow_fast(text)
     return replace(config, keyframe_rule="uniform" if config.slow_frames else "none")
 
 
@@ -145,7 +144,7 @@ class _ChunkTimes:
         self._attended_frames = 0
 
     def timed_pass(self, run: Pass) -> Pass:
-        def timed(latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
+        def timed(latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
             self._attended_frames = memory.attended_frames
             self._mark("pass")
             velocity = run(latents, timestep, prompt, memory)
@@ -223,12 +222,12 @@ def measure_cell(
     return {
         "kind": "cell",
         **cell.key,
-        "attended_frames": state.memory.config.total_frames,
+        "attended_frames": state.memory.policy.total_frames,
         "from_start": cell.from_start,
         "first_chunk": first,
         "setup_seconds": setup,
         "finite": bool(torch.isfinite(last.latents).all()),
-        "pixel_frames_per_chunk": _TEMPORAL_STEP * state.memory.config.chunk_frames,
+        "pixel_frames_per_chunk": _TEMPORAL_STEP * state.memory.policy.chunk_frames,
         "memory_bytes": state.memory.bytes_by_part(),
         "chunks": {name: [_rounded(row[name]) for row in rows] for name in rows[0]},
     }
@@ -247,8 +246,8 @@ def _measured(
 
 def _fill(student: Student, state: RolloutState, shot: Shot) -> int:
     """Fill the memory by clean passes over random latents; returns the chunks that took."""
-    count = chunks_to_fill(state.memory.config)
-    frames = count * state.memory.config.chunk_frames
+    count = chunks_to_fill(state.memory.policy)
+    frames = count * state.memory.policy.chunk_frames
     channels, height, width = state.size
     latents = torch.randn(1, channels, frames, height, width, generator=torch.Generator().manual_seed(0))
     for _ in ingest(student, state, shot, latents):
@@ -256,12 +255,12 @@ def _fill(student: Student, state: RolloutState, shot: Shot) -> int:
     return count
 
 
-def chunks_to_fill(config: MemoryConfig) -> int:
+def chunks_to_fill(policy: MemoryPolicy) -> int:
     """Chunks until a pass attends to as many frames as the memory allows. Raises UserError if that never happens."""
-    index = MemoryIndex(config)
+    index = MemoryIndex(policy)
     for count in range(_MOST_CHUNKS_TO_FILL):
         index.begin_chunk()
-        if len(index.entries) == config.total_frames:
+        if len(index.entries) == policy.total_frames:
             return count
         index.commit()
     raise UserError(f"This memory is not full after {_MOST_CHUNKS_TO_FILL} chunks, so its speed cannot be measured.")

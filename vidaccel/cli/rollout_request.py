@@ -18,7 +18,7 @@ from vidaccel.files.digest import folder_digest
 from vidaccel.generation.loading import component_dtypes, model_folder, resolve_device
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.footprint import gigabytes
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout.checkpoint import SessionSettings
 from vidaccel.rollout.passes import PassMode
@@ -70,16 +70,20 @@ class StudentFolder:
         """Weight of the prompt that the student was made for."""
         return float(self.index.get("guidance_scale", 1.0))
 
-    def memory(self, text: str | None, **changes: Any) -> MemoryConfig:
+    def memory(self, text: str | None, **changes: Any) -> MemoryPolicy:
         """The memory of the flags; what is None is the student's own. Raises UserError for a wrong value."""
         given = {name: value for name, value in changes.items() if value is not None}
+        words = text or self.index.get("memory", "slow-fast")
         try:
-            memory = MemoryConfig.parse(
-                text or self.index.get("memory", "slow-fast"), int(self.index.get("chunk_frames", 3))
-            )
-            return replace(memory, **given)
+            memory = parse_memory(words, int(self.index.get("chunk_frames", 3)))
+            if not given:
+                return memory
+            if isinstance(memory, MemoryConfig):
+                return replace(memory, **given)
         except ValueError as error:
             raise UserError(str(error)) from error
+        flag = next(iter(given)).replace("_", "-")
+        raise UserError(f"--{flag} is for slow-fast memories, and the memory is {words!r}; leave it out.")
 
     def small_decoder(self, path: Path) -> "SmallDecoder":
         """The small decoder in a file. Raises UserError for another file, and for one of other models' latents."""
@@ -125,7 +129,7 @@ class RolloutRequest:
     student: StudentFolder
     request: GenerationRequest
     timeline: PromptTimeline
-    memory: MemoryConfig
+    memory: MemoryPolicy
     fps: float
     num_chunks: int
     start: Tensor | None = None
@@ -214,7 +218,7 @@ def _check_kind(spec: ModelSpec, pipeline: str) -> None:
         )
 
 
-def grid_of(student: StudentFolder, memory: MemoryConfig, fps: float, start: Tensor | None) -> ChunkGrid:
+def grid_of(student: StudentFolder, memory: MemoryPolicy, fps: float, start: Tensor | None) -> ChunkGrid:
     """Where chunks lie in time; `start` as in `RolloutRequest`. Raises UserError for a rate out of range."""
     stride = int(student.sizes.vae.get("scale_factor_temporal", 4))  # the default of AutoencoderKLWan
     given = 0 if start is None else (start.shape[0] - 1) // stride + 1

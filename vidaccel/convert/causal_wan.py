@@ -33,7 +33,7 @@ from vidaccel.convert.students import LATENT_CHANNELS, STUDENTS, PublishedStuden
 from vidaccel.convert.wan_layouts import student_weights, with_lora
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import parse_memory
 
 _FROM_BASE = ("attention_head_dim", "num_layers", "eps", "rope_max_seq_len")
 
@@ -57,7 +57,7 @@ class StudentFiles:
 class StudentSettings:
     """What is recorded of a student; None: what its files say, else what is published for its kind.
 
-    chunk_frames: latent frames made at once. memory: as `MemoryConfig.parse` takes it.
+    chunk_frames: latent frames made at once. memory: as `parse_memory` takes it.
     """
 
     chunk_frames: int | None = None
@@ -152,7 +152,7 @@ def _recorded(recipe: Recipe, chunk: ChunkFrames, memory: str | None) -> Recipe:
     """The recipe with the chunk, and with the memory if one is given. Raises `UserError` where they do not fit."""
     memory = recipe.settings["memory"] if memory is None else memory
     try:
-        MemoryConfig.parse(memory, chunk.number)
+        parse_memory(memory, chunk.number)
     except ValueError as error:
         raise UserError(
             f"Chunks of {chunk.number} latent frames ({chunk.source}) do not fit the memory {memory}: {error} Give "

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vidaccel.catalog.table import transformer_traits
-from vidaccel.easycache.adapters import adapters_of
 from vidaccel.easycache.batch import Batch, select_rows
 from vidaccel.easycache.layout import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
 from vidaccel.easycache.run import EasyCacheRun, Plan
 from vidaccel.easycache.steps import Call
+from vidaccel.machine.adapters import adapters_of
 from vidaccel.machine.timing import moment
 
 logger = logging.getLogger(__name__)

@@ -3,5 +3,18 @@
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.entry import Entry
 from vidaccel.memory.index import MemoryIndex
+from vidaccel.memory.policies import POLICIES, PolicyRow, parse_memory, parse_slow_fast
+from vidaccel.memory.policy import ChunkPass, MemoryPolicy, being_made
 
-__all__ = ["Entry", "MemoryConfig", "MemoryIndex"]
+__all__ = [
+    "POLICIES",
+    "ChunkPass",
+    "Entry",
+    "MemoryConfig",
+    "MemoryIndex",
+    "MemoryPolicy",
+    "PolicyRow",
+    "being_made",
+    "parse_memory",
+    "parse_slow_fast",
+]

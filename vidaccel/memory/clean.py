@@ -1,107 +1,85 @@
 """The recommended bookkeeping of slow and fast memory: disjoint parts, in order of time, changed once per chunk.
 
 Paper: Context Forcing, arXiv 2602.06028, section 3.3. A keyframe is marked when its chunk is finished and moves to slow
-memory when it leaves the fast one, so no frame is in two parts and all that is remembered is from the clean pass.
+memory when it leaves the fast one, so no frame is in two parts and all that is remembered is from the clean pass. Kept
+are lists of marks, a mark being a frame and whether it is a keyframe. With sizes 3+3+6, chunk by chunk:
+
+    finished 0..11, 9 is a keyframe:   sink 0 1 2  slow -   fast 6 7 8 9k 10 11
+    begin 12..14:                      sink 0 1 2  slow -   fast 9k 10 11             6 7 8 are lost
+    begin 15..17:                      sink 0 1 2  slow 9   fast 12 13 14             9 moves, 10 and 11 are lost
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from vidaccel.errors import UserError
-from vidaccel.memory.config import MemoryConfig
-from vidaccel.memory.entry import Entry, Source
+from vidaccel.memory.entry import Entry
+from vidaccel.memory.policy import ChunkPass, being_made
+from vidaccel.memory.settings import SlowFastSettings
 
-
-class Mark(NamedTuple):
-    """A remembered frame and whether it is a keyframe."""
-
-    frame: int
-    is_keyframe: bool
+Mark = list[Any]  # [frame, is_keyframe]
+Marks = dict[str, list[Mark]]
 
 
 class CleanParts:
-    """Slow and fast memory; which frames are in the sink follows from the number of frames."""
+    """What a `MemoryConfig` in the clean mode decides; which frames are in the sink follows from their number."""
 
-    def __init__(self, config: MemoryConfig) -> None:
+    def __init__(self, config: SlowFastSettings) -> None:
         self._config = config
-        self._slow: list[Mark] = []
-        self._fast: list[Mark] = []
 
-    def begin(self, frames: range) -> None:
-        """Makes room for a chunk: what leaves fast memory goes to slow memory if it is a keyframe, else it is lost."""
-        config, slow, fast = self._config, list(self._slow), list(self._fast)
-        while fast and len(fast) + len(frames) > config.fast_frames:
-            oldest = fast.pop(0)
-            if oldest.is_keyframe or config.prefill == "linear":
-                slow.append(oldest)
+    def start(self) -> Marks:
+        """Nothing."""
+        return {"slow": [], "fast": []}
+
+    def begin(self, kept: Marks, frames: range) -> Marks:
+        """Make room for a chunk: what leaves fast memory goes to slow memory if it is a keyframe, else it is lost."""
+        config, slow = self._config, list(kept["slow"])
+        leaving = max(0, len(kept["fast"]) + len(frames) - config.fast_frames)
+        slow += [mark for mark in kept["fast"][:leaving] if mark[1] or config.prefill == "linear"]
         while len(slow) > config.slow_frames:
-            surplus = next((mark for mark in slow if not mark.is_keyframe), slow[0])
-            slow.remove(surplus)
-        self._slow, self._fast = slow, fast
+            slow.remove(next((mark for mark in slow if not mark[1]), slow[0]))
+        return {"slow": slow, "fast": kept["fast"][leaving:]}
 
-    def run(self, frames: range, is_keyframe: bool, source: Source) -> bool:
-        """One pass over a chunk; only the clean one is remembered. Returns whether it made the chunk a keyframe.
-
-        The first frames of the video go to the sink and stay there, all others to fast memory.
-        """
-        if source != "clean":
-            return False
+    def run(self, kept: Marks, done: ChunkPass, is_keyframe: bool) -> tuple[Marks, bool]:
+        """Only the clean pass is remembered: the first frames of the video in the sink, all others in fast memory."""
+        if done.source != "clean":
+            return kept, False
         new = [
-            Mark(frame, is_keyframe and number < self._config.keyframe_frames)
-            for number, frame in enumerate(frames)
+            [frame, is_keyframe and number < self._config.keyframe_frames]
+            for number, frame in enumerate(done.frames)
             if frame >= self._config.sink_frames
         ]
-        self._fast = [*self._fast, *new]
-        return is_keyframe
+        return {"slow": kept["slow"], "fast": [*kept["fast"], *new]}, is_keyframe
 
-    def entries(self, num_frames: int, current: range) -> tuple[Entry, ...]:
-        """What a pass attends to, in the order of the positions, when `num_frames` frames are finished."""
-        sink = range(min(num_frames, self._config.sink_frames))
+    def entries(self, kept: Marks, current: range) -> tuple[Entry, ...]:
+        """Sink, slow, fast, current."""
         return (
-            *(Entry(frame, "sink") for frame in sink),
-            *(Entry(mark.frame, "slow") for mark in self._slow),
-            *(Entry(mark.frame, "fast") for mark in self._fast),
-            *(Entry(frame, "current", source=None) for frame in current),
+            *(Entry(frame, "sink") for frame in range(min(current.start, self._config.sink_frames))),
+            *(Entry(frame, "slow") for frame, _ in kept["slow"]),
+            *(Entry(frame, "fast") for frame, _ in kept["fast"]),
+            *being_made(current),
         )
 
-    def positions(self, num_frames: int, current: range) -> tuple[int, ...]:
+    def positions(self, kept: Marks, current: range) -> tuple[int, ...]:
         """The position of each entry: its place among them."""
-        return tuple(range(len(self.entries(num_frames, current))))
+        return tuple(range(len(self.entries(kept, current))))
 
-    def query_positions(self, num_frames: int, current: range) -> tuple[int, ...]:
-        """The positions of the chunk that is being made: the last ones."""
-        positions = self.positions(num_frames, current)
-        return positions[len(positions) - len(current) :]
-
-    def state(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return {"slow": [list(mark) for mark in self._slow], "fast": [list(mark) for mark in self._fast]}
-
-    def load_state(self, values: dict[str, Any], num_frames: int, current: range) -> None:
-        """Takes over `state()`; raises UserError if no rollout can have left it."""
+    def check(self, kept: Marks, current: range) -> None:
+        """Raise UserError if no rollout can have left `kept`."""
         config = self._config
-        if set(values) != {"slow", "fast"}:
+        if set(kept) != {"slow", "fast"}:
             raise UserError("slow and fast memory are missing")
-        slow, fast = (_marks(values[part]) for part in ("slow", "fast"))
-        remembered = [mark.frame for mark in (*slow, *fast)]
+        slow, fast = kept["slow"], kept["fast"]
+        for frame, is_keyframe in (*slow, *fast):
+            if type(frame) is not int or type(is_keyframe) is not bool:
+                raise UserError(f"a remembered frame is {[frame, is_keyframe]!r}")
+        remembered = [frame for frame, _ in (*slow, *fast)]
         if remembered != sorted(set(remembered)) or any(frame < config.sink_frames for frame in remembered):
             raise UserError("its frames are not in order")
-        if [mark.frame for mark in fast] != list(range(num_frames - len(fast), num_frames)):
+        if [frame for frame, _ in fast] != list(range(current.start - len(fast), current.start)):
             raise UserError("fast memory does not hold the last frames")
         if len(slow) > config.slow_frames or len(fast) + len(current) > config.fast_frames:
             raise UserError("it holds more frames than there is place for")
-        if config.prefill == "none" and not all(mark.is_keyframe for mark in slow):
+        if config.prefill == "none" and not all(is_keyframe for _, is_keyframe in slow):
             raise UserError("slow memory holds a frame that is no keyframe")
-        self._slow, self._fast = slow, fast
-
-
-def _marks(values: object) -> list[Mark]:
-    marks = []
-    for value in values if isinstance(values, list) else [None]:
-        match value:
-            case [int(frame), bool(is_keyframe)] if not isinstance(frame, bool):
-                marks.append(Mark(frame, is_keyframe))
-            case _:
-                raise UserError(f"a remembered frame is {value!r}")
-    return marks

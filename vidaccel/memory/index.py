@@ -1,7 +1,7 @@
 """Which frames a causal student remembers, chunk by chunk: plain integers, no tensors.
 
-Paper: Context Forcing, arXiv 2602.06028, section 3.3. One index belongs to one sample of one rollout. It decides; the
-keys and values of the frames it names are somebody else's.
+One index belongs to one sample of one rollout. It counts, a `MemoryPolicy` decides, and the keys and values of the
+frames that it names are somebody else's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidaccel.errors import UserError
-from vidaccel.memory.clean import CleanParts
-from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.entry import Entry, Part, Source
-from vidaccel.memory.official import OfficialParts
+from vidaccel.memory.policy import ChunkPass, MemoryPolicy
 
 _COUNTS = ("num_frames", "num_chunks", "num_current", "num_passes")
 _FLAGS = ("is_keyframe", "is_marked")
@@ -24,14 +22,14 @@ class MemoryIndex:
     """The frames in sink, slow and fast memory of one rollout, and their positions.
 
     Per chunk: `begin_chunk`, `observe` for each denoising pass, `commit` for the clean pass. In between the frames of
-    `current` are being made, and a pass over them attends to `entries`. In "clean" mode the passes change nothing, and
-    `observe` may be left out. In "official" mode each pass may promote the chunk before it attends: after `observe` (or
-    `commit`) of a pass `entries` and `positions` are what that very pass attends to.
+    `current` are being made, and a pass over them attends to `entries`. Where the policy does not observe passes,
+    `observe` may be left out. Where it does (the official mode), each pass may promote the chunk before it attends:
+    after `observe` (or `commit`) of a pass `entries` and `positions` are what that very pass attends to.
     """
 
-    def __init__(self, config: MemoryConfig) -> None:
-        self.config = config
-        self._parts = CleanParts(config) if config.mode == "clean" else OfficialParts(config)
+    def __init__(self, policy: MemoryPolicy) -> None:
+        self.policy = policy
+        self._kept = policy.start()
         self._num_frames = 0
         self._num_chunks = 0
         self._num_passes = 0
@@ -57,17 +55,17 @@ class MemoryIndex:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """The frames a pass attends to, in the order of their positions: sink, slow, fast, current."""
-        return self._parts.entries(self._num_frames, self._current)
+        return self.policy.entries(self._kept, self._now)
 
     @property
     def positions(self) -> tuple[int, ...]:
         """The temporal RoPE position of each of `entries`, from 0 to `total_frames` - 1."""
-        return self._parts.positions(self._num_frames, self._current)
+        return self.policy.positions(self._kept, self._now)
 
     @property
-    def query_positions(self) -> tuple[int, ...]:
-        """The temporal RoPE position of each frame of `current` as a query: as a key, but for odd "official" sizes."""
-        return self._parts.query_positions(self._num_frames, self._current)
+    def _now(self) -> range:
+        """The chunk that is being made; between chunks nothing, where the next one will begin."""
+        return self._current or range(self._num_frames, self._num_frames)
 
     @property
     def sink(self) -> tuple[int, ...]:
@@ -93,11 +91,11 @@ class MemoryIndex:
         A chunk that was begun and not committed starts again, with as many frames as before; what "official" passes
         promoted stays. Raises UserError for another number of frames and for a chunk that goes beyond `max_frames`.
         """
-        count = self._checked_size(self.config.chunk_frames if num_frames is None else num_frames)
+        count = self._checked_size(self.policy.chunk_frames if num_frames is None else num_frames)
         self._num_passes = 0
         if not self._current:
             frames = range(self._num_frames, self._num_frames + count)
-            self._parts.begin(frames)
+            self._kept = self.policy.begin(self._kept, frames)
             self._current, self._was_promoted = frames, False
 
     def observe(self, similarity: float | None = None) -> None:
@@ -128,31 +126,29 @@ class MemoryIndex:
     def state(self) -> dict[str, Any]:
         """Everything as plain values for JSON; what it takes does not grow with the video."""
         return {
-            "config": self.config.to_dict(),
+            "config": self.policy.to_dict(),
             "num_frames": self._num_frames,
             "num_chunks": self._num_chunks,
             "num_current": len(self._current),
             "num_passes": self._num_passes,
             "is_keyframe": self._is_keyframe,
             "is_marked": self._was_promoted,
-            "parts": self._parts.state(),
+            "parts": self._kept,
         }
 
     @classmethod
-    def from_state(cls, config: MemoryConfig, state: Mapping[str, Any]) -> MemoryIndex:
+    def from_state(cls, policy: MemoryPolicy, state: Mapping[str, Any]) -> MemoryIndex:
         """The index that goes on where `state()` was taken. Raises UserError for other settings or a damaged state."""
         if not isinstance(state, Mapping) or set(state) != {"config", "parts", *_COUNTS, *_FLAGS}:
             raise UserError("This is not the saved index of a memory; take one that `MemoryIndex.state` made.")
         try:
-            saved = MemoryConfig.from_dict(state["config"])
+            saved = type(policy).from_dict(state["config"])
         except ValueError as error:
             raise UserError(f"The settings of the saved index are damaged: {error}") from error
-        for name, value in config.to_dict().items():
-            if getattr(saved, name) != value:
-                raise UserError(
-                    f"The memory was saved with `{name}` {getattr(saved, name)!r}; now it is {value!r}. Take the same."
-                )
-        index = cls(config)
+        for name, value in policy.to_dict().items():
+            if (before := saved.to_dict()[name]) != value:
+                raise UserError(f"The memory was saved with `{name}` {before!r}; now it is {value!r}. Take the same.")
+        index = cls(policy)
         try:
             index._load_state(state)
         except UserError as error:
@@ -164,35 +160,37 @@ class MemoryIndex:
         for name in (*_COUNTS, *_FLAGS):
             if type(state[name]) is not (int if name in _COUNTS else bool) or state[name] < 0:
                 raise UserError(f"{name} is {state[name]!r}")
-        most = self.config.chunk_frames
+        most = self.policy.chunk_frames
         if not num_chunks <= num_frames <= num_chunks * most or num_current > most or (num_passes and not num_current):
             raise UserError(f"{num_chunks} chunks of at most {most} frames are not {num_frames} frames")
-        if not isinstance(state["parts"], dict):
-            raise UserError("its parts are missing")
+        current, kept = range(num_frames, num_frames + num_current), state["parts"]
+        try:
+            self.policy.check(kept, current)
+            entries = self.policy.entries(kept, current)
+            fits = len(entries) <= self.policy.total_frames and all(
+                0 <= entry.frame < current.stop for entry in entries
+            )
+        except UserError:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise UserError(f"what it keeps cannot be read ({type(error).__name__})") from error
+        if not fits:
+            raise UserError("it holds more frames than there is place for, or one that does not exist yet")
         self._num_frames, self._num_chunks, self._num_passes = num_frames, num_chunks, num_passes
-        self._current = range(num_frames, num_frames + num_current)
+        self._current, self._kept = current, kept
         self._is_keyframe, self._was_promoted = (state[name] for name in _FLAGS)
-        self._parts.load_state(state["parts"], num_frames, self._current)
 
     def _run(self, similarity: float | None, source: Source) -> None:
         if not self._current:
             raise RuntimeError("No chunk was begun; call `begin_chunk` before its passes.")
-        if self._parts.run(self._current, self._is_keyframe_by_rule(similarity), source):
-            self._was_promoted = True
-
-    def _is_keyframe_by_rule(self, similarity: float | None) -> bool:
         _check_similarity(similarity)
-        config = self.config
-        if self._current.start < config.fast_frames or not config.slow_frames:
-            return False
-        if config.keyframe_rule == "uniform":
-            return self._num_chunks * config.chunk_frames % config.keyframe_interval == 0
-        if similarity is None or config.keyframe_rule == "none":
-            return False
-        return similarity < config.similarity_threshold
+        done = ChunkPass(self._current, self._num_chunks, source, similarity)
+        decide = self.policy.commit if source == "clean" else self.policy.observe
+        self._kept, is_promoted = decide(self._kept, done)
+        self._was_promoted = self._was_promoted or is_promoted
 
     def _checked_size(self, count: int) -> int:
-        most, longest = self.config.chunk_frames, self.config.max_frames
+        most, longest = self.policy.chunk_frames, self.policy.max_frames
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
             raise UserError(f"A chunk must have 1 to {most} frames (`chunk_frames`); got {count!r}.")
         begun = len(self._current)

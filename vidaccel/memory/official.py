@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vidaccel.errors import UserError
-from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.entry import Entry, Part, Source
+from vidaccel.memory.policy import ChunkPass
+from vidaccel.memory.settings import SlowFastSettings
 
 
 class Slot(NamedTuple):
@@ -27,20 +28,64 @@ class Slot(NamedTuple):
 
 
 class OfficialParts:
+    """What a `MemoryConfig` in the official mode decides, for what was kept of a row of slots."""
+
+    def __init__(self, config: SlowFastSettings) -> None:
+        self._config = config
+
+    def start(self) -> dict[str, Any]:
+        """Empty slots."""
+        return _Slots(self._config).kept()
+
+    def begin(self, kept: dict[str, Any], frames: range) -> dict[str, Any]:
+        """Find the slots of a new chunk."""
+        slots = _Slots(self._config, kept)
+        slots.begin(len(frames))
+        return slots.kept()
+
+    def run(self, kept: dict[str, Any], done: ChunkPass, is_keyframe: bool) -> tuple[dict[str, Any], bool]:
+        """One pass over a chunk writes its slots; also whether it copied frames to slow memory before that."""
+        slots = _Slots(self._config, kept)
+        is_copied = slots.run(done.frames, is_keyframe, done.source)
+        return slots.kept(), is_copied
+
+    def entries(self, kept: dict[str, Any], current: range) -> tuple[Entry, ...]:
+        """What a pass attends to, in the order of the slots."""
+        return _Slots(self._config, kept).entries(current)
+
+    def positions(self, kept: dict[str, Any], current: range) -> tuple[int, ...]:
+        """The position of each entry: the sink's from 0 on, the others so that the last one has the chunk's last."""
+        return _Slots(self._config, kept).positions(current)
+
+    def check(self, kept: dict[str, Any], current: range) -> None:
+        """Raise UserError if no rollout can have left `kept`."""
+        if set(kept) != {"slots", "num_copied", "end"}:
+            raise UserError("its slots are missing")
+        _Slots(self._config, kept).check(current)
+
+
+class _Slots:
     """A row of slots, sink first, then slow, then fast memory; the first `_end` of them are attended to."""
 
-    def __init__(self, config: MemoryConfig) -> None:
+    def __init__(self, config: SlowFastSettings, kept: dict[str, Any] | None = None) -> None:
         self._config = config
         self._slots: list[Slot | None] = [None] * config.total_frames
-        self._num_copied = 0
-        self._end = 0
+        self._num_copied: int = 0
+        self._end: int = 0
+        if kept is not None:
+            self._slots = [_slot(value) for value in kept["slots"]]
+            self._num_copied, self._end = kept["num_copied"], kept["end"]
 
-    def begin(self, frames: range) -> None:
-        """Finds the slots of a new chunk; if they are used up, fast memory moves on by a chunk.
+    def kept(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        slots = [None if slot is None else list(slot) for slot in self._slots]
+        return {"slots": slots, "num_copied": self._num_copied, "end": self._end}
+
+    def begin(self, count: int) -> None:
+        """Find the slots of a new chunk; if they are used up, fast memory moves on by a chunk.
 
         The released code copies to slow memory first, which touches other slots.
         """
-        count = len(frames)
         if self._end + count <= len(self._slots):
             self._end += count
             return
@@ -74,9 +119,8 @@ class OfficialParts:
         self._slots[first:end] = [*self._slots[first + count : end], *copies]
         return True
 
-    def entries(self, num_frames: int, current: range) -> tuple[Entry, ...]:
+    def entries(self, current: range) -> tuple[Entry, ...]:
         """What a pass attends to, in the order of the slots."""
-        del num_frames
         first_current = self._end - len(current)
         entries = []
         for place, slot in enumerate(self._slots[: self._end]):
@@ -93,10 +137,12 @@ class OfficialParts:
             return "sink"
         return "slow" if place < self._config.sink_frames + self._config.slow_frames else "fast"
 
-    def positions(self, num_frames: int, current: range) -> tuple[int, ...]:
-        """The position of each entry: the sink's from 0 on, the others so that the last one has the query's last."""
+    def positions(self, current: range) -> tuple[int, ...]:
+        """The position of each entry, places that are left out having theirs too."""
         num_sink = min(self._config.sink_frames, self._end)
-        positions = (*range(num_sink), *self._last_positions(num_frames + len(current), self._end - num_sink))
+        count = self._end - num_sink
+        first = max(0, min(current.stop, len(self._slots)) - count)
+        positions = (*range(num_sink), *range(first, first + count))
         first_current = self._end - len(current)
         return tuple(
             position
@@ -104,36 +150,27 @@ class OfficialParts:
             if place >= first_current or self._slots[place] is not None
         )
 
-    def query_positions(self, num_frames: int, current: range) -> tuple[int, ...]:
-        """The positions of the chunk that is being made."""
-        return self._last_positions(num_frames + len(current), len(current))
-
-    def _last_positions(self, end_frame: int, count: int) -> tuple[int, ...]:
-        last = min(end_frame, len(self._slots)) - 1
-        first = max(0, last - count + 1)
-        return tuple(range(first, first + count))
-
-    def state(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        slots = [None if slot is None else list(slot) for slot in self._slots]
-        return {"slots": slots, "num_copied": self._num_copied, "end": self._end}
-
-    def load_state(self, values: dict[str, Any], num_frames: int, current: range) -> None:
-        """Takes over `state()`; raises UserError if no rollout can have left it."""
-        if set(values) != {"slots", "num_copied", "end"}:
-            raise UserError("its slots are missing")
-        slots = [_slot(value) for value in values["slots"]] if isinstance(values["slots"], list) else []
-        num_copied, end = values["num_copied"], values["end"]
-        most = len(self._slots)
-        if len(slots) != most or type(end) is not int or not len(current) <= end <= most:
+    def check(self, current: range) -> None:
+        """Raise UserError if no rollout can have left these slots."""
+        most = self._config.total_frames
+        if len(self._slots) != most or type(self._end) is not int or not len(current) <= self._end <= most:
             raise UserError(f"it has not {most} slots")
-        if type(num_copied) is not int or not 0 <= num_copied <= self._config.slow_frames:
-            raise UserError(f"it says that {num_copied!r} frames are in slow memory")
-        if any(slots[place] is None and self._part(place) != "slow" for place in range(end - len(current))):
+        if type(self._num_copied) is not int or not 0 <= self._num_copied <= self._config.slow_frames:
+            raise UserError(f"it says that {self._num_copied!r} frames are in slow memory")
+        if any(self._slots[place] is None and self._part(place) != "slow" for place in range(self._end - len(current))):
             raise UserError("a slot is empty")
-        if any(slot is not None and not 0 <= slot.frame < num_frames + len(current) for slot in slots):
+        if any(slot is not None and not 0 <= slot.frame < current.stop for slot in self._slots):
             raise UserError("it holds a frame that does not exist yet")
-        self._slots, self._num_copied, self._end = slots, num_copied, end
+
+
+def check_keys_can_follow(config: SlowFastSettings) -> None:
+    """Raise ValueError for sizes with which the released code copies into slots in use, or in use only later."""
+    least = max(config.sink_frames, config.chunk_frames + config.total_frames % config.chunk_frames)
+    if config.mode == "official" and (config.keyframe_frames > 1 or config.fast_frames < least):
+        raise ValueError(
+            f"In the official mode keys can be kept with `keyframe_frames` 1 and, for these sizes, `fast_frames` of at "
+            f"least {least}; got {config.keyframe_frames} and {config.fast_frames}."
+        )
 
 
 def _slot(value: object) -> Slot | None:

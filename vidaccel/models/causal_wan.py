@@ -18,8 +18,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
+from vidaccel.memory.buffers import MemoryShape
 from vidaccel.memory.rotary import RotaryTable, rotate
-from vidaccel.memory.slow_fast import MemoryShape
 from vidaccel.models.split_attention import KeySplit, split_attention
 
 Rotary = tuple[Tensor, Tensor]
@@ -33,9 +33,15 @@ class PromptCache:
 
     layers: tuple[KeysValues, ...]
 
+    def copy_(self, other: "PromptCache") -> None:
+        """Take over the values of a prompt of the same shape, where they lie: passes that were captured go on."""
+        for kept, new in zip(self.layers, other.layers, strict=True):
+            for side, changed in zip(kept, new, strict=True):
+                side.copy_(changed)
+
 
 class AttendedMemory(Protocol):
-    """What the transformer needs of a memory while it works on a chunk; `SlowFastMemory` is one."""
+    """What the transformer needs of a memory while it works on a chunk; `KeyValueMemory` is one."""
 
     @property
     def rotary(self) -> Rotary:

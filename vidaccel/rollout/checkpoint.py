@@ -17,7 +17,7 @@ import torch
 
 from vidaccel.errors import UserError
 from vidaccel.files.text import plain_values
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryPolicy
 from vidaccel.rollout.resume import check_prompts
 from vidaccel.rollout.timeline import PromptChange
 from vidaccel.sessions.branch import Branch
@@ -143,7 +143,7 @@ class SessionSettings:
     negative_prompt: str | Sequence[str] | None
     max_sequence_length: int
     model_digests: Sequence[str]
-    memory: MemoryConfig
+    memory: MemoryPolicy
     fps: float
     start: Mapping[str, Any]
     decoder: str | None

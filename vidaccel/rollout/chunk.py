@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.rollout.timeline import Cut
 
 Origin = Literal["made", "given", "saved"]
-Pass = Callable[[Tensor, Tensor, PromptCache, SlowFastMemory], Tensor]
+Pass = Callable[[Tensor, Tensor, PromptCache, KeyValueMemory], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def session_settings(pipe: Any, made: Production, encoder: PromptEncoder) -> Ses
         negative_prompt=encoder.negative_prompt,
         max_sequence_length=encoder.max_sequence_length,
         model_digests=model_digests(pipe),
-        memory=state.memory.config,
+        memory=state.memory.policy,
         fps=made.fps,
         start=start_settings(
             None if start is None else start.frames, is_decoded=start is not None and start.is_decoded

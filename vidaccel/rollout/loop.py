@@ -8,16 +8,18 @@ not matter. Latents are (B, C, F, H, W), normalised as the transformer takes the
 import copy
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.machine.adapters import adapters_of, weight_places
 from vidaccel.machine.components import onload
-from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import PromptCache
+from vidaccel.models.fused_layers import separate_adapted_layers
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.passes import eager
 from vidaccel.rollout.state import RolloutState
@@ -60,7 +62,7 @@ def ingest(student: Student, state: RolloutState, shot: Shot, latents: Tensor) -
 @torch.no_grad()
 def _ingested(runner: "_Runner", shot: Shot, latents: Tensor) -> Iterator[Chunk]:
     left = latents[:, :, min(runner.state.num_frames, latents.shape[2]) :].float()
-    for part in left.split(runner.state.memory.config.chunk_frames, dim=2) if left.shape[2] else ():
+    for part in left.split(runner.state.memory.policy.chunk_frames, dim=2) if left.shape[2] else ():
         yield runner.ingest_chunk(shot, part)
 
 
@@ -104,7 +106,7 @@ def _check_shot(student: Student, state: RolloutState, shot: Shot) -> None:
 
 
 def _check_can_be_given(state: RolloutState) -> None:
-    if state.memory.config.mode == "official":
+    if state.memory.policy.observes_passes:
         raise UserError("The official mode remembers noisy passes, which given latents do not have; use clean.")
 
 
@@ -127,6 +129,7 @@ class _Runner:
     state: RolloutState
     _prompts: tuple[PromptCache, ...] = ()
     _shot: Shot | None = None
+    _weights: Hashable = None
     _seconds: dict[str, float] = field(default_factory=dict)
     _noise: tuple[int, list[torch.Generator], Tensor] | None = None
 
@@ -174,9 +177,7 @@ class _Runner:
             raise UserError(
                 "The rollout was interrupted in the very moment in which a chunk was counted; go on from a saved state."
             )
-        if self._shot is not shot:
-            self._prompts = self._cached(shot)
-            self._shot = shot
+        self._cache_prompts(shot)
         name = (shot.start_chunk, shot.prompt)
         if state.num_chunks and state.shot != name:
             if shot.cut == "hard":
@@ -185,6 +186,22 @@ class _Runner:
                 state.shot = None  # until it is done: interrupted, it is done again, whatever comes next
                 self._recache()
         state.shot = name
+
+    def _cache_prompts(self, shot: Shot) -> None:
+        """Project the prompt with the weights of this very chunk: adapters may have changed since the last one.
+
+        That is half a percent of a chunk, and weights that were merged in place cannot be told by the host. Captured
+        passes go on with the same tensors; only where layers were put in or out, or weights moved, are they new.
+        """
+        transformer = self.student.transformer
+        separate_adapted_layers(transformer)
+        weights = adapters_of(transformer), weight_places(transformer) if self.student.run is not None else ()
+        prompts = self._cached(shot)
+        if self._shot is shot and self._weights == weights:
+            for kept, new in zip(self._prompts, prompts, strict=True):
+                kept.copy_(new)
+            return
+        self._prompts, self._shot, self._weights = prompts, shot, weights
 
     def _cached(self, shot: Shot) -> tuple[PromptCache, ...]:
         student = self.student
@@ -244,12 +261,12 @@ class _Runner:
 
     def _draw(self, chunk: int) -> None:
         channels, height, width = self.state.size
-        shape = (channels, self.state.memory.config.chunk_frames, height, width)
+        shape = (channels, self.state.memory.policy.chunk_frames, height, width)
         generators = chunk_generators(self.state.seeds, chunk)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         self._noise = (chunk, generators, noise)
 
-    def _pass(self, latents: Tensor, timestep: Tensor | None, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
+    def _pass(self, latents: Tensor, timestep: Tensor | None, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
         """Velocity (float32) of one pass; timestep None: 0."""
         times = latents.new_zeros(latents.shape[0]) if timestep is None else timestep.expand(latents.shape[0])
         run = self.student.run or eager(self.student.transformer)

@@ -1,6 +1,6 @@
 """Fast ways to run a pass over a chunk, as `Student.run`: compiled blocks, and CUDA graphs.
 
-A pass is some two thousand launches at fixed places in memory: what a pass reads and writes of a `SlowFastMemory` are
+A pass is some two thousand launches at fixed places in memory: what a pass reads and writes of a `KeyValueMemory` are
 views of buffers that never move. So a pass can be captured once and replayed for every step of every later chunk.
 Arranging the memory and remembering a chunk stay outside. State belongs to the object that is made here.
 """
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.machine.adapters import adapters_of
+from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.models.taehv import StreamingTinyDecoder
@@ -28,10 +29,10 @@ def speed_up(student: Student, state: RolloutState, mode: PassMode, *, fuse: boo
     """The student whose passes run as `mode` says, for a rollout whose `state` is new.
 
     But for "eager", what surrounds the passes is compiled too, in place: rotation of remembered keys, and a small
-    decoder. fuse: then also join layers, which keeps the weights of joined projections twice.
+    decoder. fuse: then also join layers, unless adapters are in them.
     Raises UserError as `make_pass` and `fuse_layers` do.
     """
-    if fuse and mode != "eager":
+    if fuse and mode != "eager" and not adapters_of(student.transformer):
         fuse_layers(student.transformer)
     run = make_pass(student.transformer, mode)
     if mode != "eager":
@@ -57,7 +58,7 @@ def make_pass(transformer: CausalWanTransformer3DModel, mode: PassMode) -> Pass:
 def eager(transformer: CausalWanTransformer3DModel) -> Pass:
     """The transformer as it is."""
 
-    def run(latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
+    def run(latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
         velocity: Tensor = transformer(latents, timestep, prompt, memory=memory, return_dict=False)[0]
         return velocity
 
@@ -113,7 +114,7 @@ class _Shelf:
     timestep: Tensor
     recording: Recording | None = None
 
-    def fits(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: SlowFastMemory) -> bool:
+    def fits(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> bool:
         return (
             self.prompt is prompt
             and self.attended_frames == memory.attended_frames
@@ -132,10 +133,10 @@ class CapturedPass:
 
     def __init__(self, run: Pass, record: Recorder) -> None:
         self._run, self._record = run, record
-        self._shelves: WeakKeyDictionary[SlowFastMemory, _Shelf] = WeakKeyDictionary()
+        self._shelves: WeakKeyDictionary[KeyValueMemory, _Shelf] = WeakKeyDictionary()
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: SlowFastMemory) -> Tensor:
+    def __call__(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
         """Velocity (B, C, F, H, W), a new tensor."""
         if memory.attention_mask is not None:
             return self._run(latents, timestep, prompt, memory)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from vidaccel.files.atomic import atomic_write
+from vidaccel.memory import MemoryConfig
+from vidaccel.memory.entry import Part
 from vidaccel.rollout.record import Residence, RolloutRecord
 
 _SLOW = "#e08a2e"
-_PARTS = {
+_PARTS: dict[Part, tuple[str, str]] = {
     "sink": ("#3d5a99", "sink ({} frames)"),
     "slow": (_SLOW, "slow (up to {})"),
     "fast": ("#8fbf9a", "fast ({})"),
@@ -67,7 +69,7 @@ def _draw_memory(record: RolloutRecord, axes: Any) -> None:
 
     times = record.start_seconds()
     for part, (colour, words) in _PARTS.items():
-        count = getattr(record.memory, f"{part}_frames")
+        count = record.memory.part_frames.get(part, 0)
         bars = []
         for stay in record.stays(part):
             left, right = _times_of(stay, times)
@@ -138,8 +140,9 @@ def _draw_similarity(record: RolloutRecord, axes: Any) -> None:
     marks = [values[chunk] for chunk in chunks]
     axes.plot([middles[chunk] for chunk in chunks], marks, "." if is_long else "v", color=_RED, markersize=size)
     axes.set_ylabel("similarity to\nchunk before")
-    if record.memory.keyframe_rule == "similarity":
-        threshold = record.memory.similarity_threshold
+    memory = record.memory
+    if isinstance(memory, MemoryConfig) and memory.uses_similarity:
+        threshold = memory.similarity_threshold
         axes.axhline(threshold, color=_RED, linewidth=0.8)
         axes.set_title(f"{record.num_keyframes} keyframes, below the threshold {threshold:g}", fontsize="medium")
 

@@ -210,6 +210,8 @@ def _one_at_a_time(plan: RolloutPlan) -> list[tuple[str, RolloutSize]]:
 def _smaller_memory(plan: RolloutPlan) -> list[tuple[str, RolloutSize]]:
     """As many keyframes less as are needed, then also fewer of the last frames where they are more than two chunks."""
     memory, chunk = plan.size.memory, plan.size.memory.chunk_frames
+    if not isinstance(memory, MemoryConfig):  # what another policy can do without is not known
+        return []
     missing = plan.total_bytes - plan.free_bytes
     per_chunk = plan.bytes_of("fast") // memory.fast_frames * chunk
     chunks = math.ceil(missing / per_chunk)

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryPolicy
 from vidaccel.rollout.chunk import Chunk
 from vidaccel.rollout.timeline import ChunkGrid, pixel_frames
 
@@ -42,7 +42,7 @@ class RolloutRecord:
 
     def __init__(
         self,
-        memory: MemoryConfig,
+        memory: MemoryPolicy,
         grid: ChunkGrid,
         *,
         passes_per_chunk: int,

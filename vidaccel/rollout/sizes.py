@@ -18,7 +18,8 @@ from diffusers import AutoencoderKLWan
 
 from vidaccel.errors import UserError
 from vidaccel.machine.footprint import module_bytes, weight_bytes
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import MemoryPolicy
+from vidaccel.memory.entry import Part
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
@@ -71,7 +72,7 @@ class RolloutSize:
     encoded on another device. has_joined_layers: as `vidaccel.models.fused_layers` does it, for compiled passes.
     """
 
-    memory: MemoryConfig
+    memory: MemoryPolicy
     height: int
     width: int
     batch_size: int = 1
@@ -102,6 +103,7 @@ def transformer_parts(
     """Weights of the transformer, its memory, and what a pass over a chunk takes; `latent`: rows and columns."""
     dtype = size.dtype("transformer")
     transformer = _on_meta(CausalWanTransformer3DModel, model.transformer, dtype)
+    weights = module_bytes(transformer)  # before: joined layers share those of single ones
     if size.has_joined_layers:
         fuse_layers(transformer)
     student = Student(transformer=transformer, scheduler=None, guidance_scale=float(size.num_branches))
@@ -115,7 +117,6 @@ def transformer_parts(
     shape = (size.batch_size, state.size[0], size.memory.chunk_frames, *latent)
     latents = torch.empty(shape, device=_META, dtype=dtype)
     timestep = torch.empty(size.batch_size, device=_META)
-    weights = module_bytes(transformer)
     transformer.blocks = transformer.blocks[:_ENOUGH_BLOCKS]
     with torch.no_grad():
         state.memory.begin_chunk()
@@ -144,14 +145,14 @@ def _memory_parts(state: RolloutState, size: RolloutSize) -> list[PlanPart]:
     per_frame = 3 * _frame_bytes(state, size)
     others = state.memory.bytes_by_part()["reserved"] - per_frame * size.memory.total_frames
     kept = math.prod(state.size) * torch.float32.itemsize * size.batch_size * size.memory.total_frames
-    words = {
+    words: dict[Part, str] = {
         "sink": "the first frames",
         "slow": "keyframes",
         "fast": "the last frames, the chunk being made among them",
     }
     parts = []
     for name, description in words.items():
-        count = getattr(size.memory, f"{name}_frames")
+        count = size.memory.part_frames.get(name, 0)
         parts.append(
             PlanPart(
                 name=name,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.memory.config import MemoryConfig
-from vidaccel.memory.slow_fast import SlowFastMemory
+from vidaccel.memory.keys_values import KeyValueMemory
+from vidaccel.memory.policy import MemoryPolicy
 from vidaccel.rollout.chunk import Student
 
 _COUNTS = {"num_chunks": "num_chunks", "num_frames": "num_frames", "scene_start": "shot_start"}  # saved name, field
@@ -48,7 +48,7 @@ class RolloutState:
     shot: first chunk and prompt of the shot that the memory was written under, None before the first chunk.
     """
 
-    memories: tuple[SlowFastMemory, ...]
+    memories: tuple[KeyValueMemory, ...]
     seeds: tuple[int, ...]
     size: tuple[int, int, int]
     decoder: Decoder | None = None
@@ -59,7 +59,7 @@ class RolloutState:
     remembered: dict[int, Tensor] = field(default_factory=dict)
 
     @property
-    def memory(self) -> SlowFastMemory:
+    def memory(self) -> KeyValueMemory:
         """The memory of the prompt's branch."""
         return self.memories[0]
 
@@ -111,7 +111,7 @@ class RolloutState:
 
 def new_state(
     student: Student,
-    memory: MemoryConfig,
+    memory: MemoryPolicy,
     *,
     height: int,
     width: int,
@@ -130,7 +130,7 @@ def new_state(
     shape = transformer.memory_shape(height, width, batch_size=len(seeds))
     parameter: Tensor = transformer.patch_embedding.weight
     memories = [
-        SlowFastMemory(
+        KeyValueMemory(
             memory,
             shape,
             transformer.rotary_table(height, width),

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidaccel.errors import UserError
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import parse_slow_fast
 
 if TYPE_CHECKING:
     from vidaccel.training.causal_trainer import CausalTrainingConfig
@@ -141,7 +141,7 @@ def causal(
 ) -> None:
     """Train a causal student on long clips, by teacher forcing with the memory of a rollout."""
     try:
-        remembered = MemoryConfig.parse(memory, chunk_frames)
+        remembered = parse_slow_fast(memory, chunk_frames)
         kept = tuple(int(layer) for layer in layers.split(","))
     except ValueError as error:
         raise UserError(f"`memory` or `layers` cannot be read: {error}") from error

@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.support.tiny_causal import CONFIG, causal_model, memory_of, text, video
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
+from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.rotary import rotate
-from vidaccel.memory.slow_fast import SlowFastMemory
 
 SMALL = {"sink_frames": 3, "slow_frames": 3, "fast_frames": 6}
 
@@ -23,20 +23,21 @@ def _no_gradients():
         yield
 
 
-def contents(memory: SlowFastMemory, sample: int = 0) -> dict[Any, tuple[Tensor, Tensor]]:
+def contents(memory: KeyValueMemory, sample: int = 0) -> dict[Any, tuple[Tensor, Tensor]]:
     """Keys before rotation and values by remembered frame (with a mark for copies), of all layers."""
     assert memory.indexes
     frames = [
-        part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, sample] for part in (memory._raw, memory._values)
+        part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, sample]
+        for part in (memory.buffers.raw, memory.buffers.values)
     ]
-    slots = enumerate(memory._slots[sample])
+    slots = enumerate(memory.buffers.slots[sample])
     return {slot: tuple(part[:, place].clone() for part in frames) for place, slot in slots if slot is not None}
 
 
-def run(memory: SlowFastMemory, chunks: int, *, passes: int = 1, seed: int = 1, on_pass: Any = None) -> None:
+def run(memory: KeyValueMemory, chunks: int, *, passes: int = 1, seed: int = 1, on_pass: Any = None) -> None:
     """Chunks of a random video: noisy passes, then a clean one."""
     model = causal_model()
-    batch, size = memory.shape.batch_size, memory.config.chunk_frames
+    batch, size = memory.shape.batch_size, memory.policy.chunk_frames
     frames = video(chunks * size, batch, seed)
     for index, chunk in enumerate(frames.split(size, dim=2)):
         memory.begin_chunk()
@@ -70,11 +71,11 @@ def test_remembered_frames_are_what_their_clean_pass_wrote():
     """Behaviours 8 (clean) and 9, invariants I2, I3, I8: bit for bit, for as long as they are remembered."""
     written: dict[Any, Any] = {}
 
-    def note(memory: SlowFastMemory, index: int, number: Any) -> None:
+    def note(memory: KeyValueMemory, index: int, number: Any) -> None:
         if number == "clean":
             raw, values = (
-                part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, 0, list(memory._current)].clone()
-                for part in (memory._raw, memory._values)
+                part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, 0, list(memory.buffers.current)].clone()
+                for part in (memory.buffers.raw, memory.buffers.values)
             )
             for offset in range(3):
                 written[index * 3 + offset] = (raw[:, offset], values[:, offset])
@@ -92,10 +93,10 @@ def test_the_official_mode_remembers_the_noisiest_pass_with_the_uniform_rule():
     """Behaviour 8 (official): finding A of the research, kept on purpose for students that were trained so."""
     noisiest: dict[int, Tensor] = {}
 
-    def note(memory: SlowFastMemory, index: int, number: Any) -> None:
+    def note(memory: KeyValueMemory, index: int, number: Any) -> None:
         if number == 0:
-            raw = memory._raw.unflatten(2, (-1, memory.shape.tokens_per_frame))
-            noisiest[index * 3] = raw[:, 0, memory._current.start].clone()
+            raw = memory.buffers.raw.unflatten(2, (-1, memory.shape.tokens_per_frame))
+            noisiest[index * 3] = raw[:, 0, memory.buffers.current.start].clone()
 
     memory = memory_of(causal_model(), MemoryConfig(mode="official", keyframe_rule="uniform"))
     run(memory, 30, passes=2, on_pass=note)
@@ -110,17 +111,17 @@ def test_all_attended_keys_are_rotated_for_the_position_they_have_now():
     """Behaviour 10: positions stay under the size of the memory and are constant once it is full."""
     positions, most = [], 0
 
-    def note(memory: SlowFastMemory, index: int, number: Any) -> None:
+    def note(memory: KeyValueMemory, index: int, number: Any) -> None:
         nonlocal most
         if number != 0:
             return
         table, tokens = causal_model().rotary_table(4, 6), memory.shape.tokens_per_frame
         entries = memory.indexes[0].entries
         places = dict(zip([(entry.frame, None) for entry in entries], memory.indexes[0].positions, strict=True))
-        for place, slot in enumerate(memory._slots[0][: memory._current.start]):
+        for place, slot in enumerate(memory.buffers.slots[0][: memory.buffers.current.start]):
             span = slice(place * tokens, (place + 1) * tokens)
-            turned = rotate(memory._raw[1, 0, span], *table.at(torch.tensor([places[slot]])))
-            torch.testing.assert_close(memory._keys[1, 0, span], turned)
+            turned = rotate(memory.buffers.raw[1, 0, span], *table.at(torch.tensor([places[slot]])))
+            torch.testing.assert_close(memory.buffers.keys[1, 0, span], turned)
         positions.append(memory.indexes[0].positions)
         most = max(most, *positions[-1])
 
@@ -134,9 +135,15 @@ def test_all_attended_keys_are_rotated_for_the_position_they_have_now():
 def test_the_buffers_never_grow_and_say_how_full_they_are():
     """Behaviour 14, invariant I10."""
     memory = memory_of(causal_model(), MemoryConfig(**SMALL, keyframe_rule="uniform"))
-    places = [(buffer.data_ptr(), buffer.nbytes) for buffer in (memory._raw, memory._keys, memory._values)]
+    places = [
+        (buffer.data_ptr(), buffer.nbytes)
+        for buffer in (memory.buffers.raw, memory.buffers.keys, memory.buffers.values)
+    ]
     run(memory, 40)
-    assert places == [(buffer.data_ptr(), buffer.nbytes) for buffer in (memory._raw, memory._keys, memory._values)]
+    assert places == [
+        (buffer.data_ptr(), buffer.nbytes)
+        for buffer in (memory.buffers.raw, memory.buffers.keys, memory.buffers.values)
+    ]
     used = memory.bytes_by_part()
     head = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
     per_frame = 3 * CONFIG["num_layers"] * 6 * head * 4  # three buffers, six tokens, float32
@@ -144,7 +151,7 @@ def test_the_buffers_never_grow_and_say_how_full_they_are():
         "sink": 3 * per_frame,
         "slow": 3 * per_frame,
         "fast": 6 * per_frame,
-        "reserved": 12 * per_frame + memory._rotary.nbytes,
+        "reserved": 12 * per_frame + memory.buffers._rotary.nbytes,
     }
 
 
@@ -177,7 +184,7 @@ def test_state_goes_on_bit_for_bit():
     whole, first = (memory_of(causal_model(), config, batch_size=2) for _ in range(2))
     model, frames = causal_model(), video(36, batch_size=2)
 
-    def go_on(memory: SlowFastMemory, chunks: tuple[Tensor, ...]) -> list[Tensor]:
+    def go_on(memory: KeyValueMemory, chunks: tuple[Tensor, ...]) -> list[Tensor]:
         outputs = []
         for chunk in chunks:
             memory.begin_chunk()
@@ -208,7 +215,7 @@ def test_a_window_is_the_memory_without_sink_and_slow_part():
     window = memory_of(causal_model(), MemoryConfig.sliding_window(9))
     run(window, 12)
     assert [entry.frame for entry in window.indexes[0].entries] == list(range(27, 36))
-    first = memory_of(causal_model(), MemoryConfig(sink_frames=9, slow_frames=0, fast_frames=0))
+    first = memory_of(causal_model(), MemoryConfig(sink_frames=6, slow_frames=0, fast_frames=3))
     run(first, 12)
     first.begin_chunk()
     assert [entry.frame for entry in first.indexes[0].entries] == [*range(6), 36, 37, 38]

@@ -1,4 +1,4 @@
-"""Which LoRA adapters a model runs with: host values only, no weights."""
+"""Which LoRA adapters a model runs with, and where its weights lie: host values only."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def adapters_of(model: Any) -> Hashable:
         )
         for layer in adapted
     )
+
+
+def weight_places(model: Any) -> Hashable:
+    """Equal while all weights lie where they lay: work that was captured reads them there."""
+    return tuple(parameter.data_ptr() for parameter in model.parameters())

@@ -1,0 +1,256 @@
+"""Where the keys and values of remembered frames lie: buffers that never move or grow, so that passes can be captured.
+
+Policies decide which frames stay, this follows. A frame keeps its place in the buffers and changes only its rotary
+position, because attention does not mind the order of keys: the remembered frames lie in front, in any order, and the
+chunk being made behind them. Once per chunk keys whose position changed are rotated anew. Inside the layers nothing is
+decided and nothing waits for the host. An example with 3+3+6 frames in which 9 is a keyframe, place by place:
+
+    while 12 13 14 are made    0 1 2 9 10 11 | 12 13 14        the chunk has places 6 to 8
+    15 16 17 begin             0 1 2 9 13 14 12 | 15 16 17     10 and 11 are forgotten, so 7 frames take places 0 to 6:
+                                                               12 lies there already, 13 and 14 are copied to 4 and 5
+    positions                  0 1 2 3 5  6  4  | 7  8  9      12 13 14 are rotated anew, the others lie as they did
+
+Shapes: buffers (layers, B, frames * tokens_per_frame, heads, D).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.memory.rotary import RotaryTable, rotate_frames
+
+Slot = tuple[int, int | str | None]  # frame, and for a copy the pass that it was taken from
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryShape:
+    """Sizes of the buffers, which follow from a transformer's config and the size of the latents."""
+
+    num_layers: int
+    batch_size: int
+    tokens_per_frame: int
+    num_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What one sample attends to: the remembered frames with their positions, and the chunk being made with its own."""
+
+    kept: dict[Slot, int]
+    chunk: dict[int, int]
+
+
+class FrameBuffers:
+    """Keys before rotation, rotated keys and values of `num_frames` frames, and which frame lies where.
+
+    raw, keys, values: the buffers. slots: for every sample the frame at each place, None for a free one. current: the
+    places of the chunk being made. mask: which keys count, (B, 1, 1, S) bool, None while all do.
+    """
+
+    def __init__(
+        self,
+        shape: MemoryShape,
+        table: RotaryTable,
+        *,
+        num_frames: int,
+        chunk_frames: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        """Reserve the bytes. Raises ValueError for more frames than `table` has positions."""
+        if num_frames > table.num_positions:
+            raise ValueError(
+                f"The memory holds {num_frames} frames and the transformer has {table.num_positions} positions "
+                "(`rope_max_seq_len`); choose a smaller memory."
+            )
+        self.shape, self.num_frames = shape, num_frames
+        tokens = num_frames * shape.tokens_per_frame
+        size = (shape.num_layers, shape.batch_size, tokens, shape.num_heads, shape.head_dim)
+        self.raw, self.keys, self.values = (torch.zeros(size, device=device, dtype=dtype) for _ in range(3))
+        self._table = RotaryTable(temporal=table.temporal.to(device), spatial=table.spatial.to(device))
+        head = (shape.batch_size, chunk_frames * shape.tokens_per_frame, 1, shape.head_dim)
+        self._rotary = torch.zeros(2, *head, device=device)
+        self._rotate_frames: Callable[..., None] = rotate_frames
+        self.clear()
+
+    def compile(self) -> None:
+        """Compile the rotation of remembered keys, a tenth of the traffic; takes seconds in the second chunk."""
+        rotate = torch.compile(rotate_frames)
+
+        def rotate_any_number(*sides_and_frames: Tensor) -> None:
+            for tensor in sides_and_frames[2:]:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            rotate(*sides_and_frames)
+
+        self._rotate_frames = rotate_any_number
+
+    def clear(self) -> None:
+        """All places are free; the buffers stay as they are."""
+        self.slots: list[list[Slot | None]] = [[None] * self.num_frames for _ in range(self.shape.batch_size)]
+        self._positions: list[dict[Slot, int]] = [{} for _ in range(self.shape.batch_size)]  # of the rotated keys
+        self.current = range(0)
+        self.mask: Tensor | None = None
+
+    # What is read
+
+    @property
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the chunk's tokens, two tensors (B, L, 1, D)."""
+        tokens = len(self.current) * self.shape.tokens_per_frame
+        return self._rotary[0, :, :tokens], self._rotary[1, :, :tokens]
+
+    def view(self, block_index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one block: the chunk's keys before rotation, all attended keys, all attended values."""
+        start, stop = (place * self.shape.tokens_per_frame for place in (self.current.start, self.current.stop))
+        return (
+            self.raw[block_index, :, start:stop],
+            self.keys[block_index, :, :stop],
+            self.values[block_index, :, :stop],
+        )
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes that one frame of one sample takes in all layers."""
+        return 3 * self.raw[:, :1, : self.shape.tokens_per_frame].nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        return 3 * self.raw.nbytes + self._rotary.nbytes
+
+    def mean_keys(self) -> Tensor:
+        """Mean keys of the chunk being made, (layers, B, heads * D)."""
+        start, stop = (place * self.shape.tokens_per_frame for place in (self.current.start, self.current.stop))
+        return self.raw[:, :, start:stop].mean(2, dtype=torch.float32).flatten(2)
+
+    def mean_keys_of(self, sample: int, frames: range) -> Tensor | None:
+        """Mean keys of those of `frames` that are remembered, (layers, heads * D); None where none is."""
+        places = [place for place, slot in enumerate(self.slots[sample]) if slot and slot[0] in frames]
+        if not places:
+            return None
+        rows = torch.tensor(places, device=self.raw.device)
+        kept = self.raw[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
+        return kept[:, rows].mean((1, 2), dtype=torch.float32).flatten(1)
+
+    # How the buffers follow
+
+    def arrange(self, layouts: Sequence[Layout]) -> None:
+        """Lay the buffers out for a pass over the current chunk: remembered frames in front, the chunk behind them."""
+        start = max(len(layout.kept) for layout in layouts)
+        for sample, layout in enumerate(layouts):  # an interrupt between the lines leaves tables that are true
+            slots, moves = self._moves(sample, layout, start)
+            self._copy_frames(sample, moves)
+            self.slots[sample] = slots
+        self.current = range(start, start + len(layouts[0].chunk))
+        for sample, layout in enumerate(layouts):
+            self._rotate_changed(sample, layout.kept)
+        self._set_rotary([list(layout.chunk.values()) for layout in layouts])
+        self._set_mask(self.current.start)
+
+    def keep(self, chunks: Sequence[Sequence[int]]) -> None:
+        """The chunk being made lies where it was written, and is remembered: for every sample its frames."""
+        for slots, frames in zip(self.slots, chunks, strict=True):
+            for place, frame in zip(self.current, frames, strict=True):
+                slots[place] = (frame, None)
+        self.current = range(0)
+
+    def write_anew(self, kept: Sequence[dict[Slot, int]], group_frames: int) -> Iterator[list[list[Slot]]]:
+        """Give every frame a place in the order of `kept`; yields groups in turn, to be passed as if they were made."""
+        rows = [list(positions) for positions in kept]
+        self.clear()
+        longest = max(len(row) for row in rows)
+        for start in range(0, longest, group_frames):
+            self.current = range(start, min(start + group_frames, longest))
+            for slots, row in zip(self.slots, rows, strict=True):
+                slots[start : self.current.stop] = (row + [None] * longest)[start : self.current.stop]
+            padded = [[*row, *[row[-1]] * (longest - len(row))][start : self.current.stop] for row in rows]
+            self._set_rotary([[places[slot] for slot in group] for group, places in zip(padded, kept, strict=True)])
+            self._set_mask(self.current.stop)
+            yield padded
+
+    def _moves(self, sample: int, layout: Layout, stop: int) -> tuple[list[Slot | None], list[tuple[int, int]]]:
+        """The table of slots in which what is kept lies before `stop`, and which frames to copy where for it."""
+        before = {slot: place for place, slot in enumerate(self.slots[sample]) if slot is not None}
+        current = dict(zip(layout.chunk, self.current, strict=False))
+        slots = [slot if slot in layout.kept else None for slot in self.slots[sample]]
+        misplaced = [slot for slot in layout.kept if not before.get(slot, stop) < stop]
+        free = [place for place in range(stop) if slots[place] is None]
+        moves = []
+        for slot, place in zip(misplaced, free, strict=False):
+            source = before.get(slot, before.get((slot[0], None)))  # a new copy is taken from the frame itself
+            source = current[slot[0]] if source is None else source
+            moves.append((source, place))
+            if slot in before:
+                slots[before[slot]] = None
+            slots[place] = slot
+            self._positions[sample].pop(slot, None)
+        return slots, moves
+
+    def _copy_frames(self, sample: int, moves: Sequence[tuple[int, int]]) -> None:
+        """Copy frames to free places; no place is the source of another move."""
+        for buffer in (self.raw, self.values):
+            frames = buffer[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
+            for source, place in moves:
+                frames[:, place].copy_(frames[:, source])
+
+    def _rotate_changed(self, sample: int, places: Mapping[Slot, int]) -> None:
+        """Rotate the keys of the frames whose position changed, or that were not rotated since they were copied."""
+        known = self._positions[sample]
+        changed = [slot for slot, place in places.items() if known.get(slot) != place]
+        self._positions[sample] = {slot: place for slot, place in places.items() if slot not in changed}
+        if not changed:
+            return
+        where = [self.slots[sample].index(slot) for slot in changed]
+        rows, positions = (
+            torch.tensor(values, device=self.raw.device) for values in (where, [places[slot] for slot in changed])
+        )
+        cosines, sines = (part.unflatten(0, (len(changed), -1)) for part in self._table.at(positions))
+        for raw, keys in zip(self.raw[:, sample], self.keys[:, sample], strict=True):
+            sides = (side.unflatten(0, (-1, self.shape.tokens_per_frame)) for side in (raw, keys))
+            self._rotate_frames(*sides, rows, cosines, sines)
+        self._positions[sample] = dict(places)
+
+    def _set_rotary(self, positions: Sequence[Sequence[int]]) -> None:
+        places = torch.tensor(positions, device=self.raw.device)
+        tokens = places.shape[1] * self.shape.tokens_per_frame
+        for part, buffer in zip(self._table.at(places), self._rotary, strict=True):
+            buffer[:, :tokens].copy_(part)
+
+    def _set_mask(self, first_counted: int) -> None:
+        """Tell apart the places in use of every sample, where they differ; from `first_counted` on all are."""
+        stop = self.current.stop
+        rows = [enumerate(row[:stop]) for row in self.slots]
+        used = [[slot is not None or place >= first_counted for place, slot in row] for row in rows]
+        self.mask = None
+        if not all(map(all, used)):
+            frames = torch.tensor(used, device=self.raw.device)
+            self.mask = frames.repeat_interleave(self.shape.tokens_per_frame, dim=1)[:, None, None]
+
+    # Saving
+
+    def save_state(self) -> tuple[dict[str, Tensor], list[list[list[Any] | None]]]:
+        """Keys before rotation and values of the places in use, as views; and what lies where, as JSON values."""
+        used = max(place + 1 if slot else 0 for row in self.slots for place, slot in enumerate(row))
+        tokens = used * self.shape.tokens_per_frame
+        slots = [[None if slot is None else list(slot) for slot in row] for row in self.slots]
+        return {"keys": self.raw[:, :, :tokens], "values": self.values[:, :, :tokens]}, slots
+
+    def load_state(self, tensors: Mapping[str, Tensor], slots: Sequence[Sequence[Any]]) -> None:
+        """Take over what `save_state` gave. Raises UserError, and changes nothing, if it is of another shape."""
+        keys = tensors["keys"]
+        wanted = (*self.raw.shape[:2], keys.shape[2] if keys.ndim == 5 else -1, *self.raw.shape[3:])
+        fits = keys.shape == tensors["values"].shape == wanted and keys.shape[2] <= self.raw.shape[2]
+        if not fits or keys.dtype != self.raw.dtype or len(slots) != self.shape.batch_size:
+            raise UserError(
+                f"The saved memory has keys {tuple(keys.shape)} {keys.dtype}, and this rollout needs {wanted} "
+                f"{self.raw.dtype}: resume with the model, size and dtype it was saved with."
+            )
+        self.clear()
+        self.slots = [[None if slot is None else (slot[0], slot[1]) for slot in row] for row in slots]
+        for buffer, saved in ((self.raw, keys), (self.values, tensors["values"])):
+            buffer[:, :, : keys.shape[2]].copy_(saved)

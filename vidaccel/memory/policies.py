@@ -1,0 +1,90 @@
+"""The memory policies that can be named: one row for each, read when a name is looked up.
+
+A text such as `slow-fast:3+12+6@0.997` is a name and, behind a colon, what the policy makes of the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from vidaccel.memory.config import MemoryConfig
+from vidaccel.memory.policy import MemoryPolicy
+
+_NAME = re.compile(r"([^:@]*):?(.*)", re.DOTALL)
+_THRESHOLD = re.compile(r"[01](\.[0-9]{1,12})?")
+
+
+class PolicyRow(NamedTuple):
+    """One policy on the command line.
+
+    form: examples of how it is written, for messages and help.
+    read: the policy of what stands behind the name (without the colon) and the frames of a chunk; None where it means
+        nothing. May raise ValueError for values out of range.
+    """
+
+    form: str
+    read: Callable[[str, int], MemoryPolicy | None]
+
+
+def parse_memory(text: str, chunk_frames: int = 3) -> MemoryPolicy:
+    """The memory that a text of the command line means, for a student that makes `chunk_frames` at once.
+
+    Raises ValueError for an unknown name or sizes that cannot be.
+    """
+    found = _NAME.fullmatch(text)
+    row = POLICIES.get(found[1]) if found else None
+    has_rest = found is not None and (bool(found[2]) or ":" not in text)
+    policy = row.read(found[2], chunk_frames) if found is not None and row is not None and has_rest else None
+    if policy is None:
+        forms = [row.form for row in POLICIES.values()]
+        raise ValueError(f"A memory must be {', '.join(forms[:-1])} or {forms[-1]} (latent frames); got {text!r}.")
+    return policy
+
+
+def parse_slow_fast(text: str, chunk_frames: int = 3) -> MemoryConfig:
+    """As `parse_memory`, for what works with sink, slow and fast memory only. Raises ValueError."""
+    policy = parse_memory(text, chunk_frames)
+    if not isinstance(policy, MemoryConfig):
+        raise ValueError(f"This needs a memory of sink, slow and fast frames such as slow-fast:3+12+6; got {text!r}.")
+    return policy
+
+
+def sizes_of(text: str) -> list[int] | None:
+    """The numbers of "3+12+6", none of ""; None for anything else."""
+    words = text.split("+") if text else []
+    return [int(word) for word in words] if all(word.isascii() and word.isdigit() for word in words) else None
+
+
+def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
+    sizes, at, threshold = text.partition("@")
+    match sizes_of(sizes):
+        case []:
+            config = MemoryConfig(chunk_frames=chunk_frames)
+        case [sink, slow, fast]:
+            config = MemoryConfig(sink_frames=sink, slow_frames=slow, fast_frames=fast, chunk_frames=chunk_frames)
+        case _:
+            return None
+    if not at:
+        return config
+    return replace(config, similarity_threshold=float(threshold)) if _THRESHOLD.fullmatch(threshold) else None
+
+
+def _of_sizes(make: Callable[..., MemoryConfig], counts: Sequence[int]) -> Callable[[str, int], MemoryConfig | None]:
+    def read(text: str, chunk_frames: int) -> MemoryConfig | None:
+        sizes = sizes_of(text)
+        return None if sizes is None or len(sizes) not in counts else make(*sizes, chunk_frames=chunk_frames)
+
+    return read
+
+
+POLICIES: dict[str, PolicyRow] = {
+    "slow-fast": PolicyRow(
+        "slow-fast, slow-fast:3+12+6, slow-fast:3+12+6@0.99 (with the similarity threshold)", _slow_fast
+    ),
+    "sink+window": PolicyRow("sink+window:3+9", _of_sizes(MemoryConfig.sink_and_window, (0, 2))),
+    "window": PolicyRow("window:21", _of_sizes(MemoryConfig.sliding_window, (1,))),
+    "full": PolicyRow("full:240", _of_sizes(MemoryConfig.full, (1,))),
+}

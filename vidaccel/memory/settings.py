@@ -1,0 +1,91 @@
+"""Sizes and rules of the bounded memory of a causal student: which frames stay in reach while a video goes on.
+
+Paper: Context Forcing, arXiv 2602.06028, section 3.3. Sizes are in latent frames. With its defaults a student attends
+to at most 21 frames: the first 3 of the video (sink), 12 single frames of its past (slow), and the last 6 (fast), the
+chunk that is being made among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+KeyframeRule = Literal["similarity", "uniform", "none"]
+Mode = Literal["clean", "official"]
+Prefill = Literal["none", "linear"]
+
+_SIZES = ("sink_frames", "slow_frames", "fast_frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowFastSettings:
+    """The fields of `MemoryConfig`, which explains them. Raises ValueError for values outside its choices."""
+
+    sink_frames: int = 3
+    slow_frames: int = 12
+    fast_frames: int = 6
+    chunk_frames: int = 3
+    keyframe_rule: KeyframeRule = "similarity"
+    similarity_threshold: float = 0.95
+    keyframe_interval: int = 6
+    mode: Mode = "clean"
+    prefill: Prefill = "none"
+    keyframe_frames: int = 1
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
+        _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("prefill", self.prefill, get_args(Prefill))
+        check_count("chunk_frames", self.chunk_frames, minimum=1)
+        for name in _SIZES:
+            check_count(name, getattr(self, name), minimum=0)
+        check_count("keyframe_frames", self.keyframe_frames, minimum=1, maximum=self.chunk_frames)
+        check_count("keyframe_interval", self.keyframe_interval, minimum=1 if self.keyframe_rule == "uniform" else 0)
+        if self.max_frames is not None:
+            check_count("max_frames", self.max_frames, minimum=1)
+        _check_threshold(self.similarity_threshold)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.fast_frames < self.chunk_frames:
+            raise ValueError(
+                f"`fast_frames` must be at least `chunk_frames` ({self.chunk_frames}), because it holds the chunk that "
+                f"is being made; got {self.fast_frames}."
+            )
+        if self.mode == "clean" and self.total_frames % self.chunk_frames:
+            raise ValueError(
+                f"`sink_frames` + `slow_frames` + `fast_frames` must be divisible by `chunk_frames` "
+                f"({self.chunk_frames}); got {self.sink_frames} + {self.slow_frames} + {self.fast_frames} = "
+                f"{self.total_frames}."
+            )
+
+    @property
+    def total_frames(self) -> int:
+        """Most frames a student attends to, the chunk that is being made included (M)."""
+        return self.sink_frames + self.slow_frames + self.fast_frames
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_count(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
+    """Raise ValueError where `value` is no whole number in these bounds."""
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < minimum
+        or (maximum is not None and value > maximum)
+    ):
+        limit = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum} (`chunk_frames`)"
+        raise ValueError(f"`{name}` must be a whole number {limit}; got {value!r}.")
+
+
+def _check_threshold(value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -1 < value <= 1:
+        raise ValueError(
+            f"`similarity_threshold` must be a number above -1 (hardly ever a keyframe) and up to 1 (nearly always); "
+            f"got {value!r}."
+        )
