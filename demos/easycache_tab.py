@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 
+from vidaccel.catalog.presets import Preset
 from vidaccel.catalog.registry import GenerationDefaults
-from vidaccel.generation.generate import Generation, easycache_settings, generate, request_for, unknown_words
+from vidaccel.easycache.config import EasyCacheConfig
+from vidaccel.generation.generate import Generation, generate, request_for, unknown_words
 from vidaccel.video.files import write_video
 from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import compare_videos
@@ -33,7 +36,7 @@ def make(
     """Generate with and without reuse; paths of the side-by-side video and of the picture, and the figures as text."""
     request = request_for(defaults, prompt, num_inference_steps=num_inference_steps, seed=seed)
     plain = generate(pipe, request)
-    config, _ = easycache_settings(pipe, threshold=threshold)
+    config = replace(EasyCacheConfig.published(Preset.for_pipeline(pipe)), threshold=threshold)
     cached = generate(pipe, request, easycache=config)
     assert cached.report is not None  # EasyCache was asked for
     video = write_video(

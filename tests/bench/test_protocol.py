@@ -18,7 +18,7 @@ from vidaccel.bench.records import ResultFile
 from vidaccel.bench.statistics import percentile, share_interval, summarise, value_at
 from vidaccel.bench.summary import equal_compute, summarise_methods
 from vidaccel.bench.tables import easycache_markdown
-from vidaccel.easycache.rule import EasyCacheController
+from vidaccel.easycache.rule import EasyCacheRule
 from vidaccel.machine import environment
 from vidaccel.machine.environment import command_line, describe_environment, package_commit
 
@@ -192,16 +192,16 @@ def test_an_installed_copy_inside_a_foreign_repository_does_not_take_its_commit(
 def test_the_uniform_baseline_computes_every_kth_step_after_the_warm_up(predictor: str) -> None:
     for method in uniform_methods(predictor, (2, 4), warmup_steps=5):
         assert method.easycache is not None
-        controller = EasyCacheController(method.easycache)
+        rule = EasyCacheRule(method.easycache)
         pattern = ""
         for step in range(20):
             latents = torch.full((1, 4), float(step) ** 2)
-            decision = controller.decide(latents, step_index=step, num_steps=20)
+            decision = rule.decide([latents], step_index=step, num_steps=20)
             pattern += "C" if decision.computed else "."
             if decision.computed:
-                controller.record("cond", latents, 2 * latents + torch.randn(1, 4))
+                rule.record("cond", [latents], [2 * latents + torch.randn(1, 4)])
             else:
-                controller.predict("cond", latents)
+                rule.predict("cond", [latents])
         interval = int(method.parameter)
         asked = "".join("C" if step < 5 or step == 19 or (step - 4) % interval == 0 else "." for step in range(20))
         assert pattern == asked

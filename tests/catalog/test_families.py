@@ -18,7 +18,7 @@ from tests.support.family_calls import PROMPT, call_inputs
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
 from vidaccel.catalog.pipelines import is_modular, named_class
-from vidaccel.catalog.presets import preset_of
+from vidaccel.catalog.presets import Preset
 from vidaccel.catalog.registry import MODELS, model_index, recorded_preset, spec_of
 from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run
@@ -348,7 +348,7 @@ class TestCommand:
         entries = re.split(r"\n(?=\S)", capsys.readouterr().out)
         for family in (family for family in CATALOG.families if family.refusal is None):
             (entry,) = (entry for entry in entries if entry.split()[0] == family.name)
-            preset = preset_of(loaded(family))
+            preset = Preset.for_pipeline(loaded(family))
             assert ("the defaults, none are published" if preset is None else preset.source) in entry
             if family not in OF_BLOCKS:
                 index = model_index(spec_of(loaded(family).name_or_path))

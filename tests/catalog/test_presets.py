@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.tiny_models import TINY_PIPELINES, tiny_wan_i2v, tiny_wan_t2v, tiny_wan_two_experts, tiny_wan_vace
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report
-from vidaccel.catalog.presets import PRESETS, preset_of
+from vidaccel.catalog.presets import PRESETS, Preset
 
 EXPECTED = {
     "t2v": ("Wan2.1", 0.05, 10),
@@ -27,7 +27,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_every_model_gets_its_own_row(name: str) -> None:
-    preset = preset_of(TINY_PIPELINES[name]())
+    preset = Preset.for_pipeline(TINY_PIPELINES[name]())
     found = None if preset is None else (preset.name, preset.threshold, preset.warmup_steps)
     assert found == EXPECTED[name]
 
@@ -49,7 +49,7 @@ def test_a_class_derived_from_a_pipeline_has_its_settings() -> None:
     class Own(type(tiny_wan_t2v())):  # type: ignore[misc]
         pass
 
-    assert preset_of(Own(**tiny_wan_t2v().components)).name == "Wan2.1"  # type: ignore[union-attr]
+    assert Preset.for_pipeline(Own(**tiny_wan_t2v().components)).name == "Wan2.1"  # type: ignore[union-attr]
 
 
 def test_a_model_without_published_settings_is_told_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.support.scripted_models import TOY_B_START, Outcome, closed_loop, double, open_loop, stream, toy_b
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.predictors import Evaluation, add_transformation, hold_output
-from vidaccel.easycache.rule import EasyCacheController
+from vidaccel.easycache.rule import EasyCacheRule
 
 
 @pytest.mark.parametrize("warmup", [2, 5, 13, 14, 30])
@@ -30,14 +30,14 @@ def test_without_warmup_two_steps_are_still_needed_for_a_rate(warmup: int) -> No
 def test_a_longer_tail_and_an_unknown_length_move_the_last_computed_steps() -> None:
     outcome = open_loop(EasyCacheConfig(threshold=math.inf, warmup_steps=2, tail_steps=3), stream(10), double)
     assert outcome.reused == {2, 3, 4, 5, 6}
-    controller, outcome = EasyCacheController(EasyCacheConfig(threshold=math.inf, warmup_steps=2)), Outcome()
+    rule, outcome = EasyCacheRule(EasyCacheConfig(threshold=math.inf, warmup_steps=2)), Outcome()
     for index, x in enumerate(stream(6)):
-        decision = controller.decide(x, step_index=index)
+        decision = rule.decide([x], step_index=index)
         outcome.decisions.append(decision)
         if decision.computed:
-            controller.record("cond", x, 2 * x)
+            rule.record("cond", [x], [2 * x])
         else:
-            controller.predict("cond", x)
+            rule.predict("cond", [x])
     assert outcome.reused == {2, 3, 4, 5}
 
 
@@ -116,10 +116,10 @@ def test_two_equal_samples_decide_as_one_does() -> None:
     assert single.reused == doubled.reused != set()
 
 
-def test_the_sample_statistic_lets_the_fastest_sample_decide() -> None:
+def test_a_statistic_of_every_sample_lets_the_fastest_decide() -> None:
     calm = [torch.full((1, 4), 100.0 + index) for index in range(20)]
     lively = [torch.full((1, 4), 1.0 + 0.4 * index) for index in range(20)]
-    config = EasyCacheConfig(threshold=0.3, warmup_steps=3, statistic="sample")
+    config = EasyCacheConfig(threshold=0.3, warmup_steps=3, statistic=lambda values: values.abs().flatten(1).mean(1))
     together = open_loop(config, [torch.cat(pair) for pair in zip(calm, lively, strict=True)], double)
     assert together.reused == open_loop(config, lively, double).reused
     mean = EasyCacheConfig(threshold=0.3, warmup_steps=3)

@@ -20,6 +20,7 @@ from vidaccel.catalog.families.family import Component, Family
 from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run, runs
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.generation import generate as generation
 from vidaccel.generation.calls import frames_of, negative_prompt_problem, parameters_of, sound_of
@@ -27,7 +28,6 @@ from vidaccel.generation.generate import (
     Generation,
     StepProgress,
     check_request,
-    easycache_settings,
     generate,
     warm_up,
 )
@@ -157,7 +157,7 @@ def test_a_swap_in_pipeline_is_called_without_its_own_easycache() -> None:
     made = generate(pipe, request)
     assert made.report is None
     assert made.num_forwards == 16
-    config, _ = easycache_settings(pipe, threshold=0.5, warmup_steps=2)
+    config = EasyCacheConfig(threshold=0.5, warmup_steps=2)
     assert generate(pipe, request, easycache=config).num_forwards < 16
 
 

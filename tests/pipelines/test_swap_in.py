@@ -17,7 +17,7 @@ from vidaccel.pipelines.easycache_wan_vace import EasyCacheWanVACEPipeline
 
 from tests.support.swap_in_cases import CASES, CONFIG, MORE_CASES, Case
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
-from vidaccel.catalog.presets import preset_of
+from vidaccel.catalog.presets import Preset
 
 WAN, TWO_EXPERTS, HUNYUAN = CASES["wan2.1-t2v"], CASES["wan2.2-t2v"], CASES["hunyuan-video-t2v"]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -102,7 +102,7 @@ def test_the_call_shows_the_parameters_of_diffusers_and_three_more(case: Case) -
 @each_case
 def test_settings_that_are_not_given_are_the_published_ones(case: Case) -> None:
     pipe = case.swapped_in()
-    preset = preset_of(pipe)
+    preset = Preset.for_pipeline(pipe)
     known = EasyCacheConfig.published(preset)
     for given in ({}, {"threshold": 0.3}, {"warmup_steps": 2}, {"threshold": 0.0, "warmup_steps": 0}):
         report = pipe(**case.arguments(num_inference_steps=2), **given).report

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.report import StepDecision
-from vidaccel.easycache.rule import EasyCacheController
+from vidaccel.easycache.rule import EasyCacheRule
 
 Model = Callable[[Tensor, int], Tensor]
 
@@ -27,16 +27,14 @@ class Outcome:
         return {decision.step_index for decision in self.decisions if not decision.computed}
 
 
-def one_step(
-    controller: EasyCacheController, outcome: Outcome, x: Tensor, model: Model, index: int, total: int
-) -> Tensor:
-    decision = controller.decide(x, step_index=index, num_steps=total)
+def one_step(rule: EasyCacheRule, outcome: Outcome, x: Tensor, model: Model, index: int, total: int) -> Tensor:
+    decision = rule.decide([x], step_index=index, num_steps=total)
     if decision.computed:
         output = model(x, index)
-        controller.record("cond", x, output)
+        rule.record("cond", [x], [output])
     else:
-        output = controller.predict("cond", x)
-    rate = controller.transformation_rate
+        output = rule.predict("cond", [x])[0]
+    rate = rule.transformation_rate
     outcome.decisions.append(decision)
     outcome.rates.append(None if rate is None else rate.max().item())
     outcome.outputs.append(output)
@@ -46,17 +44,17 @@ def one_step(
 
 def open_loop(config: EasyCacheConfig, inputs: Sequence[Tensor], model: Model) -> Outcome:
     """Feed a fixed stream of inputs."""
-    controller, outcome = EasyCacheController(config), Outcome()
+    rule, outcome = EasyCacheRule(config), Outcome()
     for index, x in enumerate(inputs):
-        one_step(controller, outcome, x, model, index, len(inputs))
+        one_step(rule, outcome, x, model, index, len(inputs))
     return outcome
 
 
 def closed_loop(config: EasyCacheConfig, x: Tensor, model: Model, num_steps: int) -> tuple[Outcome, Tensor]:
     """Integrate dx/dsigma = v by Euler from sigma 1 to 0."""
-    controller, outcome = EasyCacheController(config), Outcome()
+    rule, outcome = EasyCacheRule(config), Outcome()
     for index in range(num_steps):
-        output = one_step(controller, outcome, x, model, index, num_steps)
+        output = one_step(rule, outcome, x, model, index, num_steps)
         x = x + (-1 / num_steps) * output
     return outcome, x
 

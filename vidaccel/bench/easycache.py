@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from vidaccel.bench.methods import (
-    PREDICTOR_NAMES,
     Method,
     easycache_methods,
     fewer_steps_methods,
+    known_predictors,
     plain_again,
     uniform_methods,
 )
@@ -83,8 +83,8 @@ class EasyCacheBenchConfig:
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise UserError(f"`{name}` has a value twice; each is measured once.")
-        if unknown := set(self.predictors) - set(PREDICTOR_NAMES):
-            raise UserError(f"`predictors` may name {', '.join(PREDICTOR_NAMES)}; got {', '.join(sorted(unknown))}.")
+        if unknown := set(self.predictors) - set(known_predictors()):
+            raise UserError(f"`predictors` may name {', '.join(known_predictors())}; got {', '.join(sorted(unknown))}.")
         if any(interval < 2 for interval in self.uniform_intervals):
             raise UserError(f"`uniform_intervals` must be at least 2, got {self.uniform_intervals}.")
         if any(count < 1 for count in self.fewer_steps):

@@ -45,6 +45,11 @@ class Method:
     predictor: str = "transformation"
 
 
+def words_of(predictor: str) -> str:
+    """How tables name a predictor: by its name where there are no words for it."""
+    return PREDICTOR_NAMES.get(predictor, predictor)
+
+
 def plain_again() -> Method:
     """The plain run a second time: the fidelity that the machine itself allows."""
     return Method(name="plain, second run", family="repeat", parameter=0, only_first=True)
@@ -52,7 +57,7 @@ def plain_again() -> Method:
 
 def easycache_methods(predictor: str, thresholds: Sequence[float], *, warmup_steps: int) -> list[Method]:
     """EasyCache with one reuse rule at several thresholds; all other settings are the defaults."""
-    family = f"EasyCache, {PREDICTOR_NAMES[predictor]}"
+    family = f"EasyCache, {words_of(predictor)}"
     return [
         Method(
             name=f"{family}, threshold {threshold:g}",
@@ -66,7 +71,7 @@ def easycache_methods(predictor: str, thresholds: Sequence[float], *, warmup_ste
 
 def uniform_methods(predictor: str, intervals: Sequence[int], *, warmup_steps: int) -> list[Method]:
     """Compute every k-th step after the same warm-up and reuse the rest, whatever the predicted change says."""
-    family = f"every k-th step, {PREDICTOR_NAMES[predictor]}"
+    family = f"every k-th step, {words_of(predictor)}"
     return [
         Method(
             name=f"{family}, k = {interval}",
@@ -93,13 +98,13 @@ def fewer_steps_methods(counts: Sequence[int]) -> list[Method]:
 
 def random_methods(predictor: str, thresholds: Sequence[float]) -> list[Method]:
     """For each EasyCache of `easycache_methods` as many computed steps as it has, after the same warm-up, at random."""
-    family = f"random steps, {PREDICTOR_NAMES[predictor]}"
+    family = f"random steps, {words_of(predictor)}"
     return [
         Method(
             name=f"{family}, as many as at threshold {threshold:g}",
             family=family,
             parameter=threshold,
-            as_many_as=f"EasyCache, {PREDICTOR_NAMES[predictor]}, threshold {threshold:g}",
+            as_many_as=f"EasyCache, {words_of(predictor)}, threshold {threshold:g}",
             predictor=predictor,
         )
         for threshold in thresholds
@@ -108,7 +113,7 @@ def random_methods(predictor: str, thresholds: Sequence[float]) -> list[Method]:
 
 def known_predictors() -> tuple[str, ...]:
     """The reuse rules that this version of EasyCache has, in the order of the tables."""
-    return tuple(name for name in PREDICTOR_NAMES if name in PREDICTORS)
+    return tuple(PREDICTORS)
 
 
 BUILTIN_NOTES = {

@@ -31,6 +31,28 @@ class Preset:
     pipelines: tuple[str, ...] = ()
     pipeline_config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
+    @classmethod
+    def for_pipeline(cls, pipe: Any) -> Preset | None:
+        """The published settings for a loaded pipeline, or None. A bare transformer does not say which model it is."""
+        transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
+        return cls.for_classes(
+            pipelines={kind.__name__ for kind in type(pipe).__mro__},
+            transformers={kind.__name__ for kind in type(transformer).__mro__},
+            config=getattr(pipe, "config", {}),
+        )
+
+    @classmethod
+    def for_classes(
+        cls, *, pipelines: Collection[str], transformers: Collection[str], config: Mapping[str, Any]
+    ) -> Preset | None:
+        """The same for a pipeline that is not loaded, from class names, base classes too, and its settings."""
+        for preset in PRESETS:
+            fits = preset.transformer in transformers
+            fits = fits and (not preset.pipelines or bool(set(pipelines) & set(preset.pipelines)))
+            if fits and all(bool(config.get(name)) is wanted for name, wanted in preset.pipeline_config.items()):
+                return preset
+        return None
+
 
 _TWO_EXPERTS = MappingProxyType({"boundary_ratio": True})
 
@@ -87,27 +109,3 @@ PRESETS: tuple[Preset, ...] = (
         pipelines=("Cosmos2_5_PredictBasePipeline",),
     ),
 )
-
-
-def preset_of(pipe: Any) -> Preset | None:
-    """The published settings for a loaded pipeline, or None. A bare transformer does not say which model it is."""
-    transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
-    return preset_for(
-        pipelines={kind.__name__ for kind in type(pipe).__mro__},
-        transformers={kind.__name__ for kind in type(transformer).__mro__},
-        config=getattr(pipe, "config", {}),
-    )
-
-
-def preset_for(
-    *, pipelines: Collection[str], transformers: Collection[str], config: Mapping[str, Any]
-) -> Preset | None:
-    """The published settings for a pipeline that has one of these class names, such a transformer and these settings.
-
-    For a pipeline that is not loaded; base classes count, so name them too where there are some.
-    """
-    for preset in PRESETS:
-        fits = preset.transformer in transformers and (not preset.pipelines or set(pipelines) & set(preset.pipelines))
-        if fits and all(bool(config.get(name)) is wanted for name, wanted in preset.pipeline_config.items()):
-            return preset
-    return None

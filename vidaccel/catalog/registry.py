@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from vidaccel.catalog.models import EMBEDDED_MODEL, EMBEDDED_STUDENT, MODELS
 from vidaccel.catalog.pipelines import pipeline_class
-from vidaccel.catalog.presets import Preset, preset_for
+from vidaccel.catalog.presets import Preset
 from vidaccel.catalog.spec import GenerationDefaults, ModelSpec, Weights, asset_path, expanded
 from vidaccel.errors import UserError
 
@@ -102,12 +102,12 @@ def model_index(spec: ModelSpec) -> Mapping[str, Any] | None:
 
 
 def recorded_preset(index: Mapping[str, Any]) -> Preset | None:
-    """The published settings for the model of a `model_index.json`: what `preset_of` says once it is loaded."""
+    """The published settings for the model of a `model_index.json`, as `Preset.for_pipeline` finds them later."""
     kind: Any = pipeline_class(index["_class_name"])
     networks = [index.get(name) for name in ("transformer", "transformer_2")]
     named = [str(network[1]) for network in networks if isinstance(network, list) and len(network) == 2 and network[1]]
     pipelines = set() if kind is None else {owner.__name__ for owner in kind.__mro__}
-    return preset_for(pipelines=pipelines, transformers=named[:1], config=index)
+    return Preset.for_classes(pipelines=pipelines, transformers=named[:1], config=index)
 
 
 def _index_in(path: Path) -> Mapping[str, Any] | None:

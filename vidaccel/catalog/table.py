@@ -93,11 +93,20 @@ def batched_guidance_of(pipe: Any, *, is_named: bool) -> tuple[str, ...]:
     return pipeline_traits(pipe).batched_guidance or (USUAL_GUIDANCE if is_named else ())
 
 
-def has_several_loops(pipe: Any) -> bool:
-    """Whether a call may go through its steps more than once: as its row says, and where a foreign one has none."""
+def has_several_loops(pipe: Any) -> bool | None:
+    """Whether a call may go through its steps more than once; None where nobody says.
+
+    What the pipeline says itself (`has_several_loops`) comes first, then the row of the class whose call it is. A call
+    of diffusers or of vidaccel without a row has one loop; what others do is not known.
+    """
+    own = getattr(pipe, "has_several_loops", None)
+    if own is not None:
+        return bool(own)
     caller = next((kind for kind in type(pipe).__mro__ if "__call__" in vars(kind)), type(pipe))
-    row = CATALOG.pipelines.get(caller.__name__)
-    return not caller.__module__.startswith("diffusers.pipelines.") if row is None else row.several_loops
+    if (row := CATALOG.pipelines.get(caller.__name__)) is not None:
+        return row.several_loops
+    is_known = str(caller.__call__.__module__).startswith(("diffusers.", "vidaccel."))
+    return pipeline_traits(pipe).several_loops if is_known else None
 
 
 def _first_row(owner: Any, table: Mapping[str, Row], otherwise: Row) -> Row:

@@ -30,6 +30,7 @@ class TransformerTraits:
     unbatched: tensor arguments whose first dimension is not the batch.
     folded: tensor arguments that may have several rows for each of the batch, one after the other.
     nested: tuples and lists of tensors that follow the batch; tensors inside of others are the same for all rows.
+    moving: arguments that change from step to step by themselves, so that they tell of no other condition.
     splits_batch: the arguments are known well enough to run some samples of a batch without the others.
     refusal: why its steps cannot be reused, or None.
     attention_mask: what its attention is given besides query, key and value: nothing (also FramePack, for one video at
@@ -42,6 +43,7 @@ class TransformerTraits:
     unbatched: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
+    moving: tuple[str, ...] = ()
     splits_batch: bool = True
     refusal: str | None = None
     attention_mask: AttentionMask = "none"
@@ -83,7 +85,7 @@ _HISTORY = ("indices_hidden_states", *(f"indices_latents_history_{part}" for par
 TRANSFORMERS: Mapping[str, TransformerTraits] = MappingProxyType(
     {
         "AllegroTransformer3DModel": TransformerTraits(),
-        "AnyFlowTransformer3DModel": TransformerTraits(channel_dim=2, folded=_FIRST_AND_LAST),
+        "AnyFlowTransformer3DModel": TransformerTraits(channel_dim=2, folded=_FIRST_AND_LAST, moving=("r_timestep",)),
         "ChronoEditTransformer3DModel": TransformerTraits(folded=_FIRST_AND_LAST),
         "CogVideoXTransformer3DModel": TransformerTraits(channel_dim=2),
         "ConsisIDTransformer3DModel": TransformerTraits(channel_dim=2, splits_batch=False),  # lists of face features
@@ -102,7 +104,9 @@ TRANSFORMERS: Mapping[str, TransformerTraits] = MappingProxyType(
             streams=("hidden_states", "audio_hidden_states"), channel_dim=-1
         ),
         "LTX2VideoTransformer3DModel": TransformerTraits(
-            streams=("hidden_states", "audio_hidden_states"), attention_mask="bias"
+            streams=("hidden_states", "audio_hidden_states"),
+            moving=("audio_timestep", "sigma", "audio_sigma"),
+            attention_mask="bias",
         ),
         "LTXVideoTransformer3DModel": TransformerTraits(unbatched=("rope_interpolation_scale",), attention_mask="bias"),
         "LatteTransformer3DModel": TransformerTraits(holds_rest=True),
@@ -136,7 +140,9 @@ PIPELINES: Mapping[str, PipelineTraits] = MappingProxyType(
         "EasyAnimateControlPipeline": _EASY_ANIMATE,
         "EasyAnimateInpaintPipeline": _EASY_ANIMATE,
         "EasyAnimatePipeline": _EASY_ANIMATE,
+        "HeliosModularPipeline": _SEVERAL_LOOPS,
         "HeliosPipeline": _HELIOS,
+        "HeliosPyramidModularPipeline": _SEVERAL_LOOPS,
         "HeliosPyramidPipeline": _HELIOS,
         "HunyuanVideoFramepackPipeline": PipelineTraits(several_loops=True, frame_rule="own"),
         "Kandinsky6SRPipeline": _SEVERAL_LOOPS,

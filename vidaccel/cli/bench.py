@@ -19,7 +19,8 @@ from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
 from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
 from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.cli.console import messages, say
-from vidaccel.cli.jobs import check_writable, easycache_config, read_prompts
+from vidaccel.cli.jobs import check_writable, read_prompts
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.video.metrics import METRICS
 
@@ -195,7 +196,7 @@ def quality(
     dtype: Dtype = "auto",
 ) -> None:
     """What a model of the storybook world can do, read by the oracle: quality.json, quality.md."""
-    cache = None if threshold is None else easycache_config(threshold=threshold, warmup_steps=warmup_steps)
+    cache = None if threshold is None else EasyCacheConfig(threshold=threshold, warmup_steps=warmup_steps)
     config = QualityBenchConfig(
         output=output,
         model=model,

@@ -1,14 +1,18 @@
 """`vidaccel generate "PROMPT"`: videos from prompts, with EasyCache unless told otherwise."""
 
+# Annotations are evaluated when the command is loaded, so that the help names what the tables hold at that moment.
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.cli.inputs import KeepFrames, check_files, read_arguments, read_inputs
-from vidaccel.cli.jobs import CacheFlags, Run, read_prompts, video_paths
+from vidaccel.cli.jobs import Run, read_prompts, video_paths
+from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.predictors import PREDICTORS
 from vidaccel.errors import UserError
 from vidaccel.generation.expert_files import LoraFile, TransformerFile
@@ -118,7 +122,9 @@ def generate(
         "arguments": read_arguments(argument or []),
     }
     texts = read_prompts(prompts or [], prompt_file)
-    cache = None if no_cache else CacheFlags(threshold=threshold, warmup_steps=warmup_steps, predictor=predictor)
+    reuse = {"threshold": threshold, "warmup_steps": warmup_steps, "predictor": predictor}
+    given: dict[str, Any] = {name: value for name, value in reuse.items() if value is not None}
+    EasyCacheConfig(**given)
     for text in texts:  # what is wrong with a flag is said before anything large is loaded
         request_for(GenerationDefaults(), text, **flags)
     check_files(files)
@@ -127,7 +133,7 @@ def generate(
     spec = spec_of(model)
     run = Run(
         spec=spec,
-        easycache=cache,
+        easycache=None if no_cache else given,
         device=device,
         dtype=dtype,
         attention=attention,

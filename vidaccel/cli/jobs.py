@@ -16,7 +16,6 @@ from typing import Any
 
 from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
-from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import plain_values, write_json
 from vidaccel.generation.expert_files import LoraFile, TransformerFile
@@ -30,23 +29,14 @@ _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be cal
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheFlags:
-    """EasyCache's settings as the command was given them; None is what is published for the model."""
-
-    threshold: float | None
-    warmup_steps: int | None
-    predictor: str | None = None
-
-    def __post_init__(self) -> None:
-        easycache_config(**vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
-    """What all videos of one command share."""
+    """What all videos of one command share.
+
+    easycache: the settings that the command was given; what is left out is published for the model. None without reuse.
+    """
 
     spec: ModelSpec
-    easycache: CacheFlags | None
+    easycache: Mapping[str, Any] | None
     device: str
     dtype: str
     attention: str
@@ -61,17 +51,6 @@ class Run:
     def __post_init__(self) -> None:
         check_options(device=self.device, dtype=self.dtype, offload=self.offload)
         check_rate(self.fps)
-
-
-def easycache_config(
-    *, threshold: float | None, warmup_steps: int | None, predictor: str | None = None
-) -> EasyCacheConfig:
-    """The configuration the flags mean, what is left out being the default; a wrong value is a `UserError`."""
-    given: dict[str, Any] = {"threshold": threshold, "warmup_steps": warmup_steps, "predictor": predictor}
-    try:
-        return EasyCacheConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import typer
 from vidaccel.catalog import table
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
-from vidaccel.catalog.presets import preset_for
+from vidaccel.catalog.presets import Preset
 from vidaccel.catalog.registry import MODELS, ModelSpec
 from vidaccel.catalog.table import family_named
 from vidaccel.cli.console import say
@@ -82,7 +82,7 @@ def _easycache(family: Family) -> list[str]:
 
 def _settings(family: Family) -> str:
     networks = [family.components[name].kind for name in ("transformer", "transformer_2") if name in family.components]
-    preset = preset_for(
+    preset = Preset.for_classes(
         pipelines={family.pipeline_name},
         transformers={kind.rpartition(":")[2] for kind in networks},
         config=family.settings,

@@ -1,10 +1,11 @@
 """Carrying out `vidaccel generate`: plan the jobs, load the model once, make each video, write its files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vidaccel.catalog.presets import preset_of
+from vidaccel.catalog.presets import Preset
 from vidaccel.catalog.registry import model_index, pipeline_name, recorded_preset
 from vidaccel.cli.compare import twin_table
 from vidaccel.cli.console import console, messages, say
@@ -21,7 +22,7 @@ from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.files.atomic import atomic_write
 from vidaccel.files.digest import folder_digest
 from vidaccel.files.text import plain_values, write_json
-from vidaccel.generation.generate import Generation, check_request, generate, settings_with_preset, warm_up
+from vidaccel.generation.generate import Generation, check_request, generate, warm_up
 from vidaccel.generation.loading import component_dtypes, load_pipeline, resolve_device
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import execution_device
@@ -41,8 +42,9 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
             for folder in {path.parent for path in paths}:
                 check_writable(folder)
             pipe = _load(run)
-        preset = preset_of(pipe) if index is None else recorded_preset(index)
-        config, words = settings_with_preset(preset, **vars(run.easycache))
+        preset = Preset.for_pipeline(pipe) if index is None else recorded_preset(index)
+        config = replace(EasyCacheConfig.published(preset), **run.easycache)
+        words = _in_words(config, run.easycache, preset)
     settings = _shared_settings(run, config)
     jobs = [
         Job(
@@ -67,6 +69,16 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
         say(f"EasyCache: {words}")
     for job in waiting:
         _carry_out(pipe, run, job, config)
+
+
+def _in_words(config: EasyCacheConfig, given: Mapping[str, Any], preset: Preset | None) -> str:
+    """The settings, and where they come from."""
+    source = "defaults: no preset is published" if preset is None else f"preset {preset.name}, {preset.source}"
+    named = [name for name in ("threshold", "warmup_steps") if name in given]
+    if named:
+        source = "as asked for" if len(named) == 2 else f"{named[0]} as asked for, else {source}"
+    words = f"threshold {config.threshold:g}, first {config.warmup_steps} steps computed ({source})"
+    return f"{words}, predictor {config.predictor}" if "predictor" in given else words
 
 
 def _shared_settings(run: Run, config: EasyCacheConfig | None) -> dict[str, Any]:

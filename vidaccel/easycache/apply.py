@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,15 +17,21 @@ from diffusers.hooks import HookRegistry
 from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
-from vidaccel.catalog.presets import preset_of
+from vidaccel.catalog.presets import Preset
 from vidaccel.catalog.table import transformer_traits
 from vidaccel.easycache.batch import CONDITIONAL
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.hook import HOOK_NAME, EasyCacheHook
 from vidaccel.easycache.report import EasyCacheReport, StepDecision
+from vidaccel.easycache.rule import EasyCacheRule
 from vidaccel.easycache.run import EasyCacheRun
 
 logger = logging.getLogger(__name__)
+
+# A schedule given beforehand takes the place of the rule: what may be reused is reused.
+_ALWAYS_REUSE: Mapping[str, Any] = MappingProxyType(
+    {"threshold": math.inf, "warmup_steps": 0, "tail_steps": 0, "max_consecutive_reuses": None}
+)
 
 
 def apply_easycache(
@@ -62,8 +71,9 @@ def apply_easycache(
     for name, transformer in transformers.items():
         _refuse_unsafe(name, transformer)
     pipe = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
+    config = _published_settings(pipe_or_transformer) if config is None else config
     run = EasyCacheRun(
-        _published_settings(pipe_or_transformer) if config is None else config,
+        EasyCacheRule(config if steps is None else replace(config, **_ALWAYS_REUSE)),
         pipe=pipe,
         resets_after_call=_resets_after_call(pipe, transformers.values()),
         batched_guidance=branches,
@@ -82,22 +92,31 @@ def apply_easycache(
 
 def remove_easycache(pipe_or_transformer: Any) -> None:
     """Take EasyCache off again; the transformers are as they were before. Raises ValueError if it is not applied."""
-    for transformer in _hooked(pipe_or_transformer).values():
+    for transformer in _hooks(pipe_or_transformer):
         _uninstall(transformer)
 
 
 def easycache_report(pipe_or_transformer: Any) -> EasyCacheReport:
     """The report of the last finished call; an interrupted call does not replace it.
 
-    Raises ValueError if EasyCache is not applied or no call has finished, RuntimeError if the hook was lost.
+    Raises ValueError if EasyCache is not applied, if no call has finished, if it stayed away from the last one, or if
+    it cannot be known whether that has finished, whose latents are then released; RuntimeError if the hook was lost.
     """
-    transformers = list(_hooked(pipe_or_transformer).values())
-    for transformer in transformers:
+    hooks = _hooks(pipe_or_transformer)
+    for transformer in hooks:
         _check_installed(transformer)
-    report = _hook_of(transformers[0]).run.report
-    if report is None:
-        raise ValueError("EasyCache has no report yet: no call has finished since apply_easycache. Run the pipeline.")
-    return report
+    run = next(iter(hooks.values())).run
+    transformers = find_transformers(pipe_or_transformer)
+    if run.is_of(pipe_or_transformer) and len(hooks) < len(transformers):
+        lost = ", ".join(name for name, transformer in transformers.items() if transformer not in hooks)
+        raise RuntimeError(
+            f"EasyCache is not on `{lost}`, which was exchanged or added after apply_easycache. Call remove_easycache "
+            "and apply_easycache again."
+        )
+    if (why := run.explain_missing_report()) is not None:
+        raise ValueError(f"EasyCache has no report yet: {why}.")
+    assert run.report is not None
+    return run.report
 
 
 def find_transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
@@ -170,7 +189,7 @@ def _checked_branches(branches: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _published_settings(pipe: Any) -> EasyCacheConfig:
-    if (preset := preset_of(pipe)) is not None:
+    if (preset := Preset.for_pipeline(pipe)) is not None:
         logger.info("EasyCache takes the settings for %s: %s.", preset.name, preset.source)
         return EasyCacheConfig.published(preset)
     config = EasyCacheConfig()
@@ -302,15 +321,9 @@ def _find_hook(module: nn.Module) -> EasyCacheHook | None:
     return None if registry is None else registry.get_hook(HOOK_NAME)
 
 
-def _hook_of(module: nn.Module) -> EasyCacheHook:
-    hook = _find_hook(module)
-    assert hook is not None
-    return hook
-
-
-def _hooked(pipe_or_transformer: Any) -> dict[str, nn.Module]:
-    transformers = find_transformers(pipe_or_transformer)
-    hooked = {name: module for name, module in transformers.items() if _find_hook(module) is not None}
-    if not hooked:
+def _hooks(pipe_or_transformer: Any) -> dict[nn.Module, EasyCacheHook]:
+    transformers = find_transformers(pipe_or_transformer).values()
+    found = {module: hook for module in transformers if (hook := _find_hook(module)) is not None}
+    if not found:
         raise ValueError("EasyCache is not applied here; call apply_easycache first.")
-    return hooked
+    return found

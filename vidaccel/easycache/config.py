@@ -14,6 +14,7 @@ from vidaccel.easycache.predictors import (
     find_predictor,
     takes_earlier_evaluation,
 )
+from vidaccel.errors import UserError
 
 Reference = Literal["computed", "previous"]
 Decisions = Literal["sample", "batch"]
@@ -29,8 +30,8 @@ class EasyCacheConfig:
     max_consecutive_reuses: compute after this many reuses in a row; None for no limit.
     predictor: what a reused step returns: "transformation" (x + last vector, equation 3), "output" (last output held),
         "extrapolation" (line through the last two outputs), or a function (`vidaccel.easycache.predictors.Predictor`).
-    statistic: how a change is measured: "mean" (over everything), "sample" (the fastest changing sample of the batch
-        decides), or a function `tensor -> (G,) magnitudes`.
+    statistic: how a change is measured: "mean" (over everything) or a function `tensor -> (G,) magnitudes`, see
+        `vidaccel.easycache.predictors.Statistic`.
     denominator: epsilon_t is relative to the last "computed" output (official code) or to the "previous" output, which
         a reuse may have predicted (paper, equation 4).
     rate_reference: k_t spans the last two "computed" steps (official code) or the "previous" step and this one (paper,
@@ -39,7 +40,7 @@ class EasyCacheConfig:
         model then runs for the samples that need it), or the whole "batch" at once (official code).
     num_inference_steps: steps of a call, for callers of a bare transformer whose pipeline does not say it; else None.
 
-    Raises ValueError for a value outside these choices.
+    Raises `UserError`, a ValueError, for a value outside these choices.
     """
 
     threshold: float = 0.05
@@ -55,14 +56,14 @@ class EasyCacheConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.threshold, int | float) or isinstance(self.threshold, bool) or not self.threshold >= 0:
-            raise ValueError(
+            raise UserError(
                 f"`threshold` must be a number of at least 0 (0 never reuses); got {self.threshold!r}. "
                 "Values around 0.05 are usual."
             )
-        _check_count("warmup_steps", self.warmup_steps, least=0, optional=False)
-        _check_count("tail_steps", self.tail_steps, least=0, optional=False)
-        _check_count("max_consecutive_reuses", self.max_consecutive_reuses, least=1, optional=True)
-        _check_count("num_inference_steps", self.num_inference_steps, least=1, optional=True)
+        _check_count("warmup_steps", self.warmup_steps, minimum=0, optional=False)
+        _check_count("tail_steps", self.tail_steps, minimum=0, optional=False)
+        _check_count("max_consecutive_reuses", self.max_consecutive_reuses, minimum=1, optional=True)
+        _check_count("num_inference_steps", self.num_inference_steps, minimum=1, optional=True)
         _check_choice("predictor", self.predictor, tuple(PREDICTORS), function_allowed=True)
         takes_earlier_evaluation(find_predictor(self.predictor))
         _check_choice("statistic", self.statistic, tuple(STATISTICS), function_allowed=True)
@@ -83,16 +84,16 @@ class EasyCacheConfig:
         }
 
 
-def _check_count(name: str, value: Any, *, least: int, optional: bool) -> None:
+def _check_count(name: str, value: Any, *, minimum: int, optional: bool) -> None:
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        choice = f"a whole number of at least {least}" + (" or None" if optional else "")
-        raise ValueError(f"`{name}` must be {choice}; got {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        choice = f"a whole number of at least {minimum}" + (" or None" if optional else "")
+        raise UserError(f"`{name}` must be {choice}; got {value!r}.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...], *, function_allowed: bool) -> None:
     if (function_allowed and callable(value)) or (isinstance(value, str) and value in choices):
         return
     also = " or a function" if function_allowed else ""
-    raise ValueError(f"`{name}` must be one of {', '.join(choices)}{also}; got {value!r}.")
+    raise UserError(f"`{name}` must be one of {', '.join(choices)}{also}; got {value!r}.")

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vidaccel.catalog.table import transformer_traits
 from vidaccel.easycache.batch import Batch, select_rows
+from vidaccel.easycache.conditions import conditions_among
 from vidaccel.easycache.layout import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
 from vidaccel.easycache.run import EasyCacheRun, Plan
 from vidaccel.easycache.steps import Call
@@ -123,7 +124,7 @@ class EasyCacheHook(ModelHook):
             return self._compute(forward, args, kwargs, call=call, plan=plan)
         if plan.computed:
             return self._compute_some(module, forward, bound, call=call, plan=plan)
-        return self._packed(self.run.predict(self.transformer, call, plan), plan, bound)
+        return self._packed(self.run.predict(call, plan), plan, bound)
 
     def _warn_that_it_stays_away(self, module: nn.Module) -> None:
         """Only training mode and gradients together are training; either alone is likely an oversight."""
@@ -147,9 +148,9 @@ class EasyCacheHook(ModelHook):
             span = start, moment(call.source.device)
             outputs = unpack(result, self._traits)
             matchings = self._learn(call, result, outputs)
-            call = replace(call, streams=_narrowed(call.sources, matchings))
+            call = self._matched(call, matchings)
             pieces = dict(enumerate(split_outputs(outputs, matchings, plan.batch)))
-            self.run.record(self.transformer, call, plan, pieces, span)
+            self.run.record(call, plan, pieces, span)
         return result
 
     def _compute_some(
@@ -162,14 +163,14 @@ class EasyCacheHook(ModelHook):
         assert self._matchings is not None
         with self._undone_if_interrupted():
             some, part = (bound, plan.batch) if _is_compiled(module) else self._selected(bound, plan)
-            predicted = self.run.predict(self.transformer, call, plan)
+            predicted = self.run.predict(call, plan)
             start = moment(call.source.device)
             outputs = unpack(forward(*some.args[1:], **some.kwargs), self._traits)
             span = start, moment(call.source.device)
             pieces = split_outputs(outputs, self._matchings, part)
             groups = range(part.num_groups) if part is plan.batch else plan.computed
             computed = {group: piece for group, piece in zip(groups, pieces, strict=True) if group in plan.computed}
-            self.run.record(self.transformer, call, plan, computed, span)
+            self.run.record(call, plan, computed, span)
         return self._packed({**predicted, **computed}, plan, bound)
 
     def _selected(self, bound: inspect.BoundArguments, plan: Plan) -> tuple[inspect.BoundArguments, Batch]:
@@ -202,24 +203,31 @@ class EasyCacheHook(ModelHook):
 
     def _call(self, module: nn.Module, arguments: dict[str, Any]) -> Call:
         sources = tuple(arguments[name] for name in self._traits.streams)
-        conditions = {
-            name: value
-            for name, value in arguments.items()
-            if isinstance(value, Tensor) and name not in (*self._traits.streams, TIMESTEP_ARGUMENT)
-        }
-        return Call(
-            streams=sources if self._matchings is None else _narrowed(sources, self._matchings),
+        others = {name: value for name, value in arguments.items() if value is not module}
+        for name in (*self._traits.streams, TIMESTEP_ARGUMENT, "return_dict"):
+            others.pop(name, None)
+        given, settings = conditions_among(others, moving=self._traits.moving)
+        call = Call(
+            streams=sources,
             sources=sources,
             timestep=arguments.get(TIMESTEP_ARGUMENT),
-            conditions=conditions,
+            conditions={name: value for name, value in others.items() if isinstance(value, Tensor)},
+            given=given,
+            settings=settings,
             context=self.contexts.current,
             splits_batch=self._traits.splits_batch,
             find_adapters=partial(adapters_of, unwrap_module(module)),
         )
+        return call if self._matchings is None else self._matched(call, self._matchings)
 
-
-def _narrowed(sources: Sequence[Tensor], matchings: Sequence[Matching]) -> tuple[Tensor, ...]:
-    return tuple(matching.narrow(source) for source, matching in zip(sources, matchings, strict=True))
+    @staticmethod
+    def _matched(call: Call, matchings: Sequence[Matching]) -> Call:
+        """The call with its sources taken apart: what is denoised, and what is given with it on further channels."""
+        pairs = list(zip(matchings, call.sources, strict=True))
+        behind = {f"channels {index}": matching.behind(source) for index, (matching, source) in enumerate(pairs)}
+        found = {name: tensor for name, tensor in behind.items() if tensor is not None}
+        streams = tuple(matching.narrow(source) for matching, source in pairs)
+        return replace(call, streams=streams, given={**call.given, **found})
 
 
 def _is_compiled(module: nn.Module) -> bool:

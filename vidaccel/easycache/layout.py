@@ -41,12 +41,15 @@ class Matching:
         """The reused part, a view."""
         return tensor if self.dim is None else tensor.narrow(self.dim, 0, self.channels)
 
+    def behind(self, source: Tensor) -> Tensor | None:
+        """The channels of an input behind the reused part, a view: conditions that go with the latents."""
+        if self.dim is None or source.shape[self.dim] == self.channels:
+            return None
+        return source.narrow(self.dim, self.channels, source.shape[self.dim] - self.channels)
+
     def split(self, output: Tensor) -> Piece:
         """An output in its two parts, both views."""
-        if self.dim is None or output.shape[self.dim] == self.channels:
-            return Piece(output, None)
-        rest = output.narrow(self.dim, self.channels, output.shape[self.dim] - self.channels)
-        return Piece(self.narrow(output), rest)
+        return Piece(self.narrow(output), self.behind(output))
 
     def whole(self, piece: Piece) -> Tensor:
         """An output from its two parts."""

@@ -10,10 +10,11 @@ so that a reused output is rounded once. In float32 it equals `latents + (output
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from vidaccel.errors import UserError
 
 if TYPE_CHECKING:  # the command line reads the names of the tables before it loads PyTorch
     from torch import Tensor
@@ -42,7 +43,11 @@ is that one kept. A parameter with another default than None is a setting of the
 """
 
 Statistic = Callable[["Tensor"], "Tensor"]
-"""`difference or output, at least float32 -> (G,)`: one magnitude for each group that is watched on its own."""
+"""`difference or output, at least float32 -> (G,)`: one magnitude for each part that is watched on its own.
+
+A step is reused where every part allows it: `lambda values: values.abs().flatten(1).mean(1)` lets the fastest changing
+sample of a whole batch decide.
+"""
 
 
 def difference(left: Tensor, right: Tensor) -> Tensor:
@@ -85,15 +90,13 @@ def mean_change(values: Tensor) -> Tensor:
     return values.abs().mean().reshape(1)
 
 
-def sample_change(values: Tensor) -> Tensor:
-    """Mean absolute value of every sample, shape (B,): the fastest changing sample decides for the batch."""
-    return values.abs().flatten(1).mean(dim=1)
-
-
-PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
-    {"transformation": add_transformation, "output": hold_output, "extrapolation": extrapolate_output}
-)
-STATISTICS: Mapping[str, Statistic] = MappingProxyType({"mean": mean_change, "sample": sample_change})
+# A row here is all that a new predictor needs: settings, command line and documentation of flags look names up here.
+PREDICTORS: dict[str, Predictor] = {
+    "transformation": add_transformation,
+    "output": hold_output,
+    "extrapolation": extrapolate_output,
+}
+STATISTICS: dict[str, Statistic] = {"mean": mean_change}
 
 
 def find_predictor(choice: str | Predictor) -> Predictor:
@@ -104,7 +107,7 @@ def find_predictor(choice: str | Predictor) -> Predictor:
 def takes_earlier_evaluation(predictor: Predictor) -> bool:
     """Whether a predictor takes the evaluation before the last one too.
 
-    Raises ValueError for a function that takes neither two nor three arguments.
+    Raises `UserError` for a function that takes neither two nor three arguments.
     """
     try:
         signature = inspect.signature(predictor)
@@ -116,7 +119,7 @@ def takes_earlier_evaluation(predictor: Predictor) -> bool:
     try:
         signature.bind(*range(3 if wants else 2))
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"`predictor` must take (latents, last evaluation), or the evaluation before that too; got {predictor!r} "
             f"with {signature}."
         ) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -14,6 +14,7 @@ Reason = Literal[
     "tail",
     "transformer_switch",
     "adapter_switch",
+    "condition_changed",
     "no_history",
     "input_changed",
     "scheduled",
@@ -26,10 +27,11 @@ Reason = Literal[
 """Why a step was computed, or ("below_threshold") reused.
 
 warmup, tail: first and last steps, always computed. transformer_switch: first step of another expert. adapter_switch:
-LoRA adapters were switched, weighted or merged since the step before. no_history: fewer than two evaluations to take a
-rate from. input_changed: another shape, type or device than the step before. scheduled: the schedule given beforehand
-says so. not_finite, no_change: the statistic is NaN or infinite, or the input did not move. The rest follow from the
-threshold.
+LoRA adapters were switched, weighted or merged since the step before. condition_changed: a prompt, image, control or
+other input beside the latents is not what it was at the last evaluation. no_history: fewer than two evaluations under
+the same conditions to take a rate from. input_changed: another shape, type or device than the step before. scheduled:
+the schedule given beforehand says so. not_finite, no_change: the statistic is NaN or infinite, or the input did not
+move. The rest follow from the threshold.
 """
 
 
@@ -70,6 +72,20 @@ class StepDecision:
     def computed_share(self) -> float:
         """Share of the samples that the model ran for, from 0 to 1."""
         return sum(self.samples) / len(self.samples) if self.samples else float(self.computed)
+
+    @classmethod
+    def of_samples(cls, decisions: Sequence[StepDecision]) -> StepDecision:
+        """One step of a batch from the decisions of its samples: the first that computes gives the reason."""
+        if len(decisions) == 1:
+            return decisions[0]
+        computed = [decision for decision in decisions if decision.computed]
+        telling = [decision for decision in computed if decision.reason != "no_change"]
+        return replace(
+            (telling or computed or decisions)[0],
+            predicted_change=_largest([decision.predicted_change for decision in decisions]),
+            accumulated_error=_largest([decision.accumulated_error for decision in decisions]),
+            samples=tuple(decision.computed for decision in decisions),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +215,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
+
+
+def _largest(values: list[float | None]) -> float | None:
+    return max(_numbers(values), default=None)
 
 
 def _numbers(values: list[float | None]) -> list[float]:

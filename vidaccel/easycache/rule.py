@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,23 +27,76 @@ from vidaccel.easycache.predictors import (
 from vidaccel.easycache.report import Reason, StepDecision
 
 ROUNDING = 1e-6  # the error is a float32, the threshold is not
+Streams = Sequence[Tensor]
 
 
-class EasyCacheController:
-    """Decisions and memory of one model during one generation.
+class ReuseRule(Protocol):
+    """What decides about the steps of one sample and holds what it needs for that: all that a run asks of a rule.
 
-    The deciding branch (conditional pass) goes first in every step: `decide`, then `record` if the decision says
-    computed, else `predict`. Further branches of the step follow with `can_follow`, then `predict` or `record`.
-    Tensors passed in are never kept or changed, and tensors handed out are never kept: memory holds copies, namely
-    the previous input, and input and output of the last evaluation (their difference is the transformation vector),
-    and of the one before for predictors that take it.
+    A sample has one latent tensor for each of its streams (video; video and sound), which are decided together. In a
+    step the deciding branch (the conditional pass) goes first: `decide`, then `record` if the decision says computed,
+    else `predict`. Further branches follow with `can_follow`, then `predict` or `record`. Tensors passed in are never
+    kept or changed, and tensors handed out are never kept.
+
+    config: the settings, a dataclass with `to_dict`, as the report shows them.
+    num_branches, deciding_branch: where guidance is batched, the rows are `num_branches` slices of equal size, one of
+        which decides.
+    leader: the deciding branch, None before the first evaluation.
+    transformation_rate: what the report shows of a step beside its decision; None while there is nothing.
+    """
+
+    config: EasyCacheConfig
+    num_branches: int
+    deciding_branch: int
+    leader: str | None
+    transformation_rate: Tensor | None
+
+    def fresh(self) -> ReuseRule:
+        """One for another sample, with the same settings and nothing remembered."""
+
+    def reset(self) -> None:
+        """Forget the generation and release its tensors."""
+
+    def tensors(self) -> list[Tensor]:
+        """The distinct latent-sized tensors held at the moment."""
+
+    def must_compute(self, streams: Streams, *, step_index: int, num_steps: int | None) -> Reason | None:
+        """Why the step may not be reused whatever its values are, or None. Reads no tensor values."""
+
+    def estimate(self, streams: Streams) -> Tensor:
+        """The numbers that `decide` needs, shape (3,), on the device; called only where `must_compute` gave None."""
+
+    def decide(
+        self,
+        streams: Streams,
+        *,
+        step_index: int,
+        num_steps: int | None = None,
+        estimate: Sequence[float] | None = None,
+        forced: Reason | None = None,
+    ) -> StepDecision:
+        """Compute or reuse the step; `estimate` as it was read, `forced` a reason to compute from outside."""
+
+    def can_follow(self, branch: str, streams: Streams) -> bool:
+        """Whether a further branch may be predicted in a reused step."""
+
+    def predict(self, branch: str, streams: Streams) -> list[Tensor]:
+        """The outputs of a reused pass, new tensors."""
+
+    def record(self, branch: str, streams: Streams, outputs: Streams, *, same_latents: bool = False) -> None:
+        """Remember a computed pass. The first branch recorded after a reset is the deciding one."""
+
+
+class EasyCacheRule:
+    """The rule of EasyCache, see `ReuseRule`.
+
+    Held are copies: the previous input, and input and output of the last evaluation of each branch (their difference is
+    the transformation vector), and of the one before for predictors that take it. Changes of all streams stand in one
+    vector, so that a step is reused where every one of them allows it.
     """
 
     def __init__(self, config: EasyCacheConfig, *, num_branches: int = 1, deciding_branch: int = 0) -> None:
-        """Where guidance is batched, the batch is `num_branches` blocks of equal size, one of which decides.
-
-        A batch that cannot be divided so is measured as a whole.
-        """
+        """A batch that cannot be divided into `num_branches` is measured as a whole."""
         self.config = config
         self.num_branches, self.deciding_branch = num_branches, deciding_branch
         self._predict = find_predictor(config.predictor)
@@ -51,14 +104,16 @@ class EasyCacheController:
         self._statistic = find_statistic(config.statistic)
         self.reset()
 
+    def fresh(self) -> EasyCacheRule:
+        return EasyCacheRule(self.config)
+
     def reset(self) -> None:
-        """Forget the generation and release its tensors."""
-        self.previous_latents: Tensor | None = None
         self.transformation_rate: Tensor | None = None
         self.leader: str | None = None
-        self._evaluations: dict[str, Evaluation] = {}
-        self._earlier: dict[str, Evaluation] = {}
-        self._previous_output: Tensor | None = None
+        self._previous: list[Tensor] = []  # the input of the step before
+        self._previous_output: list[Tensor] = []
+        self._evaluations: dict[str, list[Evaluation]] = {}
+        self._earlier: dict[str, list[Evaluation]] = {}
         self._output_size: Tensor | None = None
         self._error: Tensor | float = 0.0
         self._estimated_error: Tensor | None = None
@@ -66,20 +121,18 @@ class EasyCacheController:
         self._step_index = -1
 
     def tensors(self) -> list[Tensor]:
-        """The distinct latent-sized tensors held at the moment."""
-        held = [self.previous_latents, self._previous_output]
-        for evaluation in (*self._evaluations.values(), *self._earlier.values()):
-            held += evaluation.tensors()
-        return list({id(tensor): tensor for tensor in held if tensor is not None}.values())
+        held = [*self._previous, *self._previous_output]
+        for evaluations in (*self._evaluations.values(), *self._earlier.values()):
+            held += [tensor for evaluation in evaluations for tensor in evaluation.tensors()]
+        return list({id(tensor): tensor for tensor in held}.values())
 
-    def must_compute(self, latents: Tensor, *, step_index: int, num_steps: int | None) -> Reason | None:
-        """Why the step may not be reused whatever its statistics are, or None. Reads no tensor values."""
+    def must_compute(self, streams: Streams, *, step_index: int, num_steps: int | None) -> Reason | None:
         config = self.config
         if step_index < config.warmup_steps:
             return "warmup"
         if num_steps is not None and step_index >= num_steps - config.tail_steps:
             return "tail"
-        if self.previous_latents is not None and not _same_layout(latents, self.previous_latents):
+        if self._previous and not _same_layout(streams, self._previous):
             return "input_changed"
         if self.transformation_rate is None or self.leader is None:
             return "no_history"
@@ -88,15 +141,11 @@ class EasyCacheController:
             return "max_consecutive_reuses"
         return None
 
-    def estimate(self, latents: Tensor) -> Tensor:
-        """Predicted change, accumulated error and whether reuse is allowed (0 or 1), shape (3,), on the device.
-
-        Call it only where `must_compute` gave None. The values take effect when they are passed to `decide`.
-        """
-        assert self.previous_latents is not None
+    def estimate(self, streams: Streams) -> Tensor:
+        """Predicted change, accumulated error and whether reuse is allowed (0 or 1)."""
         assert self.transformation_rate is not None
         assert self._output_size is not None
-        change = self._measure(latents, self.previous_latents)
+        change = self._change(streams, self._previous)
         predicted = self.transformation_rate * change / self._output_size
         self._estimated_error = self._error + predicted
         allowed = (self._estimated_error < self.config.threshold) & (change > 0)  # false for NaN and infinity
@@ -104,32 +153,21 @@ class EasyCacheController:
 
     def decide(
         self,
-        latents: Tensor,
+        streams: Streams,
         *,
         step_index: int,
         num_steps: int | None = None,
         estimate: Sequence[float] | None = None,
         forced: Reason | None = None,
     ) -> StepDecision:
-        """Equation 6 for the deciding branch: compute or reuse this step.
-
-        latents: what the model is given, shaped like its output.
-        num_steps: steps of the generation; None if unknown, then there is no forced tail.
-        estimate: the numbers of `estimate(latents)` if the caller has already read them; otherwise they are read here,
-            the one read of device memory in a step.
-        forced: a reason to compute that lies outside of this controller.
-        """
-        self._step_index = step_index
-        reason = forced or self.must_compute(latents, step_index=step_index, num_steps=num_steps)
-        if self.previous_latents is not None and not _same_layout(latents, self.previous_latents):
+        """Equation 6. Without `estimate` its numbers are read here, the one read of device memory in a step."""
+        reason = forced or self.must_compute(streams, step_index=step_index, num_steps=num_steps)
+        if self._previous and not _same_layout(streams, self._previous):
             self.reset()
-            self._step_index = step_index
+        self._step_index = step_index
         if reason is not None:
             return StepDecision(step_index=step_index, computed=True, reason=reason)
-        if estimate is None:
-            estimate = self.estimate(latents).tolist()
-        predicted, error, allowed = estimate
-        reason = "below_threshold" if allowed else _refusal(predicted, error, self.config.threshold)
+        predicted, error, allowed = self.estimate(streams).tolist() if estimate is None else estimate
         if allowed:
             assert self._estimated_error is not None
             self._error = self._estimated_error
@@ -137,95 +175,100 @@ class EasyCacheController:
         return StepDecision(
             step_index=step_index,
             computed=not allowed,
-            reason=reason,
+            reason="below_threshold" if allowed else _refusal(predicted, error, self.config.threshold),
             predicted_change=predicted,
             accumulated_error=error,
         )
 
-    def can_follow(self, branch: str, latents: Tensor) -> bool:
-        """Whether a further branch may be predicted in a reused step: its vector is not older than the leader's."""
-        last = self._evaluations.get(branch)
-        leader = self._evaluations.get(self.leader or "")
-        if last is None or leader is None:
+    def can_follow(self, branch: str, streams: Streams) -> bool:
+        """The branch's vector must not be older than that of the deciding branch."""
+        last, leader = self._evaluations.get(branch), self._evaluations.get(self.leader or "")
+        if last is None or leader is None or last[0].step_index < leader[0].step_index:
             return False
-        return last.step_index >= leader.step_index and _same_layout(latents, last.latents)
+        return _same_layout(streams, [evaluation.latents for evaluation in last])
 
-    def predict(self, branch: str, latents: Tensor) -> Tensor:
-        """The output of a reused pass (equation 3 by default): a new tensor, shaped like the last output."""
+    def predict(self, branch: str, streams: Streams) -> list[Tensor]:
+        """Equation 3 by default."""
         last = self._evaluations[branch]
-        extra = (self._earlier.get(branch),) if self._takes_earlier else ()
-        output = self._predict(latents, last, *extra)
-        if not isinstance(output, Tensor) or not _same_layout(output, last.output):
+        earlier: Sequence[Evaluation | None] = self._earlier.get(branch) or [None] * len(last)
+        outputs = [self._predicted(*each) for each in zip(streams, last, earlier, strict=True)]
+        if branch == self.leader:
+            if self.config.denominator == "previous":
+                self._output_size = self._size(outputs)
+            if self.config.rate_reference == "previous":
+                self._previous_output = [output.clone() for output in outputs]
+            self._previous = [latents.clone() for latents in streams]
+        return outputs
+
+    def record(self, branch: str, streams: Streams, outputs: Streams, *, same_latents: bool = False) -> None:
+        """`same_latents`: the latents equal those of the deciding branch in this step, so that one copy serves."""
+        if self.leader is None:
+            self.leader = branch
+        shared = self._evaluations.get(self.leader, []) if same_latents and branch != self.leader else []
+        if shared and shared[0].step_index == self._step_index:
+            kept = [evaluation.latents for evaluation in shared]
+        else:
+            kept = [latents.clone() for latents in streams]
+        made = [
+            Evaluation(step_index=self._step_index, latents=latents, output=output.clone())
+            for latents, output in zip(kept, outputs, strict=True)
+        ]
+        if branch == self.leader:
+            self._update_rate(made)
+        if self._takes_earlier and branch in self._evaluations:
+            self._earlier[branch] = self._evaluations[branch]
+        self._evaluations[branch] = made
+
+    def _update_rate(self, made: Sequence[Evaluation]) -> None:
+        """Equation 2 for a new evaluation of the deciding branch, from which errors are summed anew."""
+        latents, outputs = [one.latents for one in made], [one.output for one in made]
+        if (last := self._evaluations.get(self.leader or "")) is not None:
+            inputs_then, outputs_then = [one.latents for one in last], [one.output for one in last]
+            if self.config.rate_reference == "previous":
+                inputs_then, outputs_then = self._previous, self._previous_output
+            self.transformation_rate = self._change(outputs, outputs_then) / self._change(latents, inputs_then)
+        self._output_size = self._size(outputs)
+        self._previous = latents
+        self._previous_output = outputs if self.config.rate_reference == "previous" else []
+        self._error, self._num_consecutive_reuses = 0.0, 0
+
+    def _predicted(self, latents: Tensor, last: Evaluation, earlier: Evaluation | None) -> Tensor:
+        output: Any = self._predict(latents, last, *((earlier,) if self._takes_earlier else ()))
+        if not isinstance(output, Tensor) or not _same_layout([output], [last.output]):
             raise ValueError(
                 f"`predictor` must return a tensor of shape {tuple(last.output.shape)} and type {last.output.dtype} on "
                 f"{last.output.device}, like the last output; got {_layout(output)}."
             )
-        if branch == self.leader:
-            if self.config.denominator == "previous":
-                self._output_size = self._magnitude(self._conditional(widened(output)))
-            if self.config.rate_reference == "previous":
-                self._previous_output = output.clone()
-            self.previous_latents = latents.clone()
         return output
 
-    def record(self, branch: str, latents: Tensor, output: Tensor, *, same_latents: bool = False) -> None:
-        """Remember a computed pass. The first branch recorded after a reset is the deciding one.
+    def _change(self, left: Streams, right: Streams) -> Tensor:
+        pairs = zip(left, right, strict=True)
+        return self._magnitudes([difference(self._deciding(one), self._deciding(other)) for one, other in pairs])
 
-        same_latents: the latents are known to equal those of the deciding branch in this step, so that one copy serves.
-        """
-        if self.leader is None:
-            self.leader = branch
-        if branch == self.leader:
-            self._record_leader(latents, output.clone())
-            return
-        leader = self._evaluations[self.leader]
-        shared = same_latents and leader.step_index == self._step_index
-        kept = leader.latents if shared else latents.clone()
-        self._keep(branch, Evaluation(step_index=self._step_index, latents=kept, output=output.clone()))
+    def _size(self, tensors: Streams) -> Tensor:
+        return self._magnitudes([widened(self._deciding(tensor)) for tensor in tensors])
 
-    def _record_leader(self, latents: Tensor, output: Tensor) -> None:
-        kept = latents.clone()
-        self._update_rate(kept, output)
-        self._output_size = self._magnitude(self._conditional(widened(output)))
-        self._keep(self.leader or "", Evaluation(step_index=self._step_index, latents=kept, output=output))
-        self.previous_latents = kept
-        self._previous_output = output if self.config.rate_reference == "previous" else None
-        self._error = 0.0
-        self._num_consecutive_reuses = 0
+    def _magnitudes(self, values: Streams) -> Tensor:
+        """What the statistic says of every stream, in one vector."""
+        found: list[Any] = [self._statistic(value) for value in values]
+        if wrong := [magnitude for magnitude in found if not isinstance(magnitude, Tensor)]:
+            raise ValueError(f"`statistic` must return a tensor; got {_layout(wrong[0])}.")
+        return torch.cat([magnitude.reshape(-1) for magnitude in found])
 
-    def _keep(self, branch: str, evaluation: Evaluation) -> None:
-        if self._takes_earlier and branch in self._evaluations:
-            self._earlier[branch] = self._evaluations[branch]
-        self._evaluations[branch] = evaluation
-
-    def _update_rate(self, latents: Tensor, output: Tensor) -> None:
-        last = self._evaluations.get(self.leader or "")
-        if last is None:
-            return
-        earlier_latents, earlier_output = last.latents, last.output
-        if self.config.rate_reference == "previous":
-            assert self.previous_latents is not None
-            assert self._previous_output is not None
-            earlier_latents, earlier_output = self.previous_latents, self._previous_output
-        self.transformation_rate = self._measure(output, earlier_output) / self._measure(latents, earlier_latents)
-
-    def _measure(self, left: Tensor, right: Tensor) -> Tensor:
-        return self._magnitude(difference(self._conditional(left), self._conditional(right)))
-
-    def _magnitude(self, values: Tensor) -> Tensor:
-        magnitude = self._statistic(values)
-        if not isinstance(magnitude, Tensor):
-            raise ValueError(f"`statistic` must return a tensor; got {_layout(magnitude)}.")
-        return magnitude
-
-    def _conditional(self, tensor: Tensor) -> Tensor:
+    def _deciding(self, tensor: Tensor) -> Tensor:
+        """The rows of the branch that decides."""
         if self.num_branches == 1 or tensor.shape[0] % self.num_branches:
             return tensor
         return tensor.chunk(self.num_branches)[self.deciding_branch]
 
 
-def _same_layout(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and left.dtype == right.dtype and left.device == right.device
+def _same_layout(left: Streams, right: Streams) -> bool:
+    """Whether the streams have the same shapes, types and devices."""
+
+    def layouts(streams: Streams) -> list[Any]:
+        return [(tensor.shape, tensor.dtype, tensor.device) for tensor in streams]
+
+    return layouts(left) == layouts(right)
 
 
 def _layout(value: Any) -> str:

@@ -1,38 +1,32 @@
 """One use of EasyCache on a pipeline: the generation under way, and the report of the last finished one.
 
 All transformers of a pipeline share one `EasyCacheRun`: their steps are the steps of one generation. It belongs to the
-pipeline or transformer it was applied to; nothing is kept on a class or a module.
+pipeline or transformer it was applied to; nothing is kept on a class or a module. What decides is a `ReuseRule` for
+each sample; nothing here adds to the rule.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import weakref
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidaccel.catalog.table import batched_guidance_of, has_several_loops, pipeline_traits
+from vidaccel.catalog.table import batched_guidance_of, has_several_loops
 from vidaccel.catalog.traits import GUIDANCE_CONTEXT
+from vidaccel.easycache import advice
 from vidaccel.easycache.batch import Batch, batch_of
+from vidaccel.easycache.conditions import Conditions
 from vidaccel.easycache.config import EasyCacheConfig
-from vidaccel.easycache.ensemble import Ensemble
-from vidaccel.easycache.layout import Pieces
+from vidaccel.easycache.layout import Piece, Pieces
+from vidaccel.easycache.recording import Recording, Step
 from vidaccel.easycache.report import EasyCacheReport, Reason, StepDecision
-from vidaccel.easycache.steps import Call, Place, PlaceTracker, is_view
-from vidaccel.machine.timing import Moment, seconds_between
-
-logger = logging.getLogger(__name__)
-
-# A schedule given beforehand takes the place of the rule: what may be reused is reused.
-_ALWAYS_REUSE: Mapping[str, Any] = MappingProxyType(
-    {"threshold": math.inf, "warmup_steps": 0, "tail_steps": 0, "max_consecutive_reuses": None}
-)
+from vidaccel.easycache.rule import ReuseRule
+from vidaccel.easycache.steps import Call, Place, PlaceTracker
+from vidaccel.machine.timing import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +39,27 @@ class Plan:
     computed: tuple[int, ...]
 
 
-@dataclass(kw_only=True)
-class _Step:
-    """A step being recorded: its decision and what is only known later."""
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What a decision needs: for each group a reason to compute, or None and its numbers on the device.
 
-    decision: StepDecision
-    rate: Tensor | None = None
-    num_passes: int = 1
-    num_done: int = 0
-    spans: list[tuple[Moment, Moment]]
+    values: whether the conditions of the deciding branch changed, whether those of another branch did, and whether the
+        last two evaluations had different ones; then three numbers for each group without a reason. None if all have.
+    """
+
+    reasons: list[Reason | None]
+    values: Tensor | None
 
 
 class EasyCacheRun:
-    """What `apply_easycache` returns: settings, the generation under way, the last report.
+    """What `apply_easycache` returns: the generation under way, the last report.
 
     on_step: called with every `StepDecision` when it is taken, before the model runs; may be set or cleared any time.
     """
 
     def __init__(
         self,
-        config: EasyCacheConfig,
+        rule: ReuseRule,
         *,
         pipe: Any = None,
         resets_after_call: bool = False,
@@ -72,21 +67,27 @@ class EasyCacheRun:
         schedule: Collection[int] | None = None,
         on_step: Callable[[StepDecision], None] | None = None,
     ) -> None:
-        self.config = config if schedule is None else replace(config, **_ALWAYS_REUSE)
-        self._schedule = schedule
         self.on_step = on_step
+        self._rule = rule
+        self._schedule = schedule
         self._resets_after_call = resets_after_call
         self._batched_guidance = batched_guidance
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
-        self._tracker = PlaceTracker(self._pipe)
-        self._ensembles: dict[str, Ensemble] = {}
+        self._places = PlaceTracker(self._pipe)
+        self._conditions = Conditions()
+        self._rules: list[ReuseRule] = []  # one for each group, of the transformer in use
+        self._rests: dict[tuple[str, int], list[Tensor | None]] = {}
         self._active: str | None = None
         self._adapters: Hashable = ()
-        self._steps: list[_Step] = []
-        self._earlier: list[_Step] = []  # of the loops of this call that are through
-        self._warned_few_steps = False
-        self._warned_rising = False
+        self._recording = Recording()
         self._report: EasyCacheReport | None = None
+        self._warned_rising = False
+        self._why_no_report = "no call has finished since apply_easycache. Run the pipeline"
+
+    @property
+    def config(self) -> EasyCacheConfig:
+        """The settings."""
+        return self._rule.config
 
     @property
     def report(self) -> EasyCacheReport | None:
@@ -94,23 +95,39 @@ class EasyCacheRun:
         self._finish_if_complete()
         return self._report
 
-    def ensemble(self, transformer: str) -> Ensemble:
-        """The decisions and memory of one transformer of the pipeline."""
-        if transformer not in self._ensembles:
-            self._ensembles[transformer] = Ensemble(self.config)
-        return self._ensembles[transformer]
+    def is_of(self, pipe: Any) -> bool:
+        """Whether EasyCache was applied to this pipeline, and not to a bare transformer."""
+        return self._pipe() is pipe
+
+    def explain_missing_report(self) -> str | None:
+        """Why there is no report of the last call; None if there is one.
+
+        A call whose end cannot be known is not held on to: its tensors are released.
+        """
+        num_seen = len(self._recording.steps)
+        if num_seen and self._places.at.num_steps is None and not self._resets_after_call:
+            self._forget_history()
+            return (
+                f"{num_seen} steps have run, and nothing says how many a call has or when it ends. Set "
+                "`num_inference_steps` in EasyCacheConfig, apply EasyCache to the pipeline instead of the transformer, "
+                "or call finish() on what apply_easycache returned"
+            )
+        return None if self.report is not None else self._why_no_report
 
     def tensors(self) -> list[Tensor]:
-        """The latent-sized tensors held at the moment, of all transformers."""
-        return [tensor for ensemble in self._ensembles.values() for tensor in ensemble.tensors()]
+        """The latent-sized tensors held at the moment."""
+        rests = [rest for parts in self._rests.values() for rest in parts if rest is not None]
+        return [tensor for rule in self._rules for tensor in rule.tensors()] + rests
 
     def reset(self) -> None:
         """Drop the generation under way and release its tensors; the last report stays."""
-        self._tracker.forget()
-        for ensemble in self._ensembles.values():
-            ensemble.reset()
-        self._steps, self._earlier = [], []
-        self._active = None
+        self._places.forget()
+        self._forget_history()
+        self._recording, self._active = Recording(), None
+
+    def stay_away(self, why: str) -> None:
+        """A call ran without EasyCache, so that the report of an earlier one is not that of the last."""
+        self._report, self._why_no_report = None, why
 
     def finish(self) -> None:
         """End the generation under way: its report becomes the last one, its tensors are released.
@@ -118,69 +135,104 @@ class EasyCacheRun:
         Pipelines of diffusers do this at the end of a call. A loop of one's own may call it; without, a generation
         that is through its last step counts as finished as soon as the next one starts or a report is asked for.
         """
-        if self._steps:
-            self._report = EasyCacheReport(decisions=self._decisions(), config=self.config.to_dict())
-            self._warn_if_nothing_was_reused(self._report)
+        if self._recording.steps:
+            self._report = EasyCacheReport(decisions=self._recording.decisions(), config=self.config.to_dict())
+            advice.about_no_reuse(self._report, self.config)
         self.reset()
 
     def enter(self, transformer: str, call: Call) -> Plan:
         """Take in one call of a transformer: which of its outputs are reused."""
-        ensemble, batch = self.ensemble(transformer), self._batch(call)
-        place, estimate = self._locate(transformer, ensemble, call, batch)
+        batch, prepared, numbers = self._batch(call), None, None
+        place = self._places.locate(call)
+        if isinstance(place, Tensor):
+            place, prepared, numbers = self._read_place(place, transformer, call, batch)
         if place.kind == "generation":
             self._start_generation(place, call)
         else:
-            self._tracker.enter(place, call)
+            self._places.enter(place, call)
         if place.kind == "branch":
-            return self._follow(ensemble, call, batch, place.branch)
-        decision = self._decide(transformer, call, batch, place, estimate)
-        self._steps.append(_Step(decision=decision, spans=[]))
+            return self._follow(call, batch, place.branch)
+        decision = self._decide(transformer, call, batch, place, prepared=prepared, numbers=numbers)
+        self._recording.steps.append(Step(decision=decision))
         if self.on_step is not None:
             self.on_step(decision)
         return _plan(place.branch, batch, [not computed for computed in self._computed_groups(batch)])
 
-    def predict(self, transformer: str, call: Call, plan: Plan) -> Pieces:
-        """The outputs of the reused groups of a pass."""
-        ensemble = self._ensembles[transformer]
-        pieces = ensemble.predict(plan.branch, plan.batch, call.streams, plan.reused)
+    def predict(self, call: Call, plan: Plan) -> Pieces:
+        """The outputs of the reused groups of a pass: new tensors, and the rests of their last evaluation."""
+        pieces: Pieces = {}
+        for group in plan.reused:
+            outputs = self._rules[group].predict(plan.branch, _streams(call, plan.batch, group))
+            rests = self._rests[plan.branch, group]
+            pieces[group] = [Piece(output, rest) for output, rest in zip(outputs, rests, strict=True)]
         if not plan.computed:
-            self._close_pass(ensemble)
+            self._close_pass()
         return pieces
 
-    def record(self, transformer: str, call: Call, plan: Plan, pieces: Pieces, span: tuple[Moment, Moment]) -> None:
+    def record(self, call: Call, plan: Plan, pieces: Pieces, span: tuple[Moment, Moment]) -> None:
         """Remember the computed groups of a pass."""
-        ensemble = self._ensembles[transformer]
-        same_latents = self._tracker.has_same_latents(call)
-        ensemble.record(plan.branch, plan.batch, call.streams, pieces, same_latents=same_latents)
-        self._steps[-1].spans.append(span)
-        self._close_pass(ensemble)
+        if len(self._rules) == plan.batch.num_groups:  # else other samples than the deciding pass: never predicted
+            same_latents = self._places.values.has_same_latents(call)
+            for group, parts in pieces.items():
+                streams, outputs = _streams(call, plan.batch, group), [piece.reused for piece in parts]
+                self._rules[group].record(plan.branch, streams, outputs, same_latents=same_latents)
+                self._rests[plan.branch, group] = [None if part.rest is None else part.rest.clone() for part in parts]
+        self._conditions.keep(plan.branch, call.given)
+        if self._recording.steps[-1].num_passes == 1:
+            self._places.values.keep_values(call)
+        self._recording.steps[-1].spans.append(span)
+        self._close_pass()
 
-    def _close_pass(self, ensemble: Ensemble) -> None:
-        step = self._steps[-1]
-        step.rate = ensemble.transformation_rate
+    @property
+    def _leader(self) -> str | None:
+        return self._rules[0].leader if self._rules else None
+
+    def _forget_history(self) -> None:
+        for rule in self._rules:
+            rule.reset()
+        self._rests = {}
+        self._conditions.forget()
+
+    def _close_pass(self) -> None:
+        """A pass is done; after the last one of a call its tensors are not needed any more."""
+        step = self._recording.steps[-1]
+        rates = [rule.transformation_rate.max() for rule in self._rules if rule.transformation_rate is not None]
+        step.rate = torch.stack(rates).max() if rates else None
         step.num_done += 1
+        if self._is_complete():
+            self._forget_history()
 
-    def _follow(self, ensemble: Ensemble, call: Call, batch: Batch, branch: str) -> Plan:
-        """A further branch follows the decision of the step, for every group whose vector is recent enough."""
-        self._steps[-1].num_passes += 1
+    def _follow(self, call: Call, batch: Batch, branch: str) -> Plan:
+        """A further branch follows the decision of the step, for every group whose vector is recent enough.
+
+        Where its conditions are other tensors, and were not until now, it is computed; where they always are, whether
+        their values differ too is read with the next step.
+        """
+        self._recording.steps[-1].num_passes += 1
+        were_anew = self._conditions.are_made_anew(branch)
+        changed = self._conditions.has_changed(branch, call.given, call.settings)
         computed = self._computed_groups(batch)
-        able = ensemble.can_follow(branch, batch, call.streams)
-        return _plan(branch, batch, [not one and can for one, can in zip(computed, able, strict=True)])
+        if len(self._rules) != batch.num_groups or changed is True or (changed is not False and not were_anew):
+            return _plan(branch, batch, [False] * batch.num_groups)
+        able = [rule.can_follow(branch, _streams(call, batch, group)) for group, rule in enumerate(self._rules)]
+        plan = _plan(branch, batch, [not one and can for one, can in zip(computed, able, strict=True)])
+        if not plan.computed:
+            self._conditions.leave_unread(branch)
+        return plan
 
     def _computed_groups(self, batch: Batch) -> list[bool]:
         """Which groups of the batch the decision of the present step computes."""
-        decision = self._steps[-1].decision
+        decision = self._recording.steps[-1].decision
         if len(decision.samples) == batch.num_groups:
             return list(decision.samples)
         return [decision.computed] * batch.num_groups
 
     def _batch(self, call: Call) -> Batch:
         """The rows of a call. Samples decide for themselves where it is known which rows and arguments are theirs."""
-        name = None if call.context is None else call.context.name
         pipe = self._pipe()
-        is_known = pipe is not None or self._batched_guidance is not None or name not in (None, GUIDANCE_CONTEXT)
+        is_known = pipe is not None or self._batched_guidance is not None or call.name not in (None, GUIDANCE_CONTEXT)
         per_sample = self.config.decisions == "sample" and call.splits_batch and is_known
-        return batch_of(call.source.shape[0], self._branches(pipe, name), per_sample=per_sample)
+        return batch_of(call.source.shape[0], self._branches(pipe, call.name), per_sample=per_sample)
 
     def _branches(self, pipe: Any, name: str | None) -> Sequence[str]:
         """The branches that the batch of a call is made of, in order; empty if there is one."""
@@ -190,37 +242,57 @@ class EasyCacheRun:
             return self._batched_guidance
         return () if pipe is None else batched_guidance_of(pipe, is_named=name is not None)
 
-    def _locate(
-        self, transformer: str, ensemble: Ensemble, call: Call, batch: Batch
-    ) -> tuple[Place, list[float] | None]:
-        """The place of the call; where it can only be read from the device, the estimate is read along with it."""
-        found = self._tracker.locate(call, lambda: ensemble.previous_latents(batch))
-        if isinstance(found, Place):
-            return found, None
-        next_index, num_steps = self._tracker.step_index + 1, self._tracker.num_steps
-        reasons: list[Reason | None] = ["transformer_switch"]
-        if transformer == self._active:
-            reasons = ensemble.must_compute(batch, call.streams, step_index=next_index, num_steps=num_steps)
+    def _read_place(
+        self, questions: Tensor, transformer: str, call: Call, batch: Batch
+    ) -> tuple[Place, _Prepared | None, list[float] | None]:
+        """The place of a call that can only be read from the device; what a decision needs is read along with it."""
+        step_index, branch = self._places.at.step_index + 1, call.name or "#0"
+        prepared = self._prepare(transformer, call, batch, step_index=step_index, branch=branch)
+        if prepared.values is None:
+            return self._places.answer(call, questions.tolist()), None, None
+        numbers = torch.cat([questions, prepared.values.to(questions.dtype)]).tolist()
+        place = self._places.answer(call, numbers[: len(questions)])
+        return (place, prepared, numbers[len(questions) :]) if place.kind == "step" else (place, None, None)
+
+    def _prepare(self, transformer: str, call: Call, batch: Batch, *, step_index: int, branch: str) -> _Prepared:
+        """What the decision of a step needs, not yet read."""
+        changed = self._conditions.has_changed(branch, call.given, call.settings)
+        streams = [_streams(call, batch, group) for group in range(batch.num_groups)]
+        reasons: list[Reason | None] = ["no_history"] * batch.num_groups
+        if transformer == self._active and len(self._rules) == batch.num_groups:
+            num_steps = self._places.at.num_steps
+            each = zip(self._rules, streams, strict=True)
+            reasons = [rule.must_compute(parts, step_index=step_index, num_steps=num_steps) for rule, parts in each]
+        if changed is True:
+            reasons = [reason or "condition_changed" for reason in reasons]
         if None not in reasons:
-            return self._tracker.answer(call, found.tolist()), None
-        estimate = ensemble.estimate(batch, call.streams, reasons)
-        values = torch.cat([found, estimate.to(found.dtype)]).tolist()
-        place = self._tracker.answer(call, values[: len(found)])
-        return place, values[len(found) :] if place.kind == "step" else None
+            return _Prepared(reasons=reasons, values=None)
+        mixed, others = self._conditions.take_unread(branch)
+        device = call.latents.device
+        flags = [torch.as_tensor(flag, device=device).float() for flag in (changed, others, mixed)]
+        asked = [self._rules[group].estimate(parts) for group, parts in enumerate(streams) if reasons[group] is None]
+        return _Prepared(reasons=reasons, values=torch.cat([torch.stack(flags), *asked]))
 
     def _start_generation(self, place: Place, call: Call) -> None:
-        if place.rises and len(self._steps) == 1:
-            self._warn_about_rising_timesteps()
+        if place.rises and len(self._recording.steps) == 1 and not self._warned_rising:
+            self._warned_rising = True
+            advice.about_rising_timesteps()
         goes_on = self._is_next_section(call)
         if not goes_on:
             self._finish_if_complete()
-        earlier = [*self._earlier, *self._steps] if goes_on else []
+        recording = self._recording.next_loop() if goes_on else Recording()
         self.reset()
-        self._earlier = earlier
-        self._tracker.enter(place, call)
-        if self._tracker.num_steps is None:
-            self._tracker.num_steps = self._planned_steps(call)
-        self._warn_about_schedule()
+        self._recording = recording
+        self._places.enter(place, call)
+        at, scheduler = self._places.at, self._places.scheduler
+        if at.num_steps is None:
+            at.num_steps = self.config.num_inference_steps or scheduler.planned_steps(call)
+        advice.about_a_call(
+            self.config,
+            num_steps=at.num_steps,
+            schedule=self._schedule,
+            scheduler=scheduler.scheduler if scheduler.is_live else None,
+        )
 
     def _is_next_section(self, call: Call) -> bool:
         """Whether a new loop belongs to the same pipeline call as the last one, which is through (FramePack).
@@ -229,130 +301,78 @@ class EasyCacheRun:
         """
         pipe = self._pipe()
         ends = self._resets_after_call or (pipe is not None and not hasattr(pipe, "maybe_free_model_hooks"))
-        return ends and has_several_loops(pipe) and self._tracker.is_through() and self._tracker.has_same_text(call)
+        seems = ends and self._places.is_through() and self._places.has_same_text(call)
+        if not seems:
+            return False
+        several = has_several_loops(pipe)
+        if several is None:
+            advice.about_another_loop(pipe)
+        return bool(several)
 
     def _decide(
-        self, transformer: str, call: Call, batch: Batch, place: Place, estimate: list[float] | None
+        self,
+        transformer: str,
+        call: Call,
+        batch: Batch,
+        place: Place,
+        *,
+        prepared: _Prepared | None,
+        numbers: list[float] | None,
     ) -> StepDecision:
         """The decision of a step's first call; another network, or another branch in front, begins without history."""
-        ensemble, adapters = self._ensembles[transformer], call.find_adapters()
-        change: Reason | None = None
-        if self._active not in (None, transformer):
-            self._ensembles[self._active or ""].reset()
-            change = "transformer_switch"
-        elif ensemble.leader is not None and adapters != self._adapters:
-            change = "adapter_switch"
-        if change is not None or ensemble.leader not in (None, place.branch):
-            ensemble.reset()
-        self._active, self._adapters = transformer, adapters
-        decision = ensemble.decide(
-            batch,
-            call.streams,
-            step_index=place.step_index,
-            num_steps=self._tracker.num_steps,
-            values=estimate,
-            forced="scheduled" if place.step_index in (self._schedule or ()) else None,
-        )
-        if change is not None:
-            decision = replace(decision, computed=True, reason=change)
-        section = self._earlier[-1].decision.section + 1 if self._earlier else 0
-        return replace(decision, transformer=transformer, section=section, num_computed_passes=int(decision.computed))
-
-    def _planned_steps(self, call: Call) -> int | None:
-        """Steps of this call: of the pipeline if its scheduler drives it, else of the settings, else unknown.
-
-        A shortened schedule (`strength`) shows in where the first timestep lies in the scheduler's tensor of them.
-        """
-        scheduler = self._tracker.scheduler
-        if not self._tracker.scheduler_is_live or self.config.num_inference_steps is not None:
-            return self.config.num_inference_steps
-        timesteps = scheduler.timesteps
-        if self._tracker.pipe_is_live:
-            return (
-                getattr(self._pipe(), "_num_timesteps", len(timesteps)) - pipeline_traits(self._pipe()).left_out_steps
+        change = self._change_of_model(transformer, call)
+        is_other = len(self._rules) != batch.num_groups
+        if change is not None or is_other or self._leader not in (None, place.branch):
+            self._forget_history()
+            prepared = numbers = None
+        if is_other:
+            self._rules = [self._rule.fresh() for _ in range(batch.num_groups)]
+        for rule in self._rules:
+            rule.num_branches, rule.deciding_branch = batch.num_branches, batch.deciding_branch
+        self._active, self._adapters = transformer, call.find_adapters()
+        if prepared is None:
+            prepared = self._prepare(transformer, call, batch, step_index=place.step_index, branch=place.branch)
+        forced: Reason | None = change or ("scheduled" if place.step_index in (self._schedule or ()) else None)
+        reasons = [forced] * batch.num_groups if forced is not None else prepared.reasons
+        if None in reasons and prepared.values is not None:
+            numbers = prepared.values.tolist() if numbers is None else numbers
+            reasons = _with_changes(reasons, numbers[:3])
+        rest = iter((numbers or [])[3:])
+        decisions = [
+            rule.decide(
+                _streams(call, batch, group),
+                step_index=place.step_index,
+                num_steps=self._places.at.num_steps,
+                estimate=[next(rest) for _ in range(3)] if prepared.reasons[group] is None and numbers else None,
+                forced=reasons[group],
             )
-        if is_view(call.timestep, timesteps):
-            return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
-        begin = getattr(scheduler, "begin_index", None)
-        if begin is None:  # schedules of their own, such as a row of timesteps for every frame
-            return getattr(self._pipe(), "_num_timesteps", len(timesteps))
-        return len(timesteps) - begin
+            for group, rule in enumerate(self._rules)
+        ]
+        decision = StepDecision.of_samples(decisions)
+        computed = int(decision.computed)
+        return replace(decision, transformer=transformer, section=self._recording.section, num_computed_passes=computed)
+
+    def _change_of_model(self, transformer: str, call: Call) -> Reason | None:
+        if self._active not in (None, transformer):
+            return "transformer_switch"
+        return "adapter_switch" if self._leader is not None and call.find_adapters() != self._adapters else None
+
+    def _is_complete(self) -> bool:
+        """Whether every pass of the last step is done, as far as the number of steps is known."""
+        at = self._places.at
+        return at.step_index + 1 == at.num_steps and self._recording.has_all_passes()
 
     def _finish_if_complete(self) -> None:
-        """Take a loop that does not say when it ends as finished once every pass of its last step is done.
+        """Take a loop that does not say when it ends as finished once it is complete.
 
         Pipelines of diffusers do say it, so that a call that fails after its last step, in decoding, is not finished.
         """
-        total = self._tracker.num_steps
-        if self._resets_after_call or not self._steps or self._steps[-1].num_done == 0:
-            return
-        expected = self._steps[-2].num_passes if len(self._steps) > 1 else 1
-        if self._tracker.step_index + 1 == total and self._steps[-1].num_done >= expected:
+        if not self._resets_after_call and self._is_complete():
             self.finish()
 
-    def _decisions(self) -> tuple[StepDecision, ...]:
-        steps = [*self._earlier, *self._steps]
-        rates = _read([step.rate for step in steps])
-        return tuple(
-            replace(
-                step.decision,
-                transformation_rate=rate,
-                num_passes=step.num_passes,
-                num_computed_passes=len(step.spans),
-                seconds=sum(seconds_between(*span) for span in step.spans),
-            )
-            for step, rate in zip(steps, rates, strict=True)
-        )
 
-    def _warn_about_rising_timesteps(self) -> None:
-        if self._warned_rising:
-            return
-        self._warned_rising = True
-        logger.warning(
-            "EasyCache took a timestep that rose after one step for the start of another generation. If your timesteps "
-            "rise, nothing is reused: apply EasyCache to a pipeline, or give `step_index` to `cache_context`."
-        )
-
-    def _warn_about_schedule(self) -> None:
-        config, total = self.config, self._tracker.num_steps
-        kept = config.warmup_steps + config.tail_steps
-        self._warned_few_steps = config.threshold > 0 and total is not None and total <= kept + 1
-        if self._warned_few_steps:
-            logger.warning(
-                "EasyCache has next to nothing to reuse: of %d steps the first %d and the last %d are always computed. "
-                "Use more steps or a smaller `warmup_steps`.",
-                total,
-                config.warmup_steps,
-                config.tail_steps,
-            )
-        if total is not None and (late := sorted(step for step in self._schedule or () if step >= total)):
-            logger.warning("EasyCache's `schedule` names the steps %s, but the call has %d, from 0.", late, total)
-        if total is None and config.tail_steps:
-            logger.warning(
-                "EasyCache does not know the number of steps, so the last step may be reused. Apply it to the pipeline "
-                "instead of the transformer, or set `num_inference_steps` in EasyCacheConfig."
-            )
-        if self._tracker.scheduler_is_live and (noise := _fresh_noise(self._tracker.scheduler)):
-            logger.warning(
-                "EasyCache will reuse little or nothing: %s adds fresh noise in every step, which hides how little the "
-                "latents change. Use a deterministic scheduler.",
-                noise,
-            )
-
-    def _warn_if_nothing_was_reused(self, report: EasyCacheReport) -> None:
-        if report.num_reused or self.config.threshold == 0 or self._warned_few_steps:
-            return
-        known = [step.accumulated_error for step in report.decisions if step.accumulated_error is not None]
-        errors = [error for error in known if math.isfinite(error)]
-        reasons = ", ".join(dict.fromkeys(step.reason for step in report.decisions))
-        least = f"; the smallest accumulated error was {min(errors):.4g}" if errors else ""
-        logger.warning(
-            "EasyCache reused none of %d steps at threshold %g (reasons: %s%s).",
-            report.num_steps,
-            self.config.threshold,
-            reasons,
-            least,
-        )
+def _streams(call: Call, batch: Batch, group: int) -> list[Tensor]:
+    return [batch.take(stream, group) for stream in call.streams]
 
 
 def _plan(branch: str, batch: Batch, reused: Sequence[bool]) -> Plan:
@@ -365,19 +385,8 @@ def _plan(branch: str, batch: Batch, reused: Sequence[bool]) -> Plan:
     )
 
 
-def _fresh_noise(scheduler: Any) -> str | None:
-    """The name of a scheduler that adds noise in every step, else None."""
-    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    noisy_name = any(word in name for word in ("Ancestral", "SDE", "LCM", "SASolver"))
-    noisy_setting = bool(config.get("stochastic_sampling")) or str(config.get("algorithm_type", "")).startswith("sde")
-    return name if noisy_name or noisy_setting else None
-
-
-def _read(rates: list[Tensor | None]) -> list[float | None]:
-    """The largest rate of every step, in one read for each device."""
-    values: dict[int, float] = {}
-    known = {index: rate.max() for index, rate in enumerate(rates) if rate is not None}
-    for device in {rate.device for rate in known.values()}:
-        here = {index: rate for index, rate in known.items() if rate.device == device}
-        values |= dict(zip(here, torch.stack([rate.float() for rate in here.values()]).tolist(), strict=True))
-    return [values.get(index) for index in range(len(rates))]
+def _with_changes(reasons: Sequence[Reason | None], flags: Sequence[float]) -> list[Reason | None]:
+    """The reasons of a step, with what was read of its conditions, see `_Prepared`."""
+    now, others, mixed = flags
+    change: Reason | None = "condition_changed" if now or others else ("no_history" if mixed else None)
+    return [reason or change for reason in reasons]

@@ -22,7 +22,7 @@ import diffusers
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils.torch_utils import unwrap_module
 
-from vidaccel.catalog.presets import preset_of
+from vidaccel.catalog.presets import Preset
 from vidaccel.easycache.apply import apply_easycache, find_transformers, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
 
@@ -127,7 +127,7 @@ def _settings(
     if easycache is None:
         if not given:
             return None
-        return replace(EasyCacheConfig.published(preset_of(pipe)), **given)
+        return replace(EasyCacheConfig.published(Preset.for_pipeline(pipe)), **given)
     if not isinstance(easycache, EasyCacheConfig):
         raise ValueError(
             f"`easycache` must be an EasyCacheConfig, got {easycache!r}; `threshold` takes a number, 0 computes all."

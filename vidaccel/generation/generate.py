@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidaccel.catalog.presets import Preset, preset_of
 from vidaccel.easycache.apply import apply_easycache, easycache_report, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.report import EasyCacheReport
@@ -40,10 +39,8 @@ __all__ = [
     "GenerationRequest",
     "StepProgress",
     "check_request",
-    "easycache_settings",
     "generate",
     "request_for",
-    "settings_with_preset",
     "unknown_words",
     "warm_up",
     "warn_about_words",
@@ -112,38 +109,6 @@ def generate(
         denoising_seconds=recorder.denoising_seconds(finished),
         total_seconds=finished - started,
     )
-
-
-def easycache_settings(
-    pipe: Any, *, threshold: float | None = None, warmup_steps: int | None = None, predictor: str | None = None
-) -> tuple[EasyCacheConfig, str]:
-    """EasyCache as published for the model, with what is given in place; and in words, where the values come from.
-
-    Raises `UserError` for a value out of range.
-    """
-    return settings_with_preset(preset_of(pipe), threshold=threshold, warmup_steps=warmup_steps, predictor=predictor)
-
-
-def settings_with_preset(
-    preset: Preset | None,
-    *,
-    threshold: float | None = None,
-    warmup_steps: int | None = None,
-    predictor: str | None = None,
-) -> tuple[EasyCacheConfig, str]:
-    """`easycache_settings` for a model that is not loaded, from its preset (None: none is published)."""
-    given = {"threshold": threshold, "warmup_steps": warmup_steps}
-    given = {name: value for name, value in given.items() if value is not None}
-    rule: dict[str, Any] = given if predictor is None else {**given, "predictor": predictor}
-    try:
-        config = replace(EasyCacheConfig.published(preset), **rule)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    source = f"preset {preset.name}, {preset.source}" if preset is not None else "defaults: no preset is published"
-    if given:
-        source = "as asked for" if len(given) == 2 else f"{next(iter(given))} as asked for, else {source}"
-    words = f"threshold {config.threshold:g}, first {config.warmup_steps} steps computed ({source})"
-    return config, words if predictor is None else f"{words}, predictor {predictor}"
 
 
 def warm_up(pipe: Any, request: GenerationRequest) -> None:
