@@ -12,8 +12,7 @@ from PIL import Image
 
 from tests.support import rollout_command as fixtures
 from tests.support.clips import numbered_frames, numbers_of, write_moving_picture, write_varying_video
-from vidaccel.cli import rollout as rollout_command
-from vidaccel.cli import run, runs
+from vidaccel.cli import rollout_run, run, runs
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.clips import read_clip
 from vidaccel.video.files import save_frames, write_video
@@ -31,7 +30,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.extend(requests)
 
     monkeypatch.setattr(runs, "run_jobs", generated)
-    monkeypatch.setattr(rollout_command, "run_rollout", lambda request, **_: found.append(request))
+    monkeypatch.setattr(rollout_run, "run_rollout", lambda request, **_: found.append(request))
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 
 LARGE = ("torch", "diffusers", "transformers", "matplotlib", "cv2")
 PAGES = (
-    *("", "generate", "compare", "models"),
+    *("", "generate", "rollout", "compare", "models"),
     *("session", "session show", "session branch", "session rewind", "session clean"),
     *("convert", "convert open-sora", "convert causal-wan"),
     *("train", "train vae", "train transformer", "train causal", "train export", "train export-causal"),
@@ -41,6 +41,17 @@ WRONG = [
     ["generate", "a red circle", "a blue square", "--output", "video.mp4"],
     ["generate", "a red circle", "--lora", "no such file:0.5"],
     ["generate", "a red circle", "--transformer", "no such file.gguf"],
+    ["rollout"],
+    ["rollout", ""],
+    ["rollout", "a red circle", "--no-such-flag"],
+    ["rollout", "a red circle", "--seconds", "0"],
+    ["rollout", "a red circle", "--height", "0"],
+    ["rollout", "a red circle", "--passes", "fast"],
+    ["rollout", "a red circle", "--device", "toaster"],
+    ["rollout", "a red circle", "--image", "no such file"],
+    ["rollout", "a red circle", "--lora", "no such file"],
+    ["rollout", "a red circle", "--decoder", "no such file"],
+    ["rollout", "--timeline", "no such file"],
     ["compare", "no such file", "nor this"],
     ["session", "show", "no such folder"],
     ["convert", "causal-wan", "--checkpoint", "x", "--output", "y", "--dtype", "int8"],

@@ -326,3 +326,15 @@ def test_layers_that_are_no_plain_products_are_not_joined() -> None:
     with pytest.raises(UserError, match="A Adapted cannot be joined"):
         fuse_layers(transformer)
     assert not any(getattr(block.attn1, "fused_projections", False) for block in transformer.blocks)
+
+
+@pytest.mark.parametrize("place", [("attn1", "to_v"), ("attn2", "to_k")])
+def test_projections_that_are_no_plain_products_are_not_joined(place: tuple[str, str]) -> None:
+    transformer = tiny_student().transformer
+
+    class Adapted(nn.Linear):
+        pass
+
+    setattr(getattr(transformer.blocks[1], place[0]), place[1], Adapted(24, 24))
+    with pytest.raises(UserError, match="A Adapted cannot be joined"):
+        fuse_layers(transformer)

@@ -1,29 +1,29 @@
 """`vidaccel rollout "PROMPT" --seconds 60`: minutes of video from a causal student, written while they are made."""
 
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, cast, get_args
+from __future__ import annotations
 
-import torch
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
 import typer
-from torch import Tensor
 
 from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
-from vidaccel.cli.console import console, say
-from vidaccel.cli.inputs import KeepFrames, read_inputs
+from vidaccel.catalog.spec import GenerationDefaults
+from vidaccel.cli.console import console, say, say_warning
+from vidaccel.cli.inputs import KeepFrames, check_files, read_inputs
 from vidaccel.cli.jobs import video_paths
-from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, grid_of, plan_table
-from vidaccel.cli.rollout_run import run_rollout
 from vidaccel.errors import UserError
-from vidaccel.generation.request import Input, request_for
-from vidaccel.machine.footprint import gigabytes
-from vidaccel.rollout.checkpoint import Checkpoint
-from vidaccel.rollout.passes import PassMode
-from vidaccel.rollout.plan import RolloutPlan
+from vidaccel.generation.expert_files import LoraFile
+from vidaccel.generation.options import check_options
+from vidaccel.generation.request import request_for
+from vidaccel.rollout import PassMode
 from vidaccel.rollout.timeline import PromptTimeline
-from vidaccel.sessions.head import MAIN
-from vidaccel.video.streams import PLAYER
+from vidaccel.sessions import MAIN
+from vidaccel.video.paths import PLAYER
+
+if TYPE_CHECKING:
+    from vidaccel.rollout.plan import RolloutPlan
 
 _PASSES = get_args(PassMode)
 
@@ -40,6 +40,10 @@ def rollout(
     model: Annotated[
         str, typer.Option(help="A causal student: a name of `vidaccel models`, a folder, or a Hub id.")
     ] = EMBEDDED_STUDENT,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA (.safetensors) to load into the student; may be repeated."),
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show, with guidance.")] = None,
     image: Annotated[Path | None, typer.Option(help="First frame; scaled and cut to the size of the video.")] = None,
     video: Annotated[Path | None, typer.Option(help="A clip to continue; it is the start of the video.")] = None,
@@ -113,6 +117,31 @@ def rollout(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Make a video of any length in bounded memory, chunk after chunk. Finished chunks can be kept to go on from."""
+    files = {"image": image, "video": video}
+    flags = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "height": height,
+        "width": width,
+        "fps": fps,
+    }
+    if output == PLAYER and report:
+        raise UserError("--report is written beside the video; give --output a file.")
+    if not 0 < seconds < math.inf:
+        raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
+    prompts = _timeline(prompt, timeline)
+    request_for(GenerationDefaults(), prompts.spans[0].prompt, **flags)  # what is wrong with a flag is said at once
+    check_options(device=device, dtype=dtype)
+    check_files(files | {"decoder": decoder})
+    loras = tuple(LoraFile.parse(text) for text in lora or [])
+    mode = _passes(passes)
+    spec = spec_of(model)
+    from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, fitted_start, grid_of  # loads PyTorch
+    from vidaccel.cli.rollout_run import run_rollout
+    from vidaccel.rollout.checkpoint import Checkpoint
+
     kept = Checkpoint.of(
         checkpoint,
         resume=resume,
@@ -122,21 +151,12 @@ def rollout(
         rewind=rewind,
         snapshot_every=snapshot_every,
     )
-    if output == PLAYER and report:
-        raise UserError("--report is written beside the video; give --output a file.")
-    prompts = _timeline(prompt, timeline)
-    student = StudentFolder.of(spec_of(model))
-    settings = request_for(
-        student.spec.defaults,
-        prompts.spans[0].prompt,
-        negative_prompt=negative_prompt,
-        num_inference_steps=student.steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=student.guidance_scale if guidance_scale is None else guidance_scale,
-        seed=seed,
-        height=height,
-        width=width,
-        fps=fps,
-    )
+    student = StudentFolder.of(spec)
+    own = {"num_inference_steps": student.steps, "guidance_scale": student.guidance_scale}
+    given: dict[str, Any] = own | {name: value for name, value in flags.items() if value is not None}
+    settings = request_for(student.spec.defaults, prompts.spans[0].prompt, **given)
+    if negative_prompt is not None and settings.guidance_scale in (None, 1):
+        say_warning("--negative-prompt has no effect without guidance; give --guidance-scale above 1.")
     sizes = student.memory(
         memory,
         keyframe_rule=keyframe_rule,
@@ -145,10 +165,8 @@ def rollout(
         prefill=prefill,
     )
     rate = student.spec.defaults.fps if fps is None else fps
-    given = read_inputs(fps=rate, keep_frames=keep_frames, image=image, video=video)
-    start = _start(given, (settings.height, settings.width))
-    if not 0 < seconds < math.inf:
-        raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
+    inputs = read_inputs(fps=rate, keep_frames=keep_frames, **files)
+    start = fitted_start(inputs, (settings.height, settings.width))
     request = RolloutRequest(
         student=student,
         request=settings,
@@ -161,8 +179,9 @@ def rollout(
         device=device,
         dtype=dtype,
         attention=attention,
-        passes=_passes(passes),
+        passes=mode,
         decoder=None if decoder is None else student.small_decoder(decoder),
+        loras=loras,
     )
     if plan:
         _show(request.plan())
@@ -185,24 +204,10 @@ def _passes(name: str) -> PassMode:
     return cast(PassMode, name)
 
 
-def _start(given: Mapping[Input, Tensor], size: tuple[int, int]) -> Tensor | None:
-    """The frames to begin with (f, 3, H, W), scaled to cover `size` and cut to it in the middle."""
-    if not given:
-        return None
-    if len(given) > 1:
-        raise UserError("A video begins with an image or a clip; give --image or --video.")
-    (frames,) = given.values()
-    frames = frames if frames.ndim == 4 else frames[None]
-    if tuple(frames.shape[-2:]) == size:
-        return frames
-    scale = max(side / given for side, given in zip(size, frames.shape[-2:], strict=True))
-    covering = [max(side, round(given * scale)) for side, given in zip(size, frames.shape[-2:], strict=True)]
-    scaled = torch.nn.functional.interpolate(frames, size=covering, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = ((given - side) // 2 for given, side in zip(covering, size, strict=True))
-    return scaled[..., top : top + size[0], left : left + size[1]]
-
-
 def _show(plan: RolloutPlan) -> None:
+    from vidaccel.cli.rollout_request import plan_table
+    from vidaccel.machine.footprint import gigabytes
+
     console.print(plan_table(plan))
     if plan.fits:
         say("It fits.")

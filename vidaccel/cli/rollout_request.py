@@ -15,8 +15,9 @@ from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.errors import UserError
 from vidaccel.files.digest import folder_digest
+from vidaccel.generation.expert_files import LoraFile
 from vidaccel.generation.loading import component_dtypes, model_folder, resolve_device
-from vidaccel.generation.request import GenerationRequest
+from vidaccel.generation.request import GenerationRequest, Input
 from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
@@ -139,6 +140,7 @@ class RolloutRequest:
     attention: str = "native"
     passes: PassMode = "eager"
     decoder: SmallDecoder | None = None
+    loras: tuple[LoraFile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.passes == "captured" and (device := resolve_device(self.device)).type != "cuda":
@@ -190,6 +192,7 @@ class RolloutRequest:
             dtype=self.dtypes(),
             attention=self.attention,
             passes=self.passes,
+            adapters=[lora.to_dict() for lora in self.loras],
         )
 
     def plan(self) -> RolloutPlan:
@@ -223,6 +226,23 @@ def grid_of(student: StudentFolder, memory: MemoryPolicy, fps: float, start: Ten
     stride = int(student.sizes.vae.get("scale_factor_temporal", 4))  # the default of AutoencoderKLWan
     given = 0 if start is None else (start.shape[0] - 1) // stride + 1
     return ChunkGrid(chunk_frames=memory.chunk_frames, fps=fps, temporal_stride=stride, given_frames=given)
+
+
+def fitted_start(given: Mapping[Input, Tensor], size: tuple[int, int]) -> Tensor | None:
+    """The frames to begin with (f, 3, H, W), scaled to cover `size` and cut to it in the middle."""
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UserError("A video begins with an image or a clip; give --image or --video.")
+    (frames,) = given.values()
+    frames = frames if frames.ndim == 4 else frames[None]
+    if tuple(frames.shape[-2:]) == size:
+        return frames
+    scale = max(side / given for side, given in zip(size, frames.shape[-2:], strict=True))
+    covering = [max(side, round(given * scale)) for side, given in zip(size, frames.shape[-2:], strict=True)]
+    scaled = torch.nn.functional.interpolate(frames, size=covering, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((given - side) // 2 for given, side in zip(covering, size, strict=True))
+    return scaled[..., top : top + size[0], left : left + size[1]]
 
 
 def plan_table(plan: RolloutPlan) -> Table:

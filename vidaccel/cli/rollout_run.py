@@ -17,6 +17,7 @@ from vidaccel.cli.rollout_progress import ChunkCounter, chunk_bar
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.files.atomic import atomic_write
 from vidaccel.files.text import write_json
+from vidaccel.generation.adapters import merge_loras
 from vidaccel.generation.generate import warn_about_words
 from vidaccel.generation.loading import load_pipeline, resolve_device
 from vidaccel.machine.environment import describe_environment
@@ -219,9 +220,16 @@ class _Run:
 def _load(request: RolloutRequest) -> Any:
     request.plan().check()
     with messages.status("loading the model"):
-        return load_pipeline(
-            request.student.spec.name, device=request.device, dtype=request.dtype, attention=request.attention
+        pipe = load_pipeline(
+            request.student.spec.name,
+            device=request.device,
+            dtype=request.dtype,
+            attention=request.attention,
+            loras=request.loras,
         )
+        if request.loras and request.passes != "eager":
+            merge_loras(pipe)  # layers that are joined with others have weights alone
+        return pipe
 
 
 def _decoder(pipe: Any, request: RolloutRequest) -> Decoder:

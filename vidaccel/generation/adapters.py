@@ -44,9 +44,15 @@ def load_loras(pipe: Any, loras: Sequence[LoraFile]) -> None:
         getattr(pipe, part).set_adapters(list(weights), list(weights.values()))
 
 
+def merge_loras(pipe: Any) -> None:
+    """Add the active LoRAs to the weights of the denoisers, for good: their layers are plain products again."""
+    pipe.fuse_lora(components=_denoiser_names(pipe))
+    pipe.unload_lora_weights()
+
+
 def _parts(pipe: Any, lora: LoraFile) -> list[str]:
     """The names of the denoisers that a file is for."""
-    names = [name for name, module in modules(pipe).items() if any(module is one for one in denoisers(pipe))]
+    names = _denoiser_names(pipe)
     if lora.expert is None:
         return names
     part = EXPERT_PARTS[lora.expert]
@@ -56,6 +62,11 @@ def _parts(pipe: Any, lora: LoraFile) -> list[str]:
             f"{lora.expert}=."
         )
     return [part]
+
+
+def _denoiser_names(pipe: Any) -> list[str]:
+    networks = denoisers(pipe)
+    return [name for name, module in modules(pipe).items() if any(module is one for one in networks)]
 
 
 def _load(pipe: Any, part: str, lora: LoraFile, *, name: str) -> None:

@@ -7,7 +7,7 @@ Arranging the memory and remembering a chunk stay outside. State belongs to the 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,10 +19,9 @@ from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.models.taehv import StreamingTinyDecoder
+from vidaccel.rollout import PassMode
 from vidaccel.rollout.chunk import Pass, Student
 from vidaccel.rollout.state import RolloutState
-
-PassMode = Literal["eager", "compiled", "captured"]
 
 
 def speed_up(student: Student, state: RolloutState, mode: PassMode, *, fuse: bool = True) -> Student:
