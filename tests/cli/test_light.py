@@ -50,7 +50,6 @@ WRONG = [
     ["rollout", "a red circle", "--device", "toaster"],
     ["rollout", "a red circle", "--image", "no such file"],
     ["rollout", "a red circle", "--lora", "no such file"],
-    ["rollout", "a red circle", "--decoder", "no such file"],
     ["rollout", "--timeline", "no such file"],
     ["compare", "no such file", "nor this"],
     ["session", "show", "no such folder"],

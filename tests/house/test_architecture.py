@@ -164,8 +164,8 @@ def no_number_follows_from_a_configuration(module: Module) -> Iterator[str]:
 
 def only_the_catalog_names_models(module: Module) -> Iterator[str]:
     # `module:Name` names a class too, and so does the beginning of several, such as `Helios`.
-    if module.package in MAY_NAME_MODELS or module_name(module.path) in CHECKPOINT_FORMATS:
-        return
+    if module.package in (*MAY_NAME_MODELS, "") or module_name(module.path) in CHECKPOINT_FORMATS:
+        return  # "": the public names
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -10,7 +11,7 @@ import typer
 
 from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
 from vidaccel.catalog.spec import GenerationDefaults
-from vidaccel.cli.console import console, say, say_warning
+from vidaccel.cli.console import console, say
 from vidaccel.cli.inputs import KeepFrames, check_files, read_inputs
 from vidaccel.cli.jobs import video_paths
 from vidaccel.errors import UserError
@@ -127,17 +128,10 @@ def rollout(
         "width": width,
         "fps": fps,
     }
-    if output == PLAYER and report:
-        raise UserError("--report is written beside the video; give --output a file.")
-    if not 0 < seconds < math.inf:
-        raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
-    prompts = _timeline(prompt, timeline)
-    request_for(GenerationDefaults(), prompts.spans[0].prompt, **flags)  # what is wrong with a flag is said at once
-    check_options(device=device, dtype=dtype)
-    check_files(files | {"decoder": decoder})
-    loras = tuple(LoraFile.parse(text) for text in lora or [])
-    mode = _passes(passes)
-    spec = spec_of(model)
+    prompts, spec = _timeline(prompt, timeline), spec_of(model)
+    _check_flags(seconds, flags, files)
+    _check_places(output, report=report, device=device, dtype=dtype)
+    loras, mode = tuple(LoraFile.parse(text) for text in lora or []), _passes(passes)
     from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, fitted_start, grid_of  # loads PyTorch
     from vidaccel.cli.rollout_run import run_rollout
     from vidaccel.rollout.checkpoint import Checkpoint
@@ -152,11 +146,7 @@ def rollout(
         snapshot_every=snapshot_every,
     )
     student = StudentFolder.of(spec)
-    own = {"num_inference_steps": student.steps, "guidance_scale": student.guidance_scale}
-    given: dict[str, Any] = own | {name: value for name, value in flags.items() if value is not None}
-    settings = request_for(student.spec.defaults, prompts.spans[0].prompt, **given)
-    if negative_prompt is not None and settings.guidance_scale in (None, 1):
-        say_warning("--negative-prompt has no effect without guidance; give --guidance-scale above 1.")
+    settings = student.request(prompts.spans[0].prompt, flags)
     sizes = student.memory(
         memory,
         keyframe_rule=keyframe_rule,
@@ -164,9 +154,8 @@ def rollout(
         keyframe_interval=keyframe_interval,
         prefill=prefill,
     )
-    rate = student.spec.defaults.fps if fps is None else fps
-    inputs = read_inputs(fps=rate, keep_frames=keep_frames, **files)
-    start = fitted_start(inputs, (settings.height, settings.width))
+    rate = spec.defaults.fps if fps is None else fps
+    start = fitted_start(read_inputs(fps=rate, keep_frames=keep_frames, **files), (settings.height, settings.width))
     request = RolloutRequest(
         student=student,
         request=settings,
@@ -184,10 +173,26 @@ def rollout(
         loras=loras,
     )
     if plan:
-        _show(request.plan())
-        return
+        return _show(request.plan())
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
-    run_rollout(request, output=file, checkpoint=kept, report=report, overwrite=overwrite)
+    return run_rollout(request, output=file, checkpoint=kept, report=report, overwrite=overwrite)
+
+
+def _check_flags(seconds: float, flags: Mapping[str, Any], files: Mapping[str, Path | None]) -> None:
+    """Raise UserError for what is wrong whatever the model."""
+    if None not in files.values():
+        raise UserError("A video begins with an image or a clip; give --image or --video.")
+    check_files(files)
+    if not 0 < seconds < math.inf:
+        raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
+    request_for(GenerationDefaults(), "a prompt", **flags)
+
+
+def _check_places(output: str, *, report: bool, device: str, dtype: str) -> None:
+    """Raise UserError for a place to write to, or to run on, that cannot be."""
+    if output == PLAYER and report:
+        raise UserError("--report is written beside the video; give --output a file.")
+    check_options(device=device, dtype=dtype)
 
 
 def _timeline(prompt: str | None, file: Path | None) -> PromptTimeline:

@@ -13,11 +13,12 @@ from torch import Tensor
 from vidaccel.catalog.pipelines import STUDENT_PIPELINE
 from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name
 from vidaccel.catalog.shares import shared_folder
+from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
 from vidaccel.files.digest import folder_digest
 from vidaccel.generation.expert_files import LoraFile
 from vidaccel.generation.loading import component_dtypes, model_folder, resolve_device
-from vidaccel.generation.request import GenerationRequest, Input
+from vidaccel.generation.request import GenerationRequest, Input, request_for
 from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
@@ -70,6 +71,15 @@ class StudentFolder:
     def guidance_scale(self) -> float:
         """Weight of the prompt that the student was made for."""
         return float(self.index.get("guidance_scale", 1.0))
+
+    def request(self, prompt: str, flags: Mapping[str, Any]) -> GenerationRequest:
+        """What is asked for; what is None in `flags` is the student's own. Raises UserError for a wrong value."""
+        own = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
+        given: dict[str, Any] = own | {name: value for name, value in flags.items() if value is not None}
+        request = request_for(self.spec.defaults, prompt, **given)
+        if request.negative_prompt is not None and request.guidance_scale in (None, 1):
+            say_warning("--negative-prompt has no effect without guidance; give --guidance-scale above 1.")
+        return request
 
     def memory(self, text: str | None, **changes: Any) -> MemoryPolicy:
         """The memory of the flags; what is None is the student's own. Raises UserError for a wrong value."""
@@ -232,8 +242,6 @@ def fitted_start(given: Mapping[Input, Tensor], size: tuple[int, int]) -> Tensor
     """The frames to begin with (f, 3, H, W), scaled to cover `size` and cut to it in the middle."""
     if not given:
         return None
-    if len(given) > 1:
-        raise UserError("A video begins with an image or a clip; give --image or --video.")
     (frames,) = given.values()
     frames = frames if frames.ndim == 4 else frames[None]
     if tuple(frames.shape[-2:]) == size:
