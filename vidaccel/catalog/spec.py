@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from types import MappingProxyType, NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 from vidaccel.errors import UserError
 
@@ -31,17 +31,15 @@ class GenerationDefaults:
     arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "arguments":
-                _check_names(value)
+        _check_names(self.arguments)
+        for name, hint in get_type_hints(type(self)).items():
+            kinds = get_args(hint) or (hint,)  # of `float | None`, or `int` alone
+            value = getattr(self, name)
+            if name == "arguments" or (value is None and NoneType in kinds):
                 continue
-            if value is None and "None" in str(item.type):
-                continue
-            kinds = (int, float) if "float" in str(item.type) else (int,)
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                number = "number" if len(kinds) > 1 else "whole number"
-                raise UserError(f"`{item.name}` must be a {number}, got {value!r}.")
+            number = "number" if float in kinds else "whole number"
+            if isinstance(value, bool) or not isinstance(value, (int, *kinds)):
+                raise UserError(f"`{name}` must be a {number}, got {value!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for `vidaccel.json`."""
