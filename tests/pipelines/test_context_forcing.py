@@ -33,6 +33,7 @@ from vidaccel.errors import UserError
 from vidaccel.machine.attention import set_attention_backend
 from vidaccel.memory import MemoryConfig
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.timeline import PromptSpan, PromptTimeline
 
 SIZE = {"height": 32, "width": 32}
@@ -188,6 +189,75 @@ def test_a_timeline_changes_the_prompt_at_its_time(pipe: Any) -> None:
     assert [chunk.prompt for chunk in chunks] == [PROMPT, PROMPT, OTHER, OTHER]
     assert [chunk.frames.shape[1] for chunk in chunks] == [9, 12, 9, 12]
     assert chunks[2].sink == (6, 7, 8)
+
+
+def cut_hard(*seconds: float) -> PromptTimeline:
+    return PromptTimeline((PromptSpan(0.0, PROMPT), *(PromptSpan(one, OTHER, "hard") for one in seconds)))
+
+
+@pytest.mark.parametrize("start", [None, "image", "video"])
+@pytest.mark.parametrize(("memory", "cuts"), [(None, (0.9,)), (None, (0.9, 1.7)), ("window:1", (0.2, 0.5, 1.1))])
+def test_a_call_with_hard_cuts_has_the_frames_that_were_asked_for(
+    pipe: Any, start: str | None, memory: str | None, cuts: tuple[float, ...]
+) -> None:
+    config = pipe.memory_config() if memory is None else MemoryConfig.sliding_window(4, 1)
+    given = {} if start is None else {start: torch.rand(*((9,) if start == "video" else ()), 3, 32, 32)}
+    settings = {"memory": config, "num_inference_steps": 1, **given}
+    for count in (34, 37):
+        made = called(pipe, cut_hard(*cuts), num_frames=count, output_type="pt", **settings)
+        assert made.shape[1] == count
+        latents = called(pipe, cut_hard(*cuts), num_frames=count, **settings)
+        chunks = list(pipe.stream(cut_hard(*cuts), num_frames=count, **settings, **SIZE))
+        lengths = [chunk.frames.shape[1] for chunk in chunks]
+        assert sum(lengths[:-1]) < count <= sum(lengths)
+        begins_short = start != "image" or config.chunk_frames == 1
+        assert lengths.count(9 if config.chunk_frames == 3 else 1) > begins_short  # at least one cut is shown
+        last = chunks[-1].latents.shape[2] - (sum(lengths) - count) // 4  # no latent frame that shows nothing
+        assert latents.shape[2] == sum(chunk.latents.shape[2] for chunk in chunks[:-1]) + last
+
+
+def test_a_timeline_counts_in_chunks_of_the_memory_that_is_given(pipe: Any) -> None:
+    timeline = PromptTimeline((PromptSpan(0.0, PROMPT), PromptSpan(9 / 16, OTHER)))
+    for memory, first in ((MemoryConfig.sliding_window(4, 1), 3), (MemoryConfig.sliding_window(6, 2), 2), (None, 1)):
+        chunks = list(pipe.stream(timeline, num_chunks=5, memory=memory, num_inference_steps=1, **SIZE))
+        assert [chunk.prompt for chunk in chunks].index(OTHER) == first
+        frames = sum(chunk.frames.shape[1] for chunk in chunks[:first])
+        assert frames >= 9 > frames - chunks[first - 1].frames.shape[1]
+
+
+def test_what_a_video_begins_with_comes_back_as_it_was_given_or_as_it_is_decoded(
+    pipe: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = torch.randint(256, (14, 3, 32, 32), generator=seeded(), dtype=torch.uint8)
+    caplog.set_level("INFO", "vidaccel")
+    own, decoded = (
+        list(pipe.stream(PROMPT, video=clip, num_chunks=4, decode_start=decode, **SIZE)) for decode in (False, True)
+    )
+    assert [line for line in caplog.messages if "13 frames" in line] == [
+        "The video begins with the 13 frames of the clip, with the pixels that were given.",
+        "The video begins with the 13 frames of the clip, as the autoencoder decodes them.",
+    ]
+    assert torch.equal(torch.cat([chunk.frames for chunk in own[:2]], dim=1)[0], clip[1:])
+    latents = torch.cat([chunk.latents for chunk in decoded], dim=2)
+    expected = StreamingDecoder(pipe.vae).decode(latents)
+    assert torch.equal(torch.cat([chunk.frames for chunk in decoded], dim=1), expected)
+    for one, other in zip(own, decoded, strict=True):
+        assert torch.equal(one.latents, other.latents)
+    assert all(torch.equal(one.frames, other.frames) for one, other in zip(own[2:], decoded[2:], strict=True))
+    made = called(pipe, video=clip.float() / 255, num_frames=20, output_type="pt")
+    assert torch.equal((made[0, :13] * 255).round().to(torch.uint8), clip[1:])
+    both = next(pipe.stream([PROMPT, OTHER], image=clip[0], seeds=(1, 2), num_frames=2, **SIZE))
+    assert torch.equal(both.frames[:, 0], clip[:1].expand(2, -1, -1, -1))
+
+
+def test_a_start_as_long_as_the_video_is_refused(pipe: Any) -> None:
+    clip = torch.rand(13, 3, 32, 32)
+    for length in ({"num_frames": 13}, {"num_frames": 5}, {"num_chunks": 2}):
+        with pytest.raises(UserError, match=r"has 13 frames, 0\.8125 s at 16 frames a second, and the whole video"):
+            pipe.stream(PROMPT, video=clip, **length, **SIZE)
+    with pytest.raises(UserError, match="The image that the video begins with has 1 frames"):
+        called(pipe, image=clip[0], num_frames=1)
+    assert called(pipe, video=clip, num_frames=14, output_type="pt").shape[1] == 14
 
 
 def test_what_a_student_was_made_for_is_taken_and_can_be_said_otherwise() -> None:

@@ -196,7 +196,7 @@ class RolloutRequest:
             model_digests=self.student.digests(),
             memory=self.memory,
             fps=self.fps,
-            start=start_settings(self.start, is_decoded=self.decode_start),
+            start=start_settings(self.start, stride=self.grid.temporal_stride, is_decoded=self.decode_start),
             decoder=None if self.decoder is None else self.decoder.digest,
             device=resolve_device(self.device).type,
             dtype=self.dtypes(),

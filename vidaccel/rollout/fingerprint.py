@@ -40,7 +40,9 @@ def session_settings(pipe: Any, made: Production, encoder: PromptEncoder) -> Ses
         memory=state.memory.policy,
         fps=made.fps,
         start=start_settings(
-            None if start is None else start.frames, is_decoded=start is not None and start.is_decoded
+            None if start is None else start.frames,
+            stride=pipe.vae_scale_factor_temporal,
+            is_decoded=start is not None and start.is_decoded,
         ),
         decoder=None if state.decoder is not None else "none",
         device=pipe._execution_device.type,

@@ -70,15 +70,19 @@ class Start:
     def say(self) -> None:
         """Log in one line what becomes of the frames."""
         count = self.frames.shape[1]
-        what = "image is" if count == 1 else f"{count} frames of the clip are"
-        how = "shown as the autoencoder decodes them" if self.is_decoded else "kept as they were given"
-        logger.info(f"The {what} {how}." if count > 1 else f"The {what} {how.replace('them', 'it')}.")
+        what = "the image" if count == 1 else f"the {count} frames of the clip"
+        how = "as the autoencoder decodes them" if self.is_decoded else "with the pixels that were given"
+        logger.info(f"The video begins with {what}, {how}.")
 
 
-def start_settings(frames: Tensor | None, *, is_decoded: bool) -> dict[str, Any]:
-    """What must agree of a start, as JSON values, for a session to go on. frames: (f, 3, H, W) or (B, f, 3, H, W)."""
+def start_settings(frames: Tensor | None, *, stride: int, is_decoded: bool) -> dict[str, Any]:
+    """What must agree of a start, as JSON values, for a session to go on.
+
+    frames: (f, 3, H, W) or (B, f, 3, H, W), before or after those are left out that `stride` does not divide.
+    """
     if frames is None:
         return {"start": None}
+    frames = frames[..., (frames.shape[-4] - 1) % stride :, :, :, :]
     numbers = as_float(frames.cpu()).float().contiguous()
     numbers = numbers[0] if numbers.ndim == 5 and len(numbers) == 1 else numbers
     digest = hashlib.sha256(f"{tuple(numbers.shape)}".encode() + numbers.numpy().tobytes()).hexdigest()
