@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -122,6 +124,46 @@ def test_python_examples_compile_and_import_what_exists(place: str, block: str) 
         if module.split(".")[0] == "vidaccel":
             assert hasattr(import_module(module), name), f"{place}: {module} has no {name}"
             assert not name.startswith("_")
+
+
+def test_the_page_of_memory_policies_shows_the_policy_that_is_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vidaccel.memory import POLICIES, parse_memory
+
+    example, index, _, row = fenced(DOCS / "how-to" / "memory-policy.md", "python")
+    tested = (ROOT / "tests" / "support" / "sliding_window.py").read_text(encoding="utf-8")
+    assert example.split("@dataclass")[1].strip() in tested
+    monkeypatch.setitem(POLICIES, "last", POLICIES["window"])  # taken back after the test, whatever the page puts there
+    # A module is made of the blocks, because a dataclass looks its own up.
+    page = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)
+    for block in (example, index, row):
+        exec(compile(block, "memory-policy.md", "exec", dont_inherit=True), vars(page))
+    assert said_by(index) == [capsys.readouterr().out.strip()]
+    assert type(parse_memory("last:9")).__name__ == "SlidingWindow"
+
+
+def test_the_example_of_the_memory_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = fenced(DOCS / "memory.md", "python")
+    exec(compile(example, "memory.md", "exec"), {})
+    assert said_by(example) == [capsys.readouterr().out.strip()]
+
+
+def said_by(block: str) -> list[str]:
+    """What the comments behind the `print` lines of a block say that they print."""
+    return re.findall(r"^print\(.*\)  # (.*)$", block, flags=re.MULTILINE)
+
+
+@pytest.mark.shipped
+def test_the_example_of_sessions_saves_resumes_and_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = fenced(DOCS / "how-to" / "sessions.md", "python")
+    exec(compile(example, "sessions.md", "exec"), {})
+    words = " ".join(capsys.readouterr().out.split())
+    assert words == "made 0 made 1 made 2 made 3 saved 0 saved 1 saved 2 saved 3 made 4 made 5 made 2"
 
 
 def test_links_to_code_name_what_the_file_defines() -> None:
