@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from tests.support.tiny_models import call_arguments, tiny_wan_t2v
-from vidaccel.bench import builtin_caches, cache_run
-from vidaccel.bench.builtin_caches import NoHookRegistered, Setting, calibrate_mag_cache, enabled_cache
-from vidaccel.bench.cache_run import MethodRunner, TimingPass
-from vidaccel.bench.cache_summary import common_videos, paired_differences, per_prompt, summarise_caches
-from vidaccel.bench.caches import CachesBenchConfig, run_caches_bench
-from vidaccel.bench.methods import BUILTIN_NOTES, builtin_methods
-from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile
-from vidaccel.bench.schedules import random_schedule, scheduled_reuse
-from vidaccel.bench.statistics import value_at
-from vidaccel.bench.work import BlockWork
+from vidaccel.bench.caching import builtin_caches, passes
+from vidaccel.bench.caching.builtin_caches import NoHookRegistered, Setting, calibrate_mag_cache, enabled_cache
+from vidaccel.bench.caching.cache_summary import common_videos, paired_differences, per_prompt, summarise_caches
+from vidaccel.bench.caching.caches import CachesBench
+from vidaccel.bench.caching.methods import BUILTIN_NOTES, builtin_methods
+from vidaccel.bench.caching.passes import MethodRunner, TimingPass
+from vidaccel.bench.caching.schedules import random_schedule, scheduled_reuse
+from vidaccel.bench.caching.work import BlockWork
+from vidaccel.bench.shared.benchmark import BenchProgress
+from vidaccel.bench.shared.records import ResultFile
+from vidaccel.bench.shared.statistics import value_at
 from vidaccel.cli import run
 from vidaccel.easycache.apply import apply_easycache, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
@@ -39,7 +39,7 @@ def pipe(tiny_wan_folder: Path) -> Any:
     return load_pipeline(str(tiny_wan_folder), device="cpu", dtype="float32")
 
 
-def small_bench(output: Path, model: Path, **changes: Any) -> CachesBenchConfig:
+def small_bench(output: Path, model: Path, **changes: Any) -> CachesBench:
     settings: dict[str, Any] = {
         "prompts": PROMPTS,
         "seeds": (0,),
@@ -58,7 +58,7 @@ def small_bench(output: Path, model: Path, **changes: Any) -> CachesBenchConfig:
         "device": "cpu",
         "dtype": "float32",
     }
-    return CachesBenchConfig(output=output, model=str(model), **(settings | changes))
+    return CachesBench(output=output, model=str(model), **(settings | changes))
 
 
 def content_of(folder: Path, name: str = "caches.json") -> dict[str, Any]:
@@ -69,7 +69,7 @@ def content_of(folder: Path, name: str = "caches.json") -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_wan_folder: Path, pipe: Any) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("caches")
     told: list[BenchProgress] = []
-    run_caches_bench(small_bench(output, tiny_wan_folder), pipe=pipe, on_progress=told.append)
+    small_bench(output, tiny_wan_folder).run(pipe=pipe, on_progress=told.append)
     return {"output": output, "told": told, "content": content_of(output)}
 
 
@@ -147,11 +147,11 @@ def test_shards_together_are_the_whole(
 ) -> None:
     few = {"methods": ("random", "MagCache, threshold 0.1", "FasterCache")}
     for number in (1, 2):
-        run_caches_bench(small_bench(tmp_path, tiny_wan_folder, shard=(number, 2), **few), pipe=pipe)
+        small_bench(tmp_path, tiny_wan_folder, shard=(number, 2), **few).run(pipe=pipe)
         kinds = {record["kind"] for record in content_of(tmp_path, f"caches-{number}-of-2.json")["records"]}
         assert kinds == {"plain", "video", "failure", "calibration"}
-    monkeypatch.setattr(cache_run, "generate", None)  # nothing is left to make
-    run_caches_bench(small_bench(tmp_path, tiny_wan_folder, timing_prompts=0, **few), pipe=pipe)
+    monkeypatch.setattr(passes, "generate", None)  # nothing is left to make
+    small_bench(tmp_path, tiny_wan_folder, timing_prompts=0, **few).run(pipe=pipe)
     figures = ("prompt", "method", "num_forwards", "psnr", "ssim", "decisions")
     together, whole = (
         sorted(
@@ -174,9 +174,9 @@ def test_a_shard_makes_nothing_that_is_in_the_result_already(
     tmp_path: Path, tiny_wan_folder: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {"methods": ("fewer",), "timing_prompts": 0}
-    run_caches_bench(small_bench(tmp_path, tiny_wan_folder, **few), pipe=pipe)
-    monkeypatch.setattr(cache_run, "generate", None)
-    run_caches_bench(small_bench(tmp_path, tiny_wan_folder, shard=(1, 2), **few), pipe=pipe)
+    small_bench(tmp_path, tiny_wan_folder, **few).run(pipe=pipe)
+    monkeypatch.setattr(passes, "generate", None)
+    small_bench(tmp_path, tiny_wan_folder, shard=(1, 2), **few).run(pipe=pipe)
     assert content_of(tmp_path, "caches-1-of-2.json")["records"] == content_of(tmp_path)["records"]
 
 
@@ -185,19 +185,19 @@ def test_a_limit_stops_between_videos_and_the_next_run_goes_on(
 ) -> None:
     limited = small_bench(tmp_path, tiny_wan_folder, methods=("fewer", "k-th"), time_limit=100.0)
     clock = iter([0.0, *[1.0] * 6, *[1000.0] * 1000])
-    monkeypatch.setattr("vidaccel.bench.caches.time.monotonic", lambda: next(clock))
-    run_caches_bench(limited, pipe=pipe)
+    monkeypatch.setattr("vidaccel.bench.caching.caches.time.monotonic", lambda: next(clock))
+    limited.run(pipe=pipe)
     kept = videos(content_of(tmp_path))
     assert 0 < len(kept) < 4
     assert "of 2 prompts" in (tmp_path / "caches.md").read_text()
     monkeypatch.undo()
-    run_caches_bench(small_bench(tmp_path, tiny_wan_folder, methods=("fewer", "k-th"), timing_prompts=0), pipe=pipe)
+    small_bench(tmp_path, tiny_wan_folder, methods=("fewer", "k-th"), timing_prompts=0).run(pipe=pipe)
     assert videos(content_of(tmp_path))[: len(kept)] == kept
     assert len(videos(content_of(tmp_path))) == 4
 
 
 def test_no_time_at_all_still_writes_the_tables(tmp_path: Path, tiny_wan_folder: Path, pipe: Any) -> None:
-    summary = run_caches_bench(small_bench(tmp_path, tiny_wan_folder, time_limit=0), pipe=pipe)
+    summary = small_bench(tmp_path, tiny_wan_folder, time_limit=0).run(pipe=pipe)
     assert summary["methods"] == []
     assert "No prompt is measured yet" in (tmp_path / "caches.md").read_text()
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vidaccel.bench.labels import Label, place_labels
+from vidaccel.bench.shared.labels import Label, place_labels
 
 POINTS = [(1, 5.0), (1, 5.1), (1, 5.15), (1.02, 5.2), (2, 1), (2, 1)]
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from vidaccel.bench import records
-from vidaccel.bench.methods import easycache_methods, fewer_steps_methods, uniform_methods
-from vidaccel.bench.plots import save_pareto
-from vidaccel.bench.records import ResultFile
-from vidaccel.bench.statistics import percentile, share_interval, summarise, value_at
-from vidaccel.bench.summary import equal_compute, summarise_methods
-from vidaccel.bench.tables import easycache_markdown
+from vidaccel.bench.caching.methods import easycache_methods, fewer_steps_methods, uniform_methods
+from vidaccel.bench.caching.summary import equal_compute, summarise_methods
+from vidaccel.bench.caching.tables import easycache_markdown
+from vidaccel.bench.shared import records
+from vidaccel.bench.shared.plots import save_pareto
+from vidaccel.bench.shared.records import ResultFile
+from vidaccel.bench.shared.statistics import percentile, share_interval, summarise, value_at
 from vidaccel.easycache.rule import EasyCacheRule
 from vidaccel.machine import environment
 from vidaccel.machine.environment import command_line, describe_environment, package_commit

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_models import tiny_student
-from vidaccel.bench.recall import RecallBenchConfig, Visits, named_memory
-from vidaccel.bench.recall_pictures import (
+from vidaccel.bench.recall.pictures import (
     BAND,
     compare_places,
     landmark_map,
@@ -23,9 +22,10 @@ from vidaccel.bench.recall_pictures import (
     still,
     subject_area,
 )
-from vidaccel.bench.recall_settings import Settings
-from vidaccel.bench.recall_summary import similarity_rows, summarise_recall
-from vidaccel.bench.recall_trip import (
+from vidaccel.bench.recall.recall import RecallBench, Visits, named_memory
+from vidaccel.bench.recall.settings import Settings
+from vidaccel.bench.recall.summary import similarity_rows, summarise_recall
+from vidaccel.bench.recall.trip import (
     NUM_SEGMENTS,
     RETURNS,
     TripGrid,
@@ -259,7 +259,7 @@ def test_it_says_what_it_cannot_do() -> None:
         ({"settings": ("0@1",)}, "at least 1 step"),
     ]:
         with pytest.raises(UserError, match=words):
-            RecallBenchConfig(output=Path("x"), **changes)  # type: ignore[arg-type]
+            RecallBench(output=Path("x"), **changes)  # type: ignore[arg-type]
     assert named_memory("slow-fast:3+12+6/uniform").keyframe_rule == "uniform"
     assert named_memory("sink+window:3+9") == named_memory("sink+window")
     assert Settings.parse("8@1.5") == Settings(num_inference_steps=8, guidance_scale=1.5)
@@ -271,9 +271,9 @@ MEMORIES = ("--memories", "slow-fast:3+3+6@0.9999,window:6", "--own-memories", "
 
 @pytest.fixture
 def one_chunk_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("world.scene", "bench.recall_trip"):
+    for module in ("world.scene", "bench.recall.trip"):
         monkeypatch.setattr(f"vidaccel.{module}.SEGMENT_FRAMES", 12)
-    monkeypatch.setattr("vidaccel.bench.recall_trip.WINDOW_FRAMES", 2)
+    monkeypatch.setattr("vidaccel.bench.recall.trip.WINDOW_FRAMES", 2)
     assert [GRID.start_chunk(segment) for segment in range(NUM_SEGMENTS + 1)] == list(range(NUM_SEGMENTS + 1))
 
 
@@ -289,8 +289,8 @@ def student_folder(tiny_wan_folder: Path, tmp_path: Path) -> Path:
 def test_all_of_it_at_toy_size_and_nothing_is_made_twice(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidaccel.bench.recall_settings.NUM_CHUNKS", 1)
-    monkeypatch.setattr("vidaccel.bench.recall_trip._BATCH", 1)
+    monkeypatch.setattr("vidaccel.bench.recall.settings.NUM_CHUNKS", 1)
+    monkeypatch.setattr("vidaccel.bench.recall.trip._BATCH", 1)
     output = tmp_path / "results"
     arguments = ["bench", "recall", "--output", str(output), "--model", str(student_folder), "--device", "cpu"]
     arguments += [*SMALL, *MEMORIES, "--keep-pictures"]
@@ -319,7 +319,7 @@ def test_all_of_it_at_toy_size_and_nothing_is_made_twice(
         raise AssertionError("made again")
 
     for name in ("take_trips", "measure_settings"):
-        monkeypatch.setattr(f"vidaccel.bench.recall.{name}", never)
+        monkeypatch.setattr(f"vidaccel.bench.recall.recall.{name}", never)
     assert run(arguments) == 0
     assert json.loads((output / "recall.json").read_text())["records"] == result["records"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from vidaccel.bench.rollout import RolloutBenchConfig, run_rollout_bench
-from vidaccel.bench.rollout_attention import time_attention, use_attention
-from vidaccel.bench.rollout_cell import Cell, chunks_to_fill, measure_cell, memory_config, random_student
-from vidaccel.bench.rollout_tables import rollout_markdown, steady_chunks, summarise_cells
+from vidaccel.bench.rollout.attention import time_attention, use_attention
+from vidaccel.bench.rollout.cell import Cell, chunks_to_fill, measure_cell, memory_config, random_student
+from vidaccel.bench.rollout.rollout import RolloutBench
+from vidaccel.bench.rollout.tables import rollout_markdown, steady_chunks, summarise_cells
 from vidaccel.cli import run
 from vidaccel.errors import UserError
 from vidaccel.memory.config import MemoryConfig
@@ -58,7 +58,7 @@ def test_it_measures_every_cell_writes_its_files_and_measures_nothing_twice(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("vidaccel.bench.rollout.measure_cell", never)
+    monkeypatch.setattr("vidaccel.bench.rollout.rollout.measure_cell", never)
     assert run(arguments) == 0
     again = json.loads((tmp_path / "rollout.json").read_text())
     assert again["records"] == result["records"]
@@ -153,13 +153,13 @@ def test_memories_fill_as_the_index_says() -> None:
 )
 def test_what_cannot_run_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        RolloutBenchConfig(output=tmp_path, **changes)
+        RolloutBench(output=tmp_path, **changes)
 
 
 def test_a_shape_that_is_not_wans_is_refused(tmp_path: Path) -> None:
-    config = RolloutBenchConfig(output=tmp_path, shape="toy-ltx", device="cpu")
+    config = RolloutBench(output=tmp_path, shape="toy-ltx", device="cpu")
     with pytest.raises(UserError, match="must be a text-to-video Wan; got 'toy-ltx'"):
-        run_rollout_bench(config)
+        config.run()
 
 
 def test_too_little_memory_is_said_in_a_sentence_and_loses_nothing(
@@ -168,10 +168,10 @@ def test_too_little_memory_is_said_in_a_sentence_and_loses_nothing(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr("vidaccel.bench.rollout.measure_cell", full)
-    config = RolloutBenchConfig(output=tmp_path, shape="toy", device="cpu", modes=("eager",))
+    monkeypatch.setattr("vidaccel.bench.rollout.rollout.measure_cell", full)
+    config = RolloutBench(output=tmp_path, shape="toy", device="cpu", modes=("eager",))
     with pytest.raises(UserError, match="Too little memory on cpu for toy"):
-        run_rollout_bench(config)
+        config.run()
     assert json.loads((tmp_path / "rollout.json").read_text())["records"]
 
 
@@ -184,8 +184,8 @@ def test_attention_that_is_wrong_or_fails_comes_last(monkeypatch: pytest.MonkeyP
 
     arguments = {"chunk_frames": 3, "attended_frames": 12, "device": CPU, "dtype": torch.float32}
     assert set(forwarded(time_attention(shape, **arguments))) == {"native", "cpu/1", "cpu/2"}
-    monkeypatch.setattr("vidaccel.bench.rollout_attention.merge_parts", lambda attended, log_sums: attended[:1])
-    monkeypatch.setattr("vidaccel.bench.rollout_attention._candidates", lambda *_: ["cpu/2", "cudnn/1", "native"])
+    monkeypatch.setattr("vidaccel.bench.rollout.attention.merge_parts", lambda attended, log_sums: attended[:1])
+    monkeypatch.setattr("vidaccel.bench.rollout.attention._candidates", lambda *_: ["cpu/2", "cudnn/1", "native"])
     rows = time_attention(shape, **arguments)
     assert rows[0]["attention"] == "native"
     wrong, broken = sorted(rows[1:], key=lambda row: row["attention"])

@@ -10,19 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from vidaccel.bench import easycache as easycache_bench
-from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
-from vidaccel.bench.progress import BenchProgress
+from vidaccel.bench.caching import easycache as easycache_bench
+from vidaccel.bench.caching.easycache import EasyCacheBench
 from vidaccel.bench.quality import (
     GENERATED,
     RECONSTRUCTED,
     RENDERED,
-    QualityBenchConfig,
+    QualityBench,
     reconstruct,
-    run_quality_bench,
     summarise_quality,
 )
-from vidaccel.easycache.config import EasyCacheConfig
+from vidaccel.bench.shared.benchmark import BenchProgress
 from vidaccel.generation.loading import load_pipeline
 
 PROMPTS = ("a red circle moves right", "the blue square moves left")
@@ -33,7 +31,7 @@ def pipe(tiny_wan_folder: Path) -> Any:
     return load_pipeline(str(tiny_wan_folder), device="cpu", dtype="float32")
 
 
-def small_bench(output: Path, model: Path, **changes: Any) -> EasyCacheBenchConfig:
+def small_bench(output: Path, model: Path, **changes: Any) -> EasyCacheBench:
     settings: dict[str, Any] = {
         "prompts": PROMPTS,
         "predictors": ("transformation",),
@@ -50,14 +48,14 @@ def small_bench(output: Path, model: Path, **changes: Any) -> EasyCacheBenchConf
         "device": "cpu",
         "dtype": "float32",
     }
-    return EasyCacheBenchConfig(output=output, model=str(model), **(settings | changes))
+    return EasyCacheBench(output=output, model=str(model), **(settings | changes))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_wan_folder: Path, pipe: Any) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("bench")
     told: list[BenchProgress] = []
-    run_easycache_bench(small_bench(output, tiny_wan_folder), pipe=pipe, on_progress=told.append)
+    small_bench(output, tiny_wan_folder).run(pipe=pipe, on_progress=told.append)
     return {"output": output, "told": told, "content": json.loads((output / "easycache.json").read_text())}
 
 
@@ -131,10 +129,10 @@ def test_an_interrupted_bench_continues_with_what_is_missing(
     original = easycache_bench.compare_videos
     monkeypatch.setattr(easycache_bench, "compare_videos", interrupt_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run_easycache_bench(config, pipe=pipe)
+        config.run(pipe=pipe)
     kept = json.loads((tmp_path / "easycache.json").read_text())["records"]
     assert len(kept) == 3
-    summary = run_easycache_bench(config, pipe=pipe)
+    summary = config.run(pipe=pipe)
     content = json.loads((tmp_path / "easycache.json").read_text())
     assert content["records"][:3] == kept
     assert content["summary"] == summary
@@ -145,14 +143,14 @@ def test_an_interrupted_bench_continues_with_what_is_missing(
     )
     assert continued == whole
     monkeypatch.setattr(easycache_bench, "generate", None)
-    assert run_easycache_bench(config, pipe=pipe) == summary
+    assert config.run(pipe=pipe) == summary
 
 
 def test_another_protocol_in_the_same_folder_is_refused(
     tiny_wan_folder: Path, pipe: Any, finished: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match=r"another protocol \(num_inference_steps\)"):
-        run_easycache_bench(small_bench(finished["output"], tiny_wan_folder, num_inference_steps=9), pipe=pipe)
+        small_bench(finished["output"], tiny_wan_folder, num_inference_steps=9).run(pipe=pipe)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_prompts_default_to_the_worlds_unseen_ones_with_a_noise_seed_each(
     tmp_path: Path, tiny_wan_folder: Path
 ) -> None:
     config = small_bench(tmp_path, tiny_wan_folder, prompts=None, num_prompts=3, seeds=(0, 2))
-    requests = easycache_bench._requests(config)
+    requests = config.requests(config.seeds)
     assert [request.seed for request in requests] == [0, 2000, 1, 2001, 2, 2002]
     assert len({request.prompt for request in requests}) == 3
     assert all(request.num_inference_steps == 8 for request in requests)
@@ -186,19 +184,20 @@ def test_prompts_default_to_the_worlds_unseen_ones_with_a_noise_seed_each(
 def test_the_quality_bench_reads_videos_clips_and_reconstructions_and_continues(
     tmp_path: Path, tiny_wan_folder: Path, pipe: Any
 ) -> None:
-    config = QualityBenchConfig(
+    config = QualityBench(
         output=tmp_path,
         model=str(tiny_wan_folder),
         num_prompts=2,
         num_clips=1,
         num_inference_steps=4,
         num_frames=5,
-        easycache=EasyCacheConfig(threshold=math.inf, warmup_steps=2),
+        threshold=math.inf,
+        warmup_steps=2,
         keep_videos=True,
         weights="random",
         device="cpu",
     )
-    summary = run_quality_bench(config, pipe=pipe)
+    summary = config.run(pipe=pipe)
     content = json.loads((tmp_path / "quality.json").read_text())
     assert content["summary"] == summary
     assert set(summary["accuracy"]) == {GENERATED, RENDERED, RECONSTRUCTED}
@@ -208,7 +207,7 @@ def test_the_quality_bench_reads_videos_clips_and_reconstructions_and_continues(
     assert [record["num_forwards"] for record in content["records"][:2]] == [6, 6]
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == ["000.mp4", "001.mp4"]
     assert "95 % interval" in (tmp_path / "quality.md").read_text()
-    assert run_quality_bench(config, pipe=pipe) == summary
+    assert config.run(pipe=pipe) == summary
     assert len(json.loads((tmp_path / "quality.json").read_text())["records"]) == 3
 
 

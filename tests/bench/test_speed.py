@@ -14,9 +14,9 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
-from vidaccel.bench.clock import LoopClock
-from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench, summarise_runs
-from vidaccel.bench.speed_model import call_tensors, random_pipeline, random_transformer
+from vidaccel.bench.shared.clock import LoopClock
+from vidaccel.bench.shared.random_model import call_tensors, random_pipeline, random_transformer
+from vidaccel.bench.speed import SpeedBench, summarise_runs
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.speed_shapes import SHAPES
 
@@ -42,8 +42,8 @@ BILLIONS = {
 @pytest.mark.parametrize("shape", TOYS)
 def test_it_counts_real_forwards_and_times_every_step(tmp_path: Path, shape: str) -> None:
     passes = PASSES[shape]
-    config = SpeedBenchConfig(output=tmp_path, shape=shape, num_inference_steps=8, device="cpu", repeats=1)
-    result = run_speed_bench(config)
+    config = SpeedBench(output=tmp_path, shape=shape, num_inference_steps=8, device="cpu", repeats=1)
+    result = config.run()
     plain, reusing = result["records"]
     assert plain["num_forwards"] == 8 * passes
     assert reusing["computed"] == [True, True, True, False, False, True, False, True]
@@ -103,14 +103,14 @@ def test_its_two_statements_follow_from_its_times() -> None:
 )
 def test_what_cannot_run_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
-        SpeedBenchConfig(output=tmp_path, **changes)
+        SpeedBench(output=tmp_path, **changes)
 
 
 def test_sizes_and_guidance_are_the_rows_unless_given(tmp_path: Path) -> None:
-    config = SpeedBenchConfig(output=tmp_path, shape="hunyuan-video", num_frames=61)
+    config = SpeedBench(output=tmp_path, shape="hunyuan-video", num_frames=61)
     assert config.size == {"num_frames": 61, "height": 720, "width": 1280}
     assert config.guidance == 6.0
-    assert SpeedBenchConfig(output=tmp_path, guidance_scale=1.0).guidance == 1.0
+    assert SpeedBench(output=tmp_path, guidance_scale=1.0).guidance == 1.0
 
 
 @pytest.mark.parametrize("shape", BILLIONS)

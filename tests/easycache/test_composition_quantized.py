@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.support.family_calls import call_inputs
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report, remove_easycache
-from vidaccel.bench.speed_model import call_tensors, random_pipeline
+from vidaccel.bench.shared.random_model import call_tensors, random_pipeline
 from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.random_models.build import make_random

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.support.tiny_models import save_tiny_wan
 from vidaccel import EasyCacheConfig
-from vidaccel.bench.easycache import EasyCacheBenchConfig
+from vidaccel.bench.caching.easycache import EasyCacheBench
 from vidaccel.cli import run
 from vidaccel.easycache.predictors import PREDICTORS, Evaluation
 
@@ -37,7 +37,7 @@ def test_a_row_is_all_that_a_new_predictor_needs(
     assert run(["generate", "--help"]) == 0
     assert "halved" in capsys.readouterr().out
     assert EasyCacheConfig(predictor="halved").to_dict()["predictor"] == "halved"
-    assert EasyCacheBenchConfig(output=tmp_path, predictors=("halved",)).predictors == ("halved",)
+    assert EasyCacheBench(output=tmp_path, predictors=("halved",)).predictors == ("halved",)
     assert run([*command, "--predictor", "halved"]) == 0
     assert seen
     assert set(seen) == {2}

@@ -1,1 +1,1 @@
-"""Measurements with a fixed protocol: what EasyCache costs in fidelity and saves in time, and what a model can do."""
+"""`vidaccel bench easycache | caches | ...`: measurements under a fixed protocol, one class each; see `table`."""

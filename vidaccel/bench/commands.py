@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +21,10 @@ from typing import Any
 import torch
 
 from vidaccel.bench.full_size import FULL_SIZES, make_full_size
-from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile
-from vidaccel.bench.tables import captions, markdown_table
+from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
+from vidaccel.bench.shared.markdown import captions, markdown_table
+from vidaccel.bench.shared.records import ResultFile
 from vidaccel.errors import UserError
-from vidaccel.files.text import write_text
 from vidaccel.generation.loading import resolve_device
 from vidaccel.machine.attention import AttentionCall, usable_attention_backends
 from vidaccel.machine.environment import describe_environment, without_folders
@@ -57,34 +56,52 @@ sys.exit(code)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandsBenchConfig:
-    """One measurement.
+class CommandsBench(Benchmark):
+    """Finished cells are not measured again."""
 
-    output: folder for commands.json and commands.md; finished cells in it are not measured again.
-    folder: where the random models are written, up to 30 GB each.
-    models: names of `vidaccel.bench.full_size.FULL_SIZES`.
-    height, width, num_frames, num_inference_steps: of `vidaccel generate`; `seconds` of `vidaccel rollout`.
-    parallel: commands at the same time; with more than one the seconds say little.
-    budget_seconds: no command begins after it.
-    """
+    name = "commands"
 
-    output: Path
-    folder: Path
-    models: tuple[str, ...] = ("wan2.1-1.3b", "causal-wan2.1-1.3b", "hunyuan-video")
-    height: int = 480
-    width: int = 832
-    num_frames: int = 17
-    num_inference_steps: int = 12
-    seconds: float = 3.0
-    parallel: int = 1
-    budget_seconds: float | None = None
-    device: str = "auto"
+    folder: Path = option("Where the random models are written, up to 30 GB each.", recorded=False)
+    models: tuple[str, ...] = option(
+        f"Of {', '.join(FULL_SIZES)}.", ("wan2.1-1.3b", "causal-wan2.1-1.3b", "hunyuan-video"), recorded=False
+    )
+    height: int = option("Pixels.", 480)
+    width: int = option("Pixels.", 832)
+    num_frames: int = option("Frames of `vidaccel generate`.", 17)
+    num_inference_steps: int = option("Denoising steps of `vidaccel generate`.", 12)
+    seconds: float = option("Of `vidaccel rollout`.", 3.0)
+    parallel: int = option("Commands at the same time; with more than one the seconds say little.", 1)
+    budget_seconds: float | None = option("No command begins after it.", None, recorded=False)
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.models) - FULL_SIZES.keys()):
             raise UserError(f"`models` may name {', '.join(FULL_SIZES)}; got {', '.join(unknown)}.")
         if self.parallel < 1:
             raise UserError(f"`parallel` must be at least 1 command, got {self.parallel}.")
+
+    def run(self, *, on_progress: Tell = None) -> dict[str, Any]:
+        device = resolve_device(self.device)
+        environment = describe_environment(device=device, weights="random", model=", ".join(self.models))
+        results = self.results(self.protocol({}), environment)
+        began = time.monotonic()
+        for name in self.models:
+            waiting = [command for command in commands_of(name, device) if results.find(**command.key) is None]
+            if not waiting or _is_over(self, began):
+                continue
+            if on_progress is not None:
+                total = len(results.records) + len(waiting)
+                on_progress(BenchProgress(done=len(results.records), total=total, label=name))
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            folder = make_full_size(name, self.folder / name, device=device, dtype=dtype)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            with ThreadPoolExecutor(self.parallel) as pool:
+                for record in pool.map(partial(_measure, self, folder=folder, began=began), waiting):
+                    if record is not None:
+                        results.add(record)
+        summary = results.finish({"num_failed": sum(record["exit_code"] != 0 for record in results.records)})
+        self.write_table(commands_markdown(results))
+        return summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,36 +115,6 @@ class Command:
     def key(self) -> dict[str, Any]:
         """What tells it from the others in a result file."""
         return {"model": self.model, "flags": " ".join(self.flags)}
-
-
-def run_commands_bench(
-    config: CommandsBenchConfig, *, on_progress: Callable[[BenchProgress], None] = lambda part: None
-) -> dict[str, Any]:
-    """Run every command that is not in the results yet and write commands.json and commands.md; returns the summary."""
-    device = resolve_device(config.device)
-    results = ResultFile(
-        config.output / "commands.json",
-        protocol=_protocol(config),
-        environment=describe_environment(device=device, weights="random", model=", ".join(config.models)),
-    )
-    began = time.monotonic()
-    for name in config.models:
-        waiting = [command for command in commands_of(name, device) if results.find(**command.key) is None]
-        if not waiting or _is_over(config, began):
-            continue
-        on_progress(BenchProgress(done=len(results.records), total=len(results.records) + len(waiting), label=name))
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        folder = make_full_size(name, config.folder / name, device=device, dtype=dtype)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        with ThreadPoolExecutor(config.parallel) as pool:
-            for record in pool.map(partial(_measure, config, folder=folder, began=began), waiting):
-                if record is not None:
-                    results.add(record)
-    results.summary = {"num_failed": sum(record["exit_code"] != 0 for record in results.records)}
-    results.write()
-    write_text(config.output / "commands.md", commands_markdown(results))
-    return results.summary
 
 
 def commands_of(model: str, device: torch.device) -> tuple[Command, ...]:
@@ -169,7 +156,7 @@ def _attention(device: torch.device) -> Iterator[Sequence[str]]:
     yield from (("--attention", name) for name in names if name != "native")
 
 
-def _measure(config: CommandsBenchConfig, command: Command, *, folder: Path, began: float) -> dict[str, Any] | None:
+def _measure(config: CommandsBench, command: Command, *, folder: Path, began: float) -> dict[str, Any] | None:
     """Run one command; None where the budget is used up."""
     if _is_over(config, began):
         return None
@@ -188,7 +175,7 @@ def _measure(config: CommandsBenchConfig, command: Command, *, folder: Path, beg
         errors = [line for line in done.stderr.splitlines() if line.strip()]
     except subprocess.TimeoutExpired:
         code, lines, errors = 124, [], [f"did not end within {_MOST_SECONDS:.0f} s"]
-    measured = next((json.loads(line[9:]) for line in lines if line.startswith("measured ")), {})
+    measured: dict[str, Any] = next((json.loads(line[9:]) for line in lines if line.startswith("measured ")), {})
     return {
         **command.key,
         "exit_code": code,
@@ -200,7 +187,7 @@ def _measure(config: CommandsBenchConfig, command: Command, *, folder: Path, beg
     }
 
 
-def _arguments(config: CommandsBenchConfig, command: Command, folder: Path, video: Path) -> list[str]:
+def _arguments(config: CommandsBench, command: Command, folder: Path, video: Path) -> list[str]:
     size = ["--height", str(config.height), "--width", str(config.width)]
     common = [PROMPT, "--model", str(folder), *size, "--output", str(video), "--overwrite", *command.flags]
     if FULL_SIZES[command.model].causal:
@@ -218,13 +205,8 @@ def _result_of(video: Path) -> dict[str, Any] | None:
     return {name: value for name, value in result.items() if isinstance(value, int | float | type(None))}
 
 
-def _is_over(config: CommandsBenchConfig, began: float) -> bool:
+def _is_over(config: CommandsBench, began: float) -> bool:
     return config.budget_seconds is not None and time.monotonic() - began > config.budget_seconds
-
-
-def _protocol(config: CommandsBenchConfig) -> dict[str, Any]:
-    names = ("height", "width", "num_frames", "num_inference_steps", "seconds", "parallel")
-    return {"benchmark": "commands", **{name: getattr(config, name) for name in names}}
 
 
 def commands_markdown(results: ResultFile) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from vidaccel.bench.speed_model import random_transformer
+from vidaccel.bench.shared.random_model import random_transformer
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.families.recipes import clip_text, llama, t5_encoder
-from vidaccel.catalog.pipelines import named_class
+from vidaccel.catalog.pipelines import OWN_PIPELINES, STUDENT_PIPELINE, STUDENT_TRANSFORMER, named_class
 from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.catalog.table import family_named
@@ -48,15 +48,14 @@ class FullSize:
     @property
     def pipeline(self) -> str:
         """`module:Name` of the pipeline."""
-        own = "vidaccel.pipelines.context_forcing_wan:ContextForcingWanPipeline"
+        own = f"{OWN_PIPELINES[STUDENT_PIPELINE]}:{STUDENT_PIPELINE}"
         return own if self.causal else family_named(self.family).pipeline
 
     def components(self) -> dict[str, Component]:
         """All parts of the pipeline."""
         parts = {**family_named(self.family).components, **self.parts}
         if self.causal:
-            kind = "vidaccel.models.causal_wan:CausalWanTransformer3DModel"
-            parts["transformer"] = replace(parts["transformer"], kind=kind)
+            parts["transformer"] = replace(parts["transformer"], kind=STUDENT_TRANSFORMER)
             config = {"shift": 5.0, "stochastic_sampling": True}
             parts["scheduler"] = Component(kind="diffusers:FlowMatchEulerDiscreteScheduler", config=config)
         return parts

@@ -6,25 +6,21 @@ reconstructions, so that what the oracle or the VAE loses is not put down to the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile, easycache_settings
-from vidaccel.bench.statistics import share_interval, summarise
-from vidaccel.bench.tables import quality_markdown
-from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, option
+from vidaccel.bench.shared.markdown import Content, captions, markdown_table
+from vidaccel.bench.shared.records import easycache_settings
+from vidaccel.bench.shared.statistics import share_interval, summarise
+from vidaccel.catalog.registry import spec_of
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.files.text import json_number, write_text
+from vidaccel.files.text import json_number
 from vidaccel.generation.generate import GenerationRequest, generate, request_for
-from vidaccel.generation.loading import load_pipeline
-from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.video.files import write_video
 from vidaccel.video.metrics import psnr
 from vidaccel.world import FRAME_SIZE, Prompt, make_clip, read_clip, unseen_prompts
@@ -35,68 +31,60 @@ _CLIP_SEED = 500_000_000  # test scenes of their own, apart from those of the pr
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityBenchConfig:
-    """The protocol. A setting that is None is the model's own default.
+class QualityBench(ModelBenchmark):
+    """Prompt i is made with noise seed i + 1000 x seed; the videos have the size that the oracle reads."""
 
-    output: folder for quality.json and quality.md, and with `keep_videos` for the videos.
-    num_prompts: unseen prompts of the world; prompt i is made with noise seed i + 1000 x seed.
-    num_clips: unseen clips that the VAE reconstructs; 0 leaves the VAE out.
-    easycache: reuse during generation; None for the plain model.
-    """
+    name = "quality"
 
-    output: Path
-    model: str = EMBEDDED_MODEL
-    num_prompts: int = 64
-    seed: int = 0
-    num_clips: int = 16
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    num_frames: int | None = None
-    easycache: EasyCacheConfig | None = None
-    keep_videos: bool = False
-    weights: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
+    num_prompts: int = option("Unseen prompts of the world.", 64)
+    num_clips: int = option("Unseen clips the VAE reconstructs; 0 leaves it out.", 16)
+    seed: int = option("Draws the prompts and the noise.", 0)
+    num_inference_steps: int | None = option("Denoising steps. (default: the model's)", None)
+    guidance_scale: float | None = option("Weight of the prompt. (default: the model's)", None)
+    num_frames: int | None = option("Frames, 4k + 1. (default: the model's)", None)
+    threshold: float | None = option("With EasyCache. (default: every step computed)", None, recorded=False)
+    warmup_steps: int = option(
+        "EasyCache: first steps always computed.", EasyCacheConfig().warmup_steps, recorded=False
+    )
+    keep_videos: bool = option("Keep the videos beside the results.", False, recorded=False)
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1 or self.num_clips < 0:
             raise UserError(f"`num_prompts` must be at least 1 and `num_clips` at least 0; got {self.num_prompts}.")
+        try:
+            _ = self.easycache
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
+    @property
+    def easycache(self) -> EasyCacheConfig | None:
+        """Reuse during generation; None for the plain model."""
+        if self.threshold is None:
+            return None
+        return EasyCacheConfig(threshold=self.threshold, warmup_steps=self.warmup_steps)
 
-def run_quality_bench(
-    config: QualityBenchConfig,
-    *,
-    pipe: Any = None,
-    on_progress: Callable[[BenchProgress], None] | None = None,
-) -> dict[str, Any]:
-    """Measure, write quality.json and quality.md into `config.output`, and return the summary.
-
-    pipe: a loaded pipeline to use instead of loading `config.model`. An interrupted run continues.
-    """
-    spec = spec_of(config.model)
-    pipe = load_pipeline(config.model, device=config.device, dtype=config.dtype) if pipe is None else pipe
-    device = torch.device(pipe._execution_device)
-    weights = spec.weights if config.weights is None else config.weights
-    environment = describe_environment(device=device, weights=weights, model=config.model)
-    request = _request(config, "a prompt", 0)
-    results = ResultFile(config.output / "quality.json", protocol=_protocol(config, request), environment=environment)
-    prompts = unseen_prompts(config.num_prompts, seed=config.seed)
-    parts = [f"prompt {index}" for index in range(len(prompts))] + [f"clip {i}" for i in range(config.num_clips)]
-    for done, name in enumerate(parts):
-        if results.find(part=name) is not None:
-            continue
-        if on_progress is not None:
-            on_progress(BenchProgress(done=done, total=len(parts), label=name))
-        if done < len(prompts):
-            record = _generated(config, pipe, prompts[done], done)
-        else:
-            record = _reconstructed(pipe, done - len(prompts), request.num_frames)
-        results.add({"part": name, **record})
-    results.summary = summarise_quality(results.records)
-    results.write()
-    content = {"protocol": results.protocol, "environments": results.environments, "summary": results.summary}
-    write_text(config.output / "quality.md", quality_markdown(content))
-    return results.summary
+    def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
+        pipe, request = self.loaded(pipe), _request(self, "a prompt", 0)
+        settled = {
+            **{name: getattr(request, name) for name in ("num_inference_steps", "guidance_scale", "num_frames")},
+            "easycache": None if self.easycache is None else easycache_settings(self.easycache),
+        }
+        results = self.results(self.protocol(settled), self.environment(pipe))
+        prompts = unseen_prompts(self.num_prompts, seed=self.seed)
+        parts = [f"prompt {index}" for index in range(len(prompts))] + [f"clip {i}" for i in range(self.num_clips)]
+        for done, name in enumerate(parts):
+            if results.find(part=name) is not None:
+                continue
+            if on_progress is not None:
+                on_progress(BenchProgress(done=done, total=len(parts), label=name))
+            if done < len(prompts):
+                record = _generated(self, pipe, prompts[done], done)
+            else:
+                record = _reconstructed(pipe, done - len(prompts), request.num_frames)
+            results.add({"part": name, **record})
+        summary = results.finish(summarise_quality(results.records))
+        self.write_table(quality_markdown(results.content))
+        return summary
 
 
 def summarise_quality(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,7 +111,7 @@ def reconstruct(pipe: Any, video: Tensor) -> Tensor:
     return ((decoded[0].float() + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).cpu()
 
 
-def _generated(config: QualityBenchConfig, pipe: Any, prompt: Prompt, index: int) -> dict[str, Any]:
+def _generated(config: QualityBench, pipe: Any, prompt: Prompt, index: int) -> dict[str, Any]:
     made = generate(pipe, _request(config, prompt.text, 1000 * config.seed + index), easycache=config.easycache)
     if config.keep_videos:
         write_video(config.output / "videos" / f"{index:03d}.mp4", made.frames, fps=spec_of(config.model).defaults.fps)
@@ -165,7 +153,7 @@ def _share(correct: list[bool]) -> dict[str, float]:
     }
 
 
-def _request(config: QualityBenchConfig, prompt: str, seed: int) -> GenerationRequest:
+def _request(config: QualityBench, prompt: str, seed: int) -> GenerationRequest:
     return request_for(
         spec_of(config.model).defaults,
         prompt,
@@ -178,16 +166,39 @@ def _request(config: QualityBenchConfig, prompt: str, seed: int) -> GenerationRe
     )
 
 
-def _protocol(config: QualityBenchConfig, request: GenerationRequest) -> dict[str, Any]:
-    return {
-        "benchmark": "quality",
-        "model": without_folders(config.model),
-        "num_prompts": config.num_prompts,
-        "seed": config.seed,
-        "num_clips": config.num_clips,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "num_frames": request.num_frames,
-        "easycache": None if config.easycache is None else easycache_settings(config.easycache),
-        "dtype": config.dtype,
-    }
+def quality_markdown(content: Content) -> str:
+    """Accuracy of the generated videos by the oracle, beside the oracle's own accuracy, and the VAE's fidelity."""
+    summary, protocol = content["summary"], content["protocol"]
+    rows = [
+        [kind, name, f"{share['correct']} of {share['count']}", _percent(share["share"]), _interval_text(share)]
+        for kind, shares in summary["accuracy"].items()
+        for name, share in shares.items()
+    ]
+    vae = summary["vae_psnr"]
+    lines = [
+        "# Quality of the model on unseen prompts",
+        "",
+        captions(content),
+        "",
+        f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}, {protocol['num_frames']} "
+        "frames. An attribute is correct where the oracle reads from the pixels what the prompt asks for. "
+        "The rows of rendered and reconstructed clips show what the oracle and the VAE alone lose.",
+        "",
+        *markdown_table(["videos", "attribute", "correct", "share", "95 % interval"], rows),
+    ]
+    if vae is not None:
+        lines += [
+            "",
+            f"VAE reconstruction of {vae['count']} unseen clips: PSNR {vae['mean']:.2f} dB mean "
+            f"[{vae['low']:.2f}, {vae['high']:.2f}], median {vae['median']:.2f}, 5th percentile "
+            f"{vae['percentile_5']:.2f}, worst {vae['minimum']:.2f}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _interval_text(share: Content) -> str:
+    return f"{_percent(share['low'])} to {_percent(share['high'])}"

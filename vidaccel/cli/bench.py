@@ -1,363 +1,118 @@
-"""`vidaccel bench easycache | caches | quality | speed | rollout | recall`: fixed protocols; JSON, tables, a plot."""
+"""`vidaccel bench NAME`: a command for every row of `vidaccel.bench.table`, made of the benchmark's own fields."""
 
+from __future__ import annotations
+
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from vidaccel.bench.caches import CachesBenchConfig, run_caches_bench
-from vidaccel.bench.easycache import EasyCacheBenchConfig, run_easycache_bench
-from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.quality import QualityBenchConfig, run_quality_bench
-from vidaccel.bench.recall import RecallBenchConfig, run_recall_bench
-from vidaccel.bench.rollout import RolloutBenchConfig, run_rollout_bench
-from vidaccel.bench.speed import SpeedBenchConfig, run_speed_bench
-from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT
-from vidaccel.catalog.speed_shapes import SHAPES
+from vidaccel.bench import table
+from vidaccel.cli.app import LazyCommand
 from vidaccel.cli.console import messages, say
-from vidaccel.cli.jobs import check_writable, read_prompts
-from vidaccel.easycache.config import EasyCacheConfig
+from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
-from vidaccel.video.metrics import METRICS
 
-Value = TypeVar("Value", int, float, str)
+if TYPE_CHECKING:
+    from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress
+
+
+class _BenchCommand(LazyCommand):
+    def load(self) -> Any:
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(self.name, help=self.help)(_command(table.benchmark_class(str(self.name))))
+        return get_command(alone)
+
+
+class _Group(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(table.BENCHMARKS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in table.BENCHMARKS:
+            return None
+        module, line = table.BENCHMARKS[cmd_name]
+        return _BenchCommand(cmd_name, module=module, help=line)
+
 
 app = typer.Typer(
+    cls=_Group,
     help="Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Output = Annotated[Path, typer.Option(help="Folder for the results.")]
-Model = Annotated[str, typer.Option(help="A name of `vidaccel models`, a folder, or a Hub id.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
-Weights = Annotated[
-    str | None, typer.Option(help="trained, toy, random, external: noted in the result. [default: the model's]")
-]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
-Guidance = Annotated[float | None, typer.Option(help="Weight of the prompt. [default: the model's]")]
-Frames = Annotated[int | None, typer.Option(help="Frames, 4k + 1. [default: the model's]")]
-Pixels = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
 
-_PROTOCOL = EasyCacheBenchConfig(output=Path("results"))
-_CACHES = CachesBenchConfig(output=Path("results"))
-_SPEED = SpeedBenchConfig(output=Path("results"))
-_ROLLOUT = RolloutBenchConfig(output=Path("results"))
-_RECALL = RecallBenchConfig(output=Path("results"))
+@app.callback()
+def _group() -> None:
+    """A group also where nothing is registered."""
 
 
-def _listed(values: tuple[Value, ...]) -> str:
-    return ",".join(map(str, values))
+def _command(kind: type[Benchmark]) -> Callable[..., None]:
+    """The command that runs a benchmark, with an option for every field."""
+    types = get_type_hints(kind)
+    options = {one.name: one for one in fields(kind)}
+
+    def command(**given: Any) -> None:
+        benchmark = kind(**{name: _read(options[name], types[name], value) for name, value in given.items()})
+        check_writable(benchmark.output)
+        with _bar() as on_progress:
+            benchmark.run(on_progress=on_progress)
+        say(f"results: {benchmark.output}")
+
+    parameters = [_parameter(one, types[one.name], kind) for one in options.values()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
 
 
-@app.command()
-def easycache(
-    output: Output = Path("results/easycache"),
-    model: Model = EMBEDDED_MODEL,
-    prompt_file: Annotated[
-        Path | None, typer.Option(help="A file with one prompt a line. [default: the world's unseen prompts]")
-    ] = None,
-    num_prompts: Annotated[int, typer.Option(help="How many unseen prompts.")] = _PROTOCOL.num_prompts,
-    seeds: Annotated[str, typer.Option(help="Each prompt is made once per seed.")] = _listed(_PROTOCOL.seeds),
-    predictors: Annotated[str, typer.Option(help="What a reused step returns.")] = _listed(_PROTOCOL.predictors),
-    thresholds: Annotated[str, typer.Option(help="Of EasyCache.")] = _listed(_PROTOCOL.thresholds),
-    warmup_steps: Annotated[int, typer.Option(help="First steps that are always computed.")] = _PROTOCOL.warmup_steps,
-    uniform_intervals: Annotated[str, typer.Option(help="Baseline that computes every k-th step.")] = _listed(
-        _PROTOCOL.uniform_intervals
-    ),
-    fewer_steps: Annotated[str, typer.Option(help="Baseline with fewer steps.")] = _listed(_PROTOCOL.fewer_steps),
-    num_inference_steps: Steps = None,
-    guidance_scale: Guidance = None,
-    num_frames: Frames = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    metrics: Annotated[str, typer.Option(help="Which figures to take; psnr is always one.")] = _listed(METRICS),
-    weights: Weights = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """EasyCache at several thresholds against fewer steps and uniform reuse: easycache.json, .md, .png."""
-    config = EasyCacheBenchConfig(
-        output=output,
-        model=model,
-        prompts=None if prompt_file is None else tuple(read_prompts([], prompt_file)),
-        num_prompts=num_prompts,
-        seeds=_values("seeds", seeds, int),
-        predictors=_values("predictors", predictors, str),
-        thresholds=_values("thresholds", thresholds, float),
-        warmup_steps=warmup_steps,
-        uniform_intervals=_values("uniform_intervals", uniform_intervals, int),
-        fewer_steps=_values("fewer_steps", fewer_steps, int),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        metrics=_values("metrics", metrics, str),
-        weights=weights,
-        device=device,
-        dtype=dtype,
-    )
-    check_writable(output)
-    with _bar() as on_progress:
-        run_easycache_bench(config, on_progress=on_progress)
-    say(f"results: {output}")
+def _parameter(one: Field[Any], kind: Any, owner: type[Benchmark]) -> inspect.Parameter:
+    """The option of a field. Values of a tuple, and those with a reader, are one text."""
+    default: Any = one.default
+    if default is MISSING:
+        default = Path("results") / owner.name if one.name == "output" else inspect.Parameter.empty
+    flag = one.metadata["flag"] or f"--{one.name.replace('_', '-')}"
+    flags = () if default is True else (flag,)  # a switch that is on gets --no- from typer
+    optional = default is None
+    if one.metadata["read"] is not None or _item_of(kind) is not None:
+        kind = str | None if optional else str
+        default = None if optional else ",".join(map(str, default))
+    annotation = Annotated[kind, typer.Option(*flags, help=one.metadata["help"])]
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-@app.command()
-def caches(
-    output: Output = Path("results/caches"),
-    model: Model = EMBEDDED_MODEL,
-    prompt_file: Annotated[
-        Path | None, typer.Option(help="A file with one prompt a line. [default: the world's unseen prompts]")
-    ] = None,
-    num_prompts: Annotated[int, typer.Option(help="How many unseen prompts.")] = _CACHES.num_prompts,
-    seeds: Annotated[str, typer.Option(help="Each prompt is made once per seed.")] = _listed(_CACHES.seeds),
-    predictors: Annotated[str, typer.Option(help="What a reused step returns.")] = _listed(_CACHES.predictors),
-    fixed_predictors: Annotated[str, typer.Option(help="The same of uniform and random reuse.")] = _listed(
-        _CACHES.fixed_predictors
-    ),
-    thresholds: Annotated[str, typer.Option(help="Of EasyCache.")] = _listed(_CACHES.thresholds),
-    warmup_steps: Annotated[int, typer.Option(help="First steps that are always computed.")] = _CACHES.warmup_steps,
-    uniform_intervals: Annotated[str, typer.Option(help="Baseline that computes every k-th step.")] = _listed(
-        _CACHES.uniform_intervals
-    ),
-    fewer_steps: Annotated[str, typer.Option(help="Baseline with fewer steps.")] = _listed(_CACHES.fewer_steps),
-    num_inference_steps: Steps = None,
-    guidance_scale: Guidance = None,
-    num_frames: Frames = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    metrics: Annotated[str, typer.Option(help="Which figures to take; psnr is always one.")] = _listed(_CACHES.metrics),
-    methods: Annotated[str, typer.Option(help="Only methods whose names contain one of these texts.")] = "",
-    shard: Annotated[str | None, typer.Option(help="i/n: this process makes every n-th video, untimed.")] = None,
-    timing_prompts: Annotated[int, typer.Option(help="Prompts on which methods are timed.")] = _CACHES.timing_prompts,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which no further video begins; 0 only writes the tables.")
-    ] = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """EasyCache against the caches of diffusers at equal executed work: caches.json, .md, .png."""
-    config = CachesBenchConfig(
-        output=output,
-        model=model,
-        prompts=None if prompt_file is None else tuple(read_prompts([], prompt_file)),
-        num_prompts=num_prompts,
-        seeds=_values("seeds", seeds, int),
-        predictors=_values("predictors", predictors, str),
-        fixed_predictors=_values("fixed_predictors", fixed_predictors, str),
-        thresholds=_values("thresholds", thresholds, float),
-        warmup_steps=warmup_steps,
-        uniform_intervals=_values("uniform_intervals", uniform_intervals, int),
-        fewer_steps=_values("fewer_steps", fewer_steps, int),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        metrics=_values("metrics", metrics, str),
-        methods=_values("methods", methods, str),
-        shard=None if shard is None else _shard(shard),
-        timing_prompts=timing_prompts,
-        time_limit=time_limit,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-    )
-    check_writable(output)
-    with _bar() as on_progress:
-        run_caches_bench(config, on_progress=on_progress)
-    say(f"results: {output}")
-
-
-@app.command()
-def quality(
-    output: Output = Path("results/quality"),
-    model: Model = EMBEDDED_MODEL,
-    num_prompts: Annotated[int, typer.Option(help="Unseen prompts of the world.")] = 64,
-    num_clips: Annotated[int, typer.Option(help="Unseen clips the VAE reconstructs; 0 leaves it out.")] = 16,
-    seed: Annotated[int, typer.Option(help="Draws the prompts and the noise.")] = 0,
-    num_inference_steps: Steps = None,
-    guidance_scale: Guidance = None,
-    num_frames: Frames = None,
-    threshold: Annotated[float | None, typer.Option(help="With EasyCache. [default: every step computed]")] = None,
-    warmup_steps: Annotated[int, typer.Option(help="EasyCache: first steps always computed.")] = _PROTOCOL.warmup_steps,
-    keep_videos: Annotated[bool, typer.Option("--keep-videos", help="Keep the videos beside the results.")] = False,
-    weights: Weights = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """What a model of the storybook world can do, read by the oracle: quality.json, quality.md."""
-    cache = None if threshold is None else EasyCacheConfig(threshold=threshold, warmup_steps=warmup_steps)
-    config = QualityBenchConfig(
-        output=output,
-        model=model,
-        num_prompts=num_prompts,
-        seed=seed,
-        num_clips=num_clips,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        num_frames=num_frames,
-        easycache=cache,
-        keep_videos=keep_videos,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-    )
-    check_writable(output)
-    with _bar() as on_progress:
-        run_quality_bench(config, on_progress=on_progress)
-    say(f"results: {output}")
-
-
-@app.command()
-def speed(
-    output: Output = Path("results/speed"),
-    shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}; weights are random.")] = _SPEED.shape,
-    num_inference_steps: Annotated[int, typer.Option(help="Denoising steps.")] = _SPEED.num_inference_steps,
-    guidance_scale: Annotated[float | None, typer.Option(help="Weight of the prompt. [default: the shape's]")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames. [default: the shape's]")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
-    repeats: Annotated[int, typer.Option(help="Pairs of a plain run and one with reuse.")] = _SPEED.repeats,
-    rehearsal_steps: Annotated[
-        int, typer.Option(help="Computed steps before the timing, at least 2.")
-    ] = _SPEED.rehearsal_steps,
-    warmup_steps: Annotated[
-        int, typer.Option(help="EasyCache: first steps always computed.")
-    ] = _SPEED.easycache.warmup_steps,
-    attention: Annotated[str, typer.Option(help="Attention backend.")] = _SPEED.attention,
-    compile_blocks: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
-    device: Device = "auto",
-) -> None:
-    """Time of a full-size transformer with random weights, with and without reuse: speed.json, speed.md."""
-    config = SpeedBenchConfig(
-        output=output,
-        shape=shape,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        repeats=repeats,
-        rehearsal_steps=rehearsal_steps,
-        easycache=replace(_SPEED.easycache, warmup_steps=warmup_steps),
-        device=device,
-        attention=attention,
-        compile=compile_blocks,
-    )
-    check_writable(output)
-    with _bar() as on_progress:
-        run_speed_bench(config, on_progress=on_progress)
-    say(f"results: {output}")
-
-
-@app.command()
-def rollout(
-    output: Output = Path("results/rollout"),
-    shape: Annotated[str, typer.Option(help="A text-to-video Wan of `bench speed`, or toy.")] = _ROLLOUT.shape,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the shape's]")] = None,
-    num_inference_steps: Annotated[
-        int, typer.Option(help="Denoising steps of a chunk.")
-    ] = _ROLLOUT.num_inference_steps,
-    memories: Annotated[str, typer.Option(help="What is remembered.")] = _listed(_ROLLOUT.memories),
-    modes: Annotated[str, typer.Option(help="How passes are run; the main one first.")] = _listed(_ROLLOUT.modes),
-    decoders: Annotated[str, typer.Option(help="none, tiny, full; the main one first.")] = _listed(_ROLLOUT.decoders),
-    num_chunks: Annotated[str, typer.Option(help="Chunks of the long run of each memory.")] = _listed(
-        _ROLLOUT.num_chunks
-    ),
-    num_filled_chunks: Annotated[int, typer.Option(help="Of all other runs.")] = _ROLLOUT.num_filled_chunks,
-    attention: Annotated[
-        str, typer.Option(help="auto (the fastest here), a backend of diffusers, or kernel/parts such as cudnn/2.")
-    ] = _ROLLOUT.attention,
-    fuse: Annotated[bool, typer.Option(help="Join layers, for inference.")] = _ROLLOUT.fuse,
-    budget_seconds: Annotated[float | None, typer.Option(help="No chunk begins after it.")] = None,
-    device: Device = "auto",
-) -> None:
-    """Frames per second and memory of a full-size causal student with random weights: rollout.json, .md, .png."""
-    config = RolloutBenchConfig(
-        output=output,
-        shape=shape,
-        height=height,
-        width=width,
-        num_inference_steps=num_inference_steps,
-        memories=_values("memories", memories, str),
-        modes=_values("modes", modes, str),  # type: ignore[arg-type]
-        decoders=_values("decoders", decoders, str),  # type: ignore[arg-type]
-        num_chunks=_values("num_chunks", num_chunks, int),
-        num_filled_chunks=num_filled_chunks,
-        attention=attention,
-        fuse=fuse,
-        budget_seconds=budget_seconds,
-        device=device,
-    )
-    check_writable(output)
-    with _bar() as on_progress:
-        run_rollout_bench(config, on_progress=on_progress)
-    say(f"results: {output}")
-
-
-@app.command()
-def recall(
-    output: Output = Path("results/recall"),
-    model: Model = EMBEDDED_STUDENT,
-    num_prompts: Annotated[int, typer.Option(help="Unseen scenes of the world.")] = _RECALL.num_prompts,
-    own_prompts: Annotated[int, typer.Option(help="Of these, for videos begun with nothing.")] = _RECALL.own_prompts,
-    seed: Annotated[int, typer.Option(help="Draws the scenes and the noise.")] = _RECALL.seed,
-    memories: Annotated[
-        str, typer.Option(help="For videos that begin with a clip; /uniform behind: keyframes at equal distances.")
-    ] = _listed(_RECALL.memories),
-    own_memories: Annotated[str, typer.Option(help="Of these, for videos that begin with nothing.")] = _listed(
-        _RECALL.own_memories
-    ),
-    settings: Annotated[str, typer.Option(help="steps@guidance of short rollouts.")] = _listed(_RECALL.settings),
-    keep_pictures: Annotated[bool, typer.Option("--keep-pictures", help="Keep what was compared.")] = False,
-    weights: Weights = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """Is a place the same when the camera comes back, with each memory of a causal student: recall.json, .md, .png."""
-    config = RecallBenchConfig(
-        output=output,
-        model=model,
-        num_prompts=num_prompts,
-        own_prompts=own_prompts,
-        seed=seed,
-        memories=_values("memories", memories, str),
-        own_memories=_values("own_memories", own_memories, str),
-        settings=_values("settings", settings, str),
-        keep_pictures=keep_pictures,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-    )
-    check_writable(output)
-    with _bar() as on_progress:
-        run_recall_bench(config, on_progress=on_progress)
-    say(f"results: {output}")
-
-
-def _values(name: str, text: str, kind: Callable[[str], Value]) -> tuple[Value, ...]:
+def _read(one: Field[Any], kind: Any, value: Any) -> Any:
+    """The field's value of what typer took from the command line."""
+    if not isinstance(value, str):
+        return value
+    if one.metadata["read"] is not None:
+        return one.metadata["read"](value)
+    item = _item_of(kind)
+    if item is None:
+        return value
     try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+        return tuple(item(part.strip()) for part in value.split(",") if part.strip())
     except ValueError as error:
-        raise UserError(f"`{name}` must be values with commas between them, got {text!r}.") from error
+        raise UserError(f"`{one.name}` must be values with commas between them, got {value!r}.") from error
 
 
-def _shard(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal()):
-        raise UserError(f"`shard` must be i/n, such as 1/8, got {text!r}.")
-    return int(first), int(second)
+def _item_of(kind: Any) -> type | None:
+    """What the values of a tuple are: numbers, or texts also where only some are allowed; None for another type."""
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    if get_origin(kind) is not tuple:
+        return None
+    item = get_args(kind)[0]
+    return item if item in (int, float) else str
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
-from vidaccel.files.text import plain_values, write_json
+from vidaccel.files.text import plain_values, read_prompt_file, write_json
 from vidaccel.generation.expert_files import LoraFile, TransformerFile
 from vidaccel.generation.options import check_options
 from vidaccel.generation.request import GenerationRequest
@@ -126,14 +126,7 @@ def read_prompts(arguments: Sequence[str], prompt_file: Path | None) -> list[str
     """The prompts of the command line and of a file (one a line, `#` starts a comment line), each once."""
     prompts = list(arguments)
     if prompt_file is not None:
-        try:
-            lines = prompt_file.read_text(encoding="utf-8-sig").split("\n")  # editors on Windows write a mark first
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The prompt file {prompt_file} cannot be read ({error}).") from error
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not found:
-            raise UserError(f"The prompt file {prompt_file} has no prompts; write one on each line.")
-        prompts += found
+        prompts += read_prompt_file(prompt_file)
     if not prompts:
         raise UserError("No prompt given; say in quotes what the video shows, or give --prompt-file.")
     unique = list(dict.fromkeys(prompts))

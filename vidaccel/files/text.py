@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
 
 
@@ -23,6 +24,18 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
     return json_number(value) if isinstance(value, float) else value
+
+
+def read_prompt_file(path: str | Path) -> tuple[str, ...]:
+    """The prompts of a file, one a line; `#` starts a comment line. Raises UserError where there are none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # editors on Windows write a mark first
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompt file {path} cannot be read ({error}).") from error
+    found = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not found:
+        raise UserError(f"The prompt file {path} has no prompts; write one on each line.")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

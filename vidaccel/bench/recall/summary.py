@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.recall_settings import ATTRIBUTES
-from vidaccel.bench.recall_trip import NUM_SEGMENTS, RETURNS
-from vidaccel.bench.statistics import percentile, share_interval, summarise
+from vidaccel.bench.recall.settings import ATTRIBUTES
+from vidaccel.bench.recall.trip import NUM_SEGMENTS, RETURNS
+from vidaccel.bench.shared.statistics import percentile, share_interval, summarise
 from vidaccel.files.text import json_number
 
 Record = Mapping[str, Any]

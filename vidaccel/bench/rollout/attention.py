@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import attention_backend, dispatch_atte
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from vidaccel.bench.clock import DeviceClock
+from vidaccel.bench.shared.clock import DeviceClock
 from vidaccel.errors import UserError
 from vidaccel.machine.attention import (
     NATIVE,

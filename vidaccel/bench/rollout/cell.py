@@ -12,8 +12,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from vidaccel.bench.clock import DeviceClock
-from vidaccel.bench.speed_model import call_tensors, random_transformer
+from vidaccel.bench.shared.clock import DeviceClock
+from vidaccel.bench.shared.random_model import call_tensors, random_transformer
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.errors import UserError

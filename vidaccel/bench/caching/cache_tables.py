@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from vidaccel.bench.cache_summary import PER_PROMPT_SPEED, common_videos
-from vidaccel.bench.methods import BUILTIN_NOTES
-from vidaccel.bench.tables import captions, equal_compute_table, markdown_table, method_table, number_text
+from vidaccel.bench.caching.cache_summary import PER_PROMPT_SPEED, common_videos
+from vidaccel.bench.caching.methods import BUILTIN_NOTES
+from vidaccel.bench.caching.tables import equal_compute_table, method_table
+from vidaccel.bench.shared.markdown import Content, captions, markdown_table, number_text
 
-Content = Mapping[str, Any]
 _TITLES = {
     "psnr": ("PSNR (dB)", ".1f"),
     "ssim": ("SSIM", ".4f"),

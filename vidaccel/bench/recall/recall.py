@@ -9,21 +9,19 @@ showed). Memories are compared on the same prompts and noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.recall_pictures import compare_places, resemblance, sharpness, still, subject_area
-from vidaccel.bench.recall_settings import Settings, measure_settings
-from vidaccel.bench.recall_summary import summarise_recall
-from vidaccel.bench.recall_tables import recall_markdown, save_recall_plot
-from vidaccel.bench.recall_trip import (
+from vidaccel.bench.recall.pictures import compare_places, resemblance, sharpness, still, subject_area
+from vidaccel.bench.recall.settings import Settings, measure_settings
+from vidaccel.bench.recall.summary import summarise_recall
+from vidaccel.bench.recall.tables import recall_markdown, save_recall_plot
+from vidaccel.bench.recall.trip import (
     NUM_SEGMENTS,
     RETURNS,
     VISITS,
@@ -35,13 +33,11 @@ from vidaccel.bench.recall_trip import (
     rendered_windows,
     take_trips,
 )
-from vidaccel.bench.records import ResultFile
+from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, changed, option
 from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
-from vidaccel.files.text import json_number, write_text
-from vidaccel.generation.loading import load_pipeline
-from vidaccel.machine.environment import describe_environment, without_folders
+from vidaccel.files.text import json_number
 from vidaccel.memory import MemoryConfig, parse_slow_fast
 from vidaccel.video.frames import rounded_to_uint8
 from vidaccel.world import Reading, read_clip
@@ -53,46 +49,43 @@ _UNIFORM = "/uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecallBenchConfig:
-    """The protocol.
+class RecallBench(ModelBenchmark):
+    """The protocol; the memories but the first are compared with it, and `own_memories` are of them."""
 
-    output: folder for recall.json, .md and .png, and with `keep_pictures` for the pictures that were compared.
-    num_prompts: unseen scenes of the world. own_prompts: of these, the first, for videos that begin with nothing, which
-        take more chunks, and for `settings`.
-    memories: for videos that begin with a clip, as the command line writes them, or with "/uniform" behind for
-        keyframes at equal distances; the others are compared with the first.
-    own_memories: of these, those for videos that begin with nothing.
-    settings: steps and guidance of short rollouts with the student's own memory, such as "4@1".
-    """
+    name = "recall"
 
-    output: Path
-    model: str = EMBEDDED_STUDENT
-    num_prompts: int = 16
-    own_prompts: int = 8
-    seed: int = 0
-    memories: tuple[str, ...] = (
-        "slow-fast:3+12+6@0.997",
-        "slow-fast:3+12+6@0.99",
-        "slow-fast:3+12+6/uniform",
-        "sink+window:3+18",
-        "window:21",
-        "slow-fast:3+3+6@0.99",
-        "sink+window:3+9",
-        "window:12",
-        "full:168",
+    model: str = changed(ModelBenchmark, "model", EMBEDDED_STUDENT)
+    num_prompts: int = option("Unseen scenes of the world.", 16)
+    own_prompts: int = option(
+        "Of these, the first, for videos begun with nothing, which take more chunks, and for --settings.", 8
     )
-    own_memories: tuple[str, ...] = (
-        "slow-fast:3+12+6@0.997",
-        "slow-fast:3+12+6@0.99",
-        "slow-fast:3+12+6/uniform",
-        "sink+window:3+18",
-        "window:21",
+    seed: int = option("Draws the scenes and the noise.", 0)
+    memories: tuple[str, ...] = option(
+        "For videos that begin with a clip; /uniform behind: keyframes at equal distances.",
+        (
+            "slow-fast:3+12+6@0.997",
+            "slow-fast:3+12+6@0.99",
+            "slow-fast:3+12+6/uniform",
+            "sink+window:3+18",
+            "window:21",
+            "slow-fast:3+3+6@0.99",
+            "sink+window:3+9",
+            "window:12",
+            "full:168",
+        ),
     )
-    settings: tuple[str, ...] = ("4@1", "8@1", "4@3", "8@3")
-    keep_pictures: bool = False
-    weights: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
+    own_memories: tuple[str, ...] = option(
+        "Of these, for videos that begin with nothing.",
+        (
+            "slow-fast:3+12+6@0.997",
+            "slow-fast:3+12+6@0.99",
+            "slow-fast:3+12+6/uniform",
+            "sink+window:3+18",
+            "window:21",
+        ),
+    )
+    settings: tuple[str, ...] = option("steps@guidance of short rollouts.", ("4@1", "8@1", "4@3", "8@3"))
+    keep_pictures: bool = option("Keep what was compared.", False, recorded=False)
 
     def __post_init__(self) -> None:
         if not 2 <= self.own_prompts <= self.num_prompts:
@@ -114,9 +107,31 @@ class RecallBenchConfig:
         clips: list[tuple[Begin, str]] = [("clip", memory) for memory in self.memories]
         return clips + [("own", memory) for memory in self.own_memories]
 
+    def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
+        pipe = self.loaded(pipe)
+        results = self.results(self.protocol(_settled(pipe.student())), self.environment(pipe))
+        length = spec_of(self.model).defaults.max_sequence_length or 512
+        bench = _Bench(self, pipe, plan_trips(self.num_prompts, seed=self.seed), length)
+        tell = on_progress or (lambda progress: None)
+        total = len(self.cells) + len(self.settings)
+        for done, (begin, memory) in enumerate(self.cells):
+            if results.find(kind="trips", begin=begin, memory=memory) is None:
+                tell(BenchProgress(done=done, total=total, label=f"{begin}, {memory}"))
+                results.add(bench.cell(begin, memory))
+        for done, text in enumerate(self.settings, len(self.cells)):
+            if results.find(kind="settings", settings=text) is None:
+                tell(BenchProgress(done=done, total=total, label=f"settings {text}"))
+                trips, settings = bench.trips[: self.own_prompts], Settings.parse(text)
+                prompts = measure_settings(pipe, trips, settings, max_sequence_length=length)
+                results.add({"kind": "settings", "settings": text, "prompts": prompts})
+        summary = results.finish(summarise_recall(results.records, reference=self.memories[0]))
+        self.write_table(recall_markdown(results.content))
+        save_recall_plot(self.path("png"), results.content)
+        return summary
+
 
 def named_memory(text: str, chunk_frames: int = 3) -> MemoryConfig:
-    """The memory that a name of `RecallBenchConfig.memories` means. Raises UserError."""
+    """The memory that a name of `RecallBench.memories` means. Raises UserError."""
     try:
         memory = parse_slow_fast(text.removesuffix(_UNIFORM), chunk_frames)
     except ValueError as error:
@@ -128,45 +143,10 @@ def named_memory(text: str, chunk_frames: int = 3) -> MemoryConfig:
     return replace(memory, keyframe_rule="uniform")
 
 
-def run_recall_bench(
-    config: RecallBenchConfig, *, pipe: Any = None, on_progress: Callable[[BenchProgress], None] | None = None
-) -> dict[str, Any]:
-    """Measure what is missing, write recall.json, .md and .png into `config.output`, and return the summary.
-
-    pipe: a loaded pipeline to use instead of loading `config.model`.
-    """
-    spec = spec_of(config.model)
-    pipe = load_pipeline(config.model, device=config.device, dtype=config.dtype) if pipe is None else pipe
-    weights = spec.weights if config.weights is None else config.weights
-    environment = describe_environment(device=torch.device(pipe._execution_device), weights=weights, model=config.model)
-    results = ResultFile(config.output / "recall.json", protocol=_protocol(config, pipe), environment=environment)
-    length = spec.defaults.max_sequence_length or 512
-    bench = _Bench(config, pipe, plan_trips(config.num_prompts, seed=config.seed), length)
-    tell = on_progress or (lambda progress: None)
-    total = len(config.cells) + len(config.settings)
-    for done, (begin, memory) in enumerate(config.cells):
-        if results.find(kind="trips", begin=begin, memory=memory) is None:
-            tell(BenchProgress(done=done, total=total, label=f"{begin}, {memory}"))
-            results.add(bench.cell(begin, memory))
-    for done, text in enumerate(config.settings, len(config.cells)):
-        if results.find(kind="settings", settings=text) is None:
-            tell(BenchProgress(done=done, total=total, label=f"settings {text}"))
-            prompts = measure_settings(
-                pipe, bench.trips[: config.own_prompts], Settings.parse(text), max_sequence_length=length
-            )
-            results.add({"kind": "settings", "settings": text, "prompts": prompts})
-    results.summary = summarise_recall(results.records, reference=config.memories[0])
-    results.write()
-    content = {"protocol": results.protocol, "environments": results.environments, "summary": results.summary}
-    write_text(config.output / "recall.md", recall_markdown(content))
-    save_recall_plot(config.output / "recall.png", content)
-    return results.summary
-
-
 class _Bench:
     """The trips, and the clips that they begin with, encoded when they are needed first."""
 
-    def __init__(self, config: RecallBenchConfig, pipe: Any, trips: list[Trip], max_sequence_length: int) -> None:
+    def __init__(self, config: RecallBench, pipe: Any, trips: list[Trip], max_sequence_length: int) -> None:
         self.config, self.pipe, self.trips, self.length = config, pipe, trips, max_sequence_length
         self.chunk_frames: int = pipe.config.chunk_frames
         self.grid = TripGrid(chunk_frames=self.chunk_frames, stride=pipe.vae_scale_factor_temporal)
@@ -263,21 +243,11 @@ class Visits:
         return {name: json_number(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _protocol(config: RecallBenchConfig, pipe: Any) -> dict[str, Any]:
-    student = pipe.student()
+def _settled(student: Any) -> dict[str, Any]:
     return {
-        "benchmark": "recall",
-        "model": without_folders(config.model),
-        "num_prompts": config.num_prompts,
-        "own_prompts": config.own_prompts,
-        "seed": config.seed,
         "segments": NUM_SEGMENTS,
         "segment_frames": SEGMENT_FRAMES,
         "given_segments": GIVEN_SEGMENTS,
         "num_inference_steps": student.num_inference_steps,
         "guidance_scale": student.guidance_scale,
-        "memories": list(config.memories),
-        "own_memories": list(config.own_memories),
-        "settings": list(config.settings),
-        "dtype": config.dtype,
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.labels import Label, place_labels
+from vidaccel.bench.shared.labels import Label, place_labels
 from vidaccel.files.atomic import atomic_write
 
 # A method is the part of a family's name before the first comma; its variants share the colour.

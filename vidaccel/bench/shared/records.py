@@ -70,15 +70,25 @@ class ResultFile:
             if tuple(record.get(name) for name in key) not in known:
                 self.records.append({**record, "environment": places[record["environment"]]})
 
-    def write(self) -> None:
-        """Write the file whole or not at all."""
-        content = {
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the file holds, and what tables are made of."""
+        return {
             "protocol": self.protocol,
             "environments": self.environments,
             "summary": self.summary,
             "records": self.records,
         }
-        write_json(self.path, content)
+
+    def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the file with its summary; returns that."""
+        self.summary = dict(summary)
+        self.write()
+        return self.summary
+
+    def write(self) -> None:
+        """Write the file whole or not at all."""
+        write_json(self.path, self.content)
         self._written = time.monotonic()
 
     def _read(self, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

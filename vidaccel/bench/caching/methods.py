@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vidaccel.bench import builtin_caches
-from vidaccel.bench.builtin_caches import CacheBuilder
+from vidaccel.bench.caching import builtin_caches
+from vidaccel.bench.caching.builtin_caches import CacheBuilder
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.predictors import PREDICTORS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vidaccel.bench.recall_trip import Trip
+from vidaccel.bench.recall.trip import Trip
 from vidaccel.errors import UserError
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.world import FRAME_SIZE, read_clip

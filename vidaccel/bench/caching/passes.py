@@ -13,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidaccel.bench.builtin_caches import FAILURES, Setting, enabled_cache
-from vidaccel.bench.methods import Method
-from vidaccel.bench.progress import BenchProgress
-from vidaccel.bench.records import ResultFile
-from vidaccel.bench.requests import decision_letters
-from vidaccel.bench.schedules import random_schedule, scheduled_reuse
-from vidaccel.bench.summary import METRIC_FIELDS
-from vidaccel.bench.work import BlockWork
+from vidaccel.bench.caching.builtin_caches import FAILURES, Setting, enabled_cache
+from vidaccel.bench.caching.methods import Method
+from vidaccel.bench.caching.schedules import random_schedule, scheduled_reuse
+from vidaccel.bench.caching.summary import METRIC_FIELDS
+from vidaccel.bench.caching.work import BlockWork
+from vidaccel.bench.shared.benchmark import BenchProgress, Tell
+from vidaccel.bench.shared.records import ResultFile
+from vidaccel.bench.shared.requests import decision_letters
 from vidaccel.easycache.apply import find_transformers
 from vidaccel.errors import UserError
 from vidaccel.files.text import json_number
 from vidaccel.generation.generate import Generation, GenerationRequest, generate
 from vidaccel.video.metrics import VideoComparison, compare_videos
 
-Tell = Callable[[BenchProgress], None] | None
 _PLAIN_EVERY = 8  # timed methods between two timed plain runs
 _WARM_UP_STEPS = 5  # enough for a method's first kernels
 _MOST_WAITING = 8  # videos kept until their VMAF is there

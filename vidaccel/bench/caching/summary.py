@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.statistics import summarise, value_at
+from vidaccel.bench.shared.statistics import summarise, value_at
 from vidaccel.files.text import json_number
 
 Record = Mapping[str, Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vidaccel.bench.statistics import NUM_DRAWS, ROUNDING, percentile, summarise, value_at
-from vidaccel.bench.summary import SPEEDS, Record, equal_compute, summarise_methods
+from vidaccel.bench.caching.summary import SPEEDS, Record, equal_compute, summarise_methods
+from vidaccel.bench.shared.statistics import NUM_DRAWS, ROUNDING, percentile, summarise, value_at
 
 EQUAL_FIELDS = ("psnr", "ssim", "ms_ssim", "vmaf")
 PER_PROMPT_SPEED = 2.0

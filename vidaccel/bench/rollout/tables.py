@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.statistics import percentile
-from vidaccel.bench.tables import captions, markdown_table
+from vidaccel.bench.shared.markdown import captions, markdown_table
+from vidaccel.bench.shared.statistics import percentile
 from vidaccel.files.atomic import atomic_write
 from vidaccel.machine.environment import hardware_line
 

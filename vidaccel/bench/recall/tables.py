@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.recall_settings import ATTRIBUTES
-from vidaccel.bench.tables import captions, markdown_table
+from vidaccel.bench.recall.settings import ATTRIBUTES
+from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.files.atomic import atomic_write
 from vidaccel.machine.environment import hardware_line
 

@@ -1,0 +1,1 @@
+"""Frames per second and memory of a rollout at full size."""
