@@ -69,6 +69,19 @@ def test_a_file_in_each_naming_is_the_network_it_was_saved_from(
     assert_same(loaded(base, file).transformer, dict(other.state_dict()))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_number_formats_are_those_of_a_folder(dtype: str, base: Path, other: Any, tmp_path: Path) -> None:
+    other.save_pretrained(base / "transformer")
+    whole = load_pipeline(str(base), device="cpu", dtype=dtype).transformer.state_dict()
+    file = written(wan_tensors(other), tmp_path / "other.safetensors")
+    network = load_pipeline(str(base), device="cpu", dtype=dtype, transformer_files=[file]).transformer
+    assert {weight.dtype for weight in whole.values()} == {torch.float32, getattr(torch, dtype)}
+    assert {name: weight.dtype for name, weight in network.state_dict().items()} == {
+        name: weight.dtype for name, weight in whole.items()
+    }
+    assert_same(network, whole)
+
+
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_8_bit_weights_are_the_numbers_they_stand_for(
     naming: str, base: Path, other: torch.nn.Module, tmp_path: Path
@@ -156,6 +169,19 @@ def test_a_file_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
         loaded(base, written({"a.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="expected shape"):
         loaded(base, written(wan_tensors(tiny_transformer()), tmp_path / "other.safetensors"))
+
+
+def test_weights_without_a_place_are_said(
+    base: Path, other: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidaccel.generation.single_file.logger.parent.propagate", True)
+    weights = wan_tensors(other)
+    loaded(base, written(weights, tmp_path / "other.safetensors"))
+    assert not [message for message in caplog.messages if "other.safetensors" in message]
+    deeper = {name.replace("blocks.1.", "blocks.2."): value for name, value in weights.items() if "blocks.1." in name}
+    assert deeper
+    loaded(base, written(weights | {k: v.clone() for k, v in deeper.items()}, tmp_path / "other.safetensors"))
+    assert [message for message in caplog.messages if "other.safetensors holds weights" in message]
 
 
 def test_what_is_no_file_of_weights_is_refused(base: Path, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ scaled fp8) are multiplied by it. GGUF weights stay packed and are unpacked laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from safetensors.torch import load_file
 
 from vidaccel.errors import UserError, first_line
 from vidaccel.generation.expert_files import EXPERT_PARTS, TransformerFile
+
+logger = logging.getLogger(__name__)
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, SafetensorError)
 _SCALES = (".scale_weight", ".weight_scale")
@@ -54,11 +58,12 @@ def load_single_file(kind: Any, file: TransformerFile, *, config: Path, dtype: t
     """
     if not issubclass(kind, FromOriginalModelMixin):
         raise UserError(f"diffusers reads no single files of {kind.__name__}; convert it to a folder and give --model.")
-    options: dict[str, Any] = {"torch_dtype": dtype, "config": str(config), "local_files_only": True}
+    options: dict[str, Any] = {"config": str(config), "local_files_only": True}
     if file.is_gguf:
-        options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
+        options |= {"torch_dtype": dtype, "quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)}
     try:
-        return kind.from_single_file(str(file.path) if file.is_gguf else _readable(file.path, dtype), **options)
+        with _telling_what_is_left_over(file.path):
+            network = kind.from_single_file(str(file.path) if file.is_gguf else _readable(file.path, dtype), **options)
     except NotImplementedError as error:  # a weight that nothing was read for cannot be moved
         raise UserError(f"{file.path.name} lacks weights that a {kind.__name__} of {config} has.") from error
     except _UNREADABLE as error:
@@ -66,6 +71,41 @@ def load_single_file(kind: Any, file: TransformerFile, *, config: Path, dtype: t
             f"{file.path.name} does not hold the weights of a {kind.__name__} as {config} describes it "
             f"({first_line(error)[:200]})."
         ) from error
+    return network if file.is_gguf else _converted(network, dtype)
+
+
+def _converted(network: Any, dtype: torch.dtype) -> Any:
+    """The network in `dtype` but for the layers that its class keeps in float32, as `from_pretrained` loads it.
+
+    `from_single_file` would convert those too.
+    """
+    kept = set(network._keep_in_fp32_modules or ())
+    for name, weight in (*network.named_parameters(), *network.named_buffers()):
+        if weight.is_floating_point():
+            weight.data = weight.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+    return network
+
+
+@contextmanager
+def _telling_what_is_left_over(path: Path) -> Iterator[None]:
+    """Pass on what diffusers only logs, whatever its level of talking: weights that the network has no place for."""
+    records: list[logging.LogRecord] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = records.append  # type: ignore[method-assign, assignment]
+    library = logging.getLogger("diffusers.loaders.single_file_model")
+    level = library.level
+    library.addHandler(listener)
+    library.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        library.removeHandler(listener)
+        library.setLevel(level)
+    if any("were not used" in record.getMessage() for record in records):
+        logger.warning(
+            "%s holds weights that the network has no place for; if the video is noise, it is for another --model.",
+            path.name,
+        )
 
 
 def _readable(path: Path, dtype: torch.dtype) -> str | dict[str, torch.Tensor]:
