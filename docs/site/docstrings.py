@@ -47,16 +47,16 @@ class HouseStyle(griffe.Extension):
             return
         pipelines = pkg["pipelines"]
         for module in pkg.modules.values():
-            _forget_imports(module)
+            _hide_imports(module)
         for path in sorted((ROOT / "pipelines").glob("[!_]*.py")):
             code = path.read_text(encoding="utf-8")
             module = griffe.visit(path.stem, path, code, extensions=loader.extensions, parent=pipelines)
             pipelines.set_member(path.stem, module)
 
 
-def _forget_imports(module: griffe.Module) -> None:
-    """Leave to every name the one module that defines it, so that it is shown once."""
-    for name in [name for name, member in module.members.items() if member.is_alias]:
-        module.del_member(name)
+def _hide_imports(module: griffe.Module) -> None:
+    """Show a name with the one module that defines it: what else a package gives out is for the code to import."""
+    module.exports = None
     for inner in module.modules.values():
-        _forget_imports(inner)
+        if not inner.is_alias:
+            _hide_imports(inner)

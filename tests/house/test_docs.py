@@ -234,6 +234,22 @@ def test_the_glossary_has_every_word_once_and_in_order() -> None:
     assert words == sorted(set(words))
 
 
+def test_the_layers_of_contributing_are_those_that_are_checked() -> None:
+    rules = tree_of(ROOT / "tests" / "house" / "test_architecture.py")
+    (ranks,) = (
+        ast.literal_eval(node.value)
+        for node in rules.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RANKS"
+    )
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("\n## The layers\n")[1].split("\n## ")[0]
+    listed = {
+        package: int(rank)
+        for rank, packages in re.findall(r"^\| (\d) \| ([^|]+) \|", text, flags=re.MULTILINE)
+        for package in re.findall(r"`(\w+)`", packages)
+    }
+    assert listed == {package: rank for package, rank in ranks.items() if package not in ("", "__main__")}
+
+
 def test_versions_agree() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
