@@ -60,6 +60,7 @@ def refused(tiny_wan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("--device", "toaster"), ("device", "toaster", "cuda")),
         (("--device", "cpu", "--offload", "model"), ("offload", "GPU")),
         (("--offload", "cellar"), ("offload", "cellar", "sequential")),
+        (("--device", "cuda", "--offload", "group", "--compile"), ("group", "compile", "none or model")),
         (("--attention", "magic"), ("attention", "magic", "native")),
         (("--attention", "flash"), ("flash", "cannot run here", "flash-attn")),
         (("--attention", "_native_cudnn", "--device", "cpu"), ("_native_cudnn", "cannot run here")),

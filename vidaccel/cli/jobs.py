@@ -49,7 +49,7 @@ class Run:
     report: bool
 
     def __post_init__(self) -> None:
-        check_options(device=self.device, dtype=self.dtype, offload=self.offload)
+        check_options(device=self.device, dtype=self.dtype, offload=self.offload, compile=self.compile_blocks)
         check_rate(self.fps)
 
 
