@@ -19,7 +19,9 @@ from live_rollout import Studio
 from rollout_tab import add_rollout_tab
 from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 
-from vidaccel.catalog.registry import EMBEDDED_MODEL, EMBEDDED_STUDENT, GenerationDefaults, spec_of
+from vidaccel.catalog.models import EMBEDDED_MODEL, EMBEDDED_STUDENT
+from vidaccel.catalog.registry import spec_of
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
 

@@ -11,9 +11,10 @@ from typing import Any
 from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 
 from vidaccel.catalog.presets import Preset
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.easycache.config import EasyCacheConfig
-from vidaccel.generation.generate import Generation, generate, request_for, unknown_words
+from vidaccel.generation.generate import Generation, generate, unknown_words
+from vidaccel.generation.request import request_for
 from vidaccel.video.files import write_video
 from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import compare_videos

@@ -22,7 +22,7 @@ from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 from PIL import Image
 from torch import Tensor
 
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
 from vidaccel.memory import MemoryConfig, MemoryPolicy
@@ -32,8 +32,8 @@ from vidaccel.rollout.production import Production, replay_segments
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import shots_of_branch
 from vidaccel.rollout.timeline import ChunkGrid
+from vidaccel.sessions import MAIN
 from vidaccel.sessions.branch import Branch
-from vidaccel.sessions.head import MAIN
 from vidaccel.sessions.session import Session
 from vidaccel.video.streams import VideoStream
 

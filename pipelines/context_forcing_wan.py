@@ -36,7 +36,7 @@ from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.start import Start, check_length
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
-from vidaccel.sessions.head import MAIN
+from vidaccel.sessions import MAIN
 
 
 class ContextForcingWanPipeline(WanPipeline):

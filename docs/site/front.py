@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vidaccel import EasyCacheConfig
-from vidaccel.generation.generate import GenerationRequest, generate
+from vidaccel.generation.generate import generate
 from vidaccel.generation.loading import load_pipeline
+from vidaccel.generation.request import GenerationRequest
 from vidaccel.rollout.timeline import PromptSpan, PromptTimeline
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"

@@ -27,8 +27,8 @@ from vidaccel.cli import run
 from vidaccel.easycache.apply import apply_easycache, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation.generate import GenerationRequest
 from vidaccel.generation.loading import load_pipeline
+from vidaccel.generation.request import GenerationRequest
 
 PROMPTS = ("a red circle moves right", "the blue square moves left")
 STEPS = 8

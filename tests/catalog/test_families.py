@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 from tests.support.family_calls import PROMPT, call_inputs
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
+from vidaccel.catalog.models import MODELS
 from vidaccel.catalog.pipelines import is_modular, named_class
 from vidaccel.catalog.presets import Preset
-from vidaccel.catalog.registry import MODELS, model_index, recorded_preset, spec_of
+from vidaccel.catalog.registry import model_index, recorded_preset, spec_of
 from vidaccel.catalog.table import CATALOG, family_named
 from vidaccel.cli import run
 from vidaccel.easycache.config import EasyCacheConfig

@@ -11,7 +11,7 @@ import pytest
 
 LARGE = ("torch", "diffusers", "transformers", "matplotlib", "cv2")
 PAGES = (
-    *("", "generate", "rollout", "compare", "models"),
+    *("", "generate", "rollout", "compare", "models", "bench"),
     *("session", "session show", "session branch", "session rewind", "session clean"),
     *("convert", "convert open-sora", "convert causal-wan"),
     *("train", "train vae", "train transformer", "train causal", "train export", "train export-causal"),

@@ -14,8 +14,8 @@ from tests.support.rollout_command import FPS, Command, decoder_file
 from vidaccel.cli import rollout_run, run
 from vidaccel.cli.rollout_progress import ChunkCounter
 from vidaccel.models.taehv import TinyWanDecoder
+from vidaccel.rollout import PassMode
 from vidaccel.rollout.chunk import Chunk, Student
-from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan
 from vidaccel.rollout.state import RolloutState
 from vidaccel.sessions.session import Session

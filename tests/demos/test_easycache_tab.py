@@ -15,7 +15,7 @@ from easycache_tab import make
 from live_rollout import Studio
 
 from tests.support.tiny_models import tiny_student
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.rollout.report import RolloutReport

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.tiny_models import tiny_student
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.rollout.chunk import Chunk
 from vidaccel.rollout.decode import StreamingDecoder

@@ -24,13 +24,8 @@ from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.generation import generate as generation
 from vidaccel.generation.calls import frames_of, negative_prompt_problem, parameters_of, sound_of
-from vidaccel.generation.generate import (
-    Generation,
-    StepProgress,
-    check_request,
-    generate,
-    warm_up,
-)
+from vidaccel.generation.generate import Generation, check_request, generate, warm_up
+from vidaccel.generation.recorder import StepProgress
 from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import denoisers
 from vidaccel.random_models.build import build_random, make_random

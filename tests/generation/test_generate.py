@@ -12,15 +12,10 @@ from diffusers import DiffusionPipeline
 from tests.support.tiny_models import tiny_wan_v2v
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
-from vidaccel.generation.generate import (
-    GenerationRequest,
-    StepProgress,
-    check_request,
-    generate,
-    unknown_words,
-    warm_up,
-)
+from vidaccel.generation.generate import check_request, generate, unknown_words, warm_up
 from vidaccel.generation.loading import load_pipeline
+from vidaccel.generation.recorder import StepProgress
+from vidaccel.generation.request import GenerationRequest
 
 REQUEST = GenerationRequest("a red circle", num_frames=5, height=32, width=32, num_inference_steps=14)
 REUSING = EasyCacheConfig(threshold=1.0, warmup_steps=3)

@@ -172,7 +172,7 @@ def test_a_folder_with_a_wrong_index_is_one_error(tiny_wan_folder: Path, tmp_pat
 @pytest.mark.shipped
 def test_the_vae_in_bfloat16_loses_nothing_one_can_measure() -> None:
     from vidaccel.bench.quality import reconstruct
-    from vidaccel.catalog.registry import EMBEDDED_MODEL
+    from vidaccel.catalog.models import EMBEDDED_MODEL
     from vidaccel.video.metrics import psnr
     from vidaccel.world import make_clip
 

@@ -123,6 +123,28 @@ def imports_point_down(module: Module) -> Iterator[str]:
             yield f"{module.package} (rank {RANKS[module.package]}) imports {name} (rank {RANKS.get(target)})"
 
 
+def names_are_imported_from_the_module_that_defines_them(module: Module) -> Iterator[str]:
+    # A package may hand on names of its modules (`vidaccel.memory`); a module may not.
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ImportFrom) and (defined := definitions().get(node.module or "")) is not None:
+            names = [alias.name for alias in node.names if f"{node.module}.{alias.name}" not in NAMES]
+            yield from (f"{node.lineno}: {node.module} does not define {name}" for name in names if name not in defined)
+
+
+@cache
+def definitions() -> dict[str, frozenset[str]]:
+    """The names that each module defines, by module; packages are left out."""
+    found = {}
+    for module in modules():
+        if module.path.stem == "__init__":
+            continue
+        nodes = list(ast.walk(module.tree))
+        made = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        made |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        found[module_name(module.path)] = frozenset(made)
+    return found
+
+
 def packages_below_know_no_model_library(module: Module) -> Iterator[str]:
     if module.package in WITHOUT_MODEL_LIBRARIES:
         yield from {name for name in imported_modules(module.tree) if name.split(".")[0] in MODEL_LIBRARIES}
@@ -249,6 +271,7 @@ Rule = Callable[[Module], Iterator[str]]
 BREACHES: tuple[tuple[Rule, str], ...] = (
     (imports_point_down, "from vidaccel.models.causal_wan import CausalWanTransformer3DModel\n"),
     (imports_point_down, "import tests\n"),
+    (names_are_imported_from_the_module_that_defines_them, "from vidaccel.catalog.registry import MODELS\n"),
     (packages_below_know_no_model_library, "import diffusers\n"),
     (command_line_libraries_stay_there, "import typer\n"),
     (command_line_libraries_stay_there, "import gradio\n"),

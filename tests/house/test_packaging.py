@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vidaccel.catalog.registry import EMBEDDED_MODEL, MODELS, asset_path, spec_of
+from vidaccel.catalog.models import EMBEDDED_MODEL, MODELS
+from vidaccel.catalog.registry import spec_of
+from vidaccel.catalog.spec import asset_path
 from vidaccel.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,9 +90,9 @@ def test_an_installed_wheel_works_from_another_directory(wheel: Path, tmp_path: 
         archive.extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import vidaccel, vidaccel.pipelines, vidaccel.catalog.registry as registry\n"
+        "import vidaccel, vidaccel.pipelines, vidaccel.catalog.spec as spec\n"
         f"assert vidaccel.__file__.startswith({str(tmp_path / 'site')!r}), vidaccel.__file__\n"
-        "print(registry.asset_path('planted-model'))\n"
+        "print(spec.asset_path('planted-model'))\n"
         "print(vidaccel.pipelines.__path__[0])\n"
     )
     result = subprocess.run(

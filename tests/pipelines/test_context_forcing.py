@@ -26,7 +26,8 @@ from tests.support.tiny_models import (
     tiny_tokenizer,
     tiny_vae,
 )
-from vidaccel.catalog.registry import EMBEDDED_STUDENT, asset_path
+from vidaccel.catalog.models import EMBEDDED_STUDENT
+from vidaccel.catalog.spec import asset_path
 from vidaccel.cli import run
 from vidaccel.easycache.apply import apply_easycache
 from vidaccel.errors import UserError

@@ -25,9 +25,10 @@ from vidaccel.models.split_attention import (
     use_split_attention,
 )
 from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
+from vidaccel.rollout import PassMode
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import rollout
-from vidaccel.rollout.passes import CapturedPass, PassMode, captured, compiled, eager, make_pass, speed_up
+from vidaccel.rollout.passes import CapturedPass, captured, compiled, eager, make_pass, speed_up
 from vidaccel.rollout.state import new_state
 
 MEMORY = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, keyframe_rule="uniform")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vidaccel.video import metrics, vmaf
-from vidaccel.video.metrics import MetricUnavailable, VideoComparison, compare_videos
+from vidaccel.video.metrics import VideoComparison, compare_videos
+from vidaccel.video.vmaf import MetricUnavailable
 
 
 def waves(num_frames: int = 3, height: int = 24, width: int = 20) -> Tensor:

@@ -11,10 +11,12 @@ import torch
 from diffusers import WanPipeline
 
 from vidaccel.bench.quality import reconstruct
-from vidaccel.catalog.registry import EMBEDDED_MODEL, asset_path
+from vidaccel.catalog.models import EMBEDDED_MODEL
+from vidaccel.catalog.spec import asset_path
 from vidaccel.easycache.config import EasyCacheConfig
-from vidaccel.generation.generate import GenerationRequest, generate
+from vidaccel.generation.generate import generate
 from vidaccel.generation.loading import load_pipeline
+from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.metrics import psnr
 from vidaccel.world import make_clip, read_clip, unseen_prompts
 

@@ -20,7 +20,8 @@ from vidaccel.catalog.registry import spec_of
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import json_number
-from vidaccel.generation.generate import GenerationRequest, generate, request_for
+from vidaccel.generation.generate import generate
+from vidaccel.generation.request import GenerationRequest, request_for
 from vidaccel.video.files import write_video
 from vidaccel.video.metrics import psnr
 from vidaccel.world import FRAME_SIZE, Prompt, make_clip, read_clip, unseen_prompts

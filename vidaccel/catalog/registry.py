@@ -12,25 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from vidaccel.catalog.models import EMBEDDED_MODEL, EMBEDDED_STUDENT, MODELS
+from vidaccel.catalog.models import MODELS
 from vidaccel.catalog.pipelines import pipeline_class
 from vidaccel.catalog.presets import Preset
-from vidaccel.catalog.spec import GenerationDefaults, ModelSpec, Weights, asset_path, expanded
+from vidaccel.catalog.spec import GenerationDefaults, ModelSpec, Weights, expanded
 from vidaccel.errors import UserError
-
-__all__ = [
-    "EMBEDDED_MODEL",
-    "EMBEDDED_STUDENT",
-    "MODELS",
-    "SETTINGS_FILE",
-    "GenerationDefaults",
-    "ModelSpec",
-    "asset_path",
-    "model_index",
-    "pipeline_name",
-    "recorded_preset",
-    "spec_of",
-]
 
 SETTINGS_FILE = "vidaccel.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

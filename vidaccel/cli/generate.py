@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.catalog.models import EMBEDDED_MODEL
+from vidaccel.catalog.registry import spec_of
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.cli.inputs import KeepFrames, check_files, read_arguments, read_inputs
 from vidaccel.cli.jobs import Run, read_prompts, video_paths

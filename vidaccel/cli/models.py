@@ -8,8 +8,9 @@ import typer
 from vidaccel.catalog import table
 from vidaccel.catalog.families.checks import CHECKS
 from vidaccel.catalog.families.family import Family
+from vidaccel.catalog.models import MODELS
 from vidaccel.catalog.presets import Preset
-from vidaccel.catalog.registry import MODELS, ModelSpec
+from vidaccel.catalog.spec import ModelSpec
 from vidaccel.catalog.table import family_named
 from vidaccel.cli.console import say
 from vidaccel.easycache.config import EasyCacheConfig

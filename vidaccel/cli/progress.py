@@ -7,7 +7,7 @@ from statistics import median
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidaccel.cli.console import messages
-from vidaccel.generation.generate import StepProgress
+from vidaccel.generation.recorder import StepProgress
 
 
 class StepCounter:

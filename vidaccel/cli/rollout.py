@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
+from vidaccel.catalog.models import EMBEDDED_STUDENT
+from vidaccel.catalog.registry import spec_of
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.cli.console import console, say
 from vidaccel.cli.inputs import KeepFrames, check_files, read_inputs

@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import Tensor
 
 from vidaccel.catalog.pipelines import STUDENT_PIPELINE
-from vidaccel.catalog.registry import ModelSpec, model_index, pipeline_name
+from vidaccel.catalog.registry import model_index, pipeline_name
 from vidaccel.catalog.shares import shared_folder
+from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
 from vidaccel.files.digest import folder_digest
@@ -22,8 +23,8 @@ from vidaccel.generation.request import GenerationRequest, Input, request_for
 from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
+from vidaccel.rollout import PassMode
 from vidaccel.rollout.checkpoint import SessionSettings
-from vidaccel.rollout.passes import PassMode
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
 from vidaccel.rollout.start import check_length, start_settings

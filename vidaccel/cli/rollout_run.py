@@ -30,9 +30,10 @@ from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import shots_of_branch
 from vidaccel.rollout.start import Start
 from vidaccel.rollout.state import Decoder, RolloutState
+from vidaccel.sessions import MAIN
 from vidaccel.sessions.branch import Branch
-from vidaccel.sessions.head import MAIN
-from vidaccel.video.streams import PLAYER, PlayerClosedError, PlayerStream, VideoStream, open_stream
+from vidaccel.video.paths import PLAYER
+from vidaccel.video.streams import PlayerClosedError, PlayerStream, VideoStream, open_stream
 
 
 def run_rollout(

@@ -17,7 +17,8 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults
+from vidaccel.catalog.registry import SETTINGS_FILE
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints
 from vidaccel.convert.formats import Format
 from vidaccel.convert.plan import Plan, make_plan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.convert.folder import Recipe
 from vidaccel.convert.formats import Format
 from vidaccel.convert.open_sora_2_map import TRANSFORMER_RULES

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vidaccel.catalog.pipelines import STUDENT_PIPELINE
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.convert.causal_wan_map import STUDENT
 from vidaccel.convert.folder import Recipe
 

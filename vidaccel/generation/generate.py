@@ -30,21 +30,9 @@ from vidaccel.generation.calls import (
     sound_of,
 )
 from vidaccel.generation.recorder import Recorder, StepProgress, now
-from vidaccel.generation.request import GenerationRequest, request_for
+from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.components import execution_device
 from vidaccel.machine.footprint import available_bytes, footprint, gigabytes
-
-__all__ = [
-    "Generation",
-    "GenerationRequest",
-    "StepProgress",
-    "check_request",
-    "generate",
-    "request_for",
-    "unknown_words",
-    "warm_up",
-    "warn_about_words",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 
 from vidaccel.catalog.pipelines import pipeline_class
-from vidaccel.catalog.registry import ModelSpec, pipeline_name, spec_of
+from vidaccel.catalog.registry import pipeline_name, spec_of
+from vidaccel.catalog.spec import ModelSpec
 from vidaccel.catalog.table import component_modules, pipeline_traits
 from vidaccel.errors import UserError
 from vidaccel.generation.adapters import load_loras
@@ -50,7 +51,7 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load the pipeline class that the model's `model_index.json` names, one of diffusers or of `vidaccel.pipelines`.
 
-    model: a name of `vidaccel.catalog.registry.MODELS`, a local folder, or a Hub id.
+    model: a name of `vidaccel.catalog.models.MODELS`, a local folder, or a Hub id.
     device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
     dtype: `auto`, `float32`, `bfloat16`, `float16`. `auto` is bfloat16 on CUDA; on a CPU float32, and bfloat16 for
         the VAE where the CPU calculates in it (see `component_dtypes`).

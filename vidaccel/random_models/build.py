@@ -20,7 +20,8 @@ import torch
 
 from vidaccel.catalog.families.family import Component, Family
 from vidaccel.catalog.pipelines import is_modular, named_class
-from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults
+from vidaccel.catalog.registry import SETTINGS_FILE
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.catalog.table import family_named
 from vidaccel.errors import UserError
 

@@ -20,8 +20,8 @@ from vidaccel.files.text import plain_values
 from vidaccel.memory import MemoryPolicy
 from vidaccel.rollout.resume import check_prompts
 from vidaccel.rollout.timeline import PromptChange
+from vidaccel.sessions import MAIN
 from vidaccel.sessions.branch import Branch
-from vidaccel.sessions.head import MAIN
 from vidaccel.sessions.session import SESSION_FILE, Session
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from vidaccel.catalog.registry import GenerationDefaults
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.training.checkpoint import TrainingState
 from vidaccel.training.loop import finished_round
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from vidaccel.catalog.pipelines import STUDENT_PIPELINE, STUDENT_TRANSFORMER
-from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults, spec_of
-from vidaccel.catalog.spec import ASSET
+from vidaccel.catalog.registry import SETTINGS_FILE, spec_of
+from vidaccel.catalog.spec import ASSET, GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
 from vidaccel.training.architecture import FLOW_SHIFT, NUM_TRAIN_TIMESTEPS

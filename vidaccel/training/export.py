@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from diffusers import WanPipeline
 
-from vidaccel.catalog.registry import SETTINGS_FILE, GenerationDefaults
+from vidaccel.catalog.registry import SETTINGS_FILE
+from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
 from vidaccel.training.architecture import new_scheduler, new_tokenizer

@@ -26,7 +26,8 @@ from diffusers.hooks import SeaCacheConfig
 from torch import nn
 
 from vidaccel.easycache.apply import find_transformers
-from vidaccel.generation.generate import GenerationRequest, generate
+from vidaccel.generation.generate import generate
+from vidaccel.generation.request import GenerationRequest
 
 FAILURES = (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 """What the caches raise where a model does not suit them."""

@@ -31,7 +31,7 @@ from vidaccel.bench.caching.passes import FidelityPass, MethodRunner, TimingPass
 from vidaccel.bench.shared.benchmark import Tell, changed, option
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
-from vidaccel.generation.generate import GenerationRequest, request_for
+from vidaccel.generation.request import GenerationRequest, request_for
 from vidaccel.video.metrics import METRICS
 from vidaccel.world import unseen_prompts
 

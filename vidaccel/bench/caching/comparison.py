@@ -15,7 +15,7 @@ from vidaccel.catalog.registry import spec_of
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 from vidaccel.files.text import read_prompt_file
-from vidaccel.generation.generate import GenerationRequest
+from vidaccel.generation.request import GenerationRequest
 from vidaccel.machine.environment import hardware_line
 from vidaccel.video.metrics import METRICS
 from vidaccel.world import unseen_prompts

@@ -24,7 +24,8 @@ from vidaccel.bench.shared.benchmark import BenchProgress, Tell
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.bench.shared.requests import decision_letters
 from vidaccel.files.text import json_number
-from vidaccel.generation.generate import Generation, GenerationRequest, generate
+from vidaccel.generation.generate import Generation, generate
+from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.metrics import compare_videos
 
 

@@ -24,7 +24,8 @@ from vidaccel.bench.shared.requests import decision_letters
 from vidaccel.easycache.apply import find_transformers
 from vidaccel.errors import UserError
 from vidaccel.files.text import json_number
-from vidaccel.generation.generate import Generation, GenerationRequest, generate
+from vidaccel.generation.generate import Generation, generate
+from vidaccel.generation.request import GenerationRequest
 from vidaccel.video.metrics import VideoComparison, compare_videos
 
 _PLAIN_EVERY = 8  # timed methods between two timed plain runs

@@ -34,7 +34,8 @@ from vidaccel.bench.recall.trip import (
     take_trips,
 )
 from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, changed, option
-from vidaccel.catalog.registry import EMBEDDED_STUDENT, spec_of
+from vidaccel.catalog.models import EMBEDDED_STUDENT
+from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
 from vidaccel.files.text import json_number

@@ -21,10 +21,11 @@ from vidaccel.memory import MemoryConfig, MemoryIndex, MemoryPolicy, parse_slow_
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.taehv import StreamingTinyDecoder
+from vidaccel.rollout import PassMode
 from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.loop import ingest, rollout
-from vidaccel.rollout.passes import PassMode, speed_up
+from vidaccel.rollout.passes import speed_up
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 
 DecoderKind = Literal["none", "tiny", "full"]

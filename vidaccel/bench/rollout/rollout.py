@@ -31,7 +31,7 @@ from vidaccel.errors import UserError
 from vidaccel.generation.loading import resolve_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.models.fused_layers import fuse_layers
-from vidaccel.rollout.passes import PassMode
+from vidaccel.rollout import PassMode
 
 
 @dataclass(frozen=True, kw_only=True)

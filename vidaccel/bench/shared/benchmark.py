@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 
 from vidaccel.bench.shared.records import ResultFile
-from vidaccel.catalog.registry import EMBEDDED_MODEL, spec_of
+from vidaccel.catalog.models import EMBEDDED_MODEL
+from vidaccel.catalog.registry import spec_of
 from vidaccel.files.text import write_text
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.machine.environment import describe_environment, without_folders

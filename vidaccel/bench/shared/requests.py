@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vidaccel.catalog.registry import GenerationDefaults
-from vidaccel.generation.generate import Generation, GenerationRequest, request_for
+from vidaccel.catalog.spec import GenerationDefaults
+from vidaccel.generation.generate import Generation
+from vidaccel.generation.request import GenerationRequest, request_for
 
 
 def bench_requests(
