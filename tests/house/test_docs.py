@@ -63,6 +63,8 @@ def defined(path: Path) -> set[str]:
             names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
         if isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
     return names
 
 
@@ -142,6 +144,11 @@ def test_the_page_of_memory_policies_shows_the_policy_that_is_tested(
         exec(compile(block, "memory-policy.md", "exec", dont_inherit=True), vars(page))
     assert said_by(index) == [capsys.readouterr().out.strip()]
     assert type(parse_memory("last:9")).__name__ == "SlidingWindow"
+
+
+def test_the_page_of_benchmarks_shows_the_benchmark_that_is_tested() -> None:
+    (example,) = fenced(DOCS / "how-to" / "benchmark.md", "python")
+    assert example.strip() in (ROOT / "tests" / "support" / "colour_bench.py").read_text(encoding="utf-8")
 
 
 def test_the_example_of_the_memory_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
