@@ -232,3 +232,30 @@ def test_a_single_first_frame_is_remembered_like_any_other():
     group = torch.tensor([0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
     twin = model(frames, torch.zeros(1), text(), visibility=group[:, None] >= group[None, :]).sample
     torch.testing.assert_close(torch.cat(outputs, dim=2), twin, atol=1e-5, rtol=0)
+
+
+def test_the_worked_example_of_the_buffers_is_what_they_do() -> None:
+    """Place by place, as the docstring of `vidaccel.memory.buffers` draws it."""
+    memory = memory_of(causal_model(), MemoryConfig(**SMALL, keyframe_rule="uniform", keyframe_interval=9))
+    moves: list[list[tuple[int, int]]] = []
+    copy_frames = memory.buffers._copy_frames
+    memory.buffers._copy_frames = lambda sample, these: (moves.append(list(these)), copy_frames(sample, these))
+
+    def drawn() -> tuple[list[int], range]:
+        return [slot[0] for slot in memory.buffers.slots[0] if slot is not None], memory.buffers.current
+
+    for _ in range(4):
+        memory.begin_chunk()
+        memory.commit()
+    memory.begin_chunk()
+    assert drawn() == ([0, 1, 2, 9, 10, 11], range(6, 9))
+    memory.commit()
+    memory.begin_chunk()
+    assert drawn() == ([0, 1, 2, 9, 13, 14, 12], range(7, 10))
+    assert moves[-1] == [(7, 4), (8, 5)]
+    assert memory.indexes[0].positions == tuple(range(10))
+    assert memory.buffers._positions[0] == {(0, None): 0, (1, None): 1, (2, None): 2, (9, None): 3} | {
+        (12, None): 4,
+        (13, None): 5,
+        (14, None): 6,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,9 @@ def test_the_command_line_runs_it_by_name_plans_it_and_reports_it(
     assert "--similarity-threshold is for slow-fast memories" in " ".join(capsys.readouterr().err.split())
     assert command("other", "--memory", "last:two") == 2
     assert "full:240 or last:9 (latent frames); got 'last:two'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("part", [SlidingWindow, read_sliding_window])
+def test_the_documentation_shows_this_very_policy(part: Any) -> None:
+    page = Path(__file__).parents[2] / "docs/how-to/memory-policy.md"
+    assert inspect.getsource(part) in page.read_text(encoding="utf-8")

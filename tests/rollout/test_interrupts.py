@@ -25,7 +25,7 @@ from vidaccel.rollout.loop import ingest, replay, rollout
 from vidaccel.rollout.state import RolloutState, new_state
 
 SMALL = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, similarity_threshold=0.999)
-SCENES = [shot("a"), shot("b", 3), shot("c", 5, cut="hard")]
+SHOTS = [shot("a"), shot("b", 3), shot("c", 5, cut="hard")]
 NUM_CHUNKS = 7
 
 
@@ -68,7 +68,7 @@ class DisturbedCounter(PixelCounter):
         return frames
 
 
-def in_full(made: Student, state: RolloutState, shots: list[Any] = SCENES) -> list[Chunk]:
+def in_full(made: Student, state: RolloutState, shots: list[Any] = SHOTS) -> list[Chunk]:
     return list(rollout(made, state, shots, num_chunks=NUM_CHUNKS))
 
 
@@ -85,7 +85,7 @@ def test_an_error_in_any_pass_or_in_the_decoder_leaves_no_trace(guidance_scale: 
         state = state_of(made, SMALL, decoder=DisturbedCounter(disturbance))
         found: list[Chunk] = []
         with pytest.raises(DisturbedError):
-            found.extend(rollout(made, state, SCENES, num_chunks=NUM_CHUNKS))
+            found.extend(rollout(made, state, SHOTS, num_chunks=NUM_CHUNKS))
         found = [*expected[: state.num_chunks], *in_full(made, state)]
         assert same(found, expected), at
         assert all(torch.equal(a.frames, b.frames) for a, b in zip(found, expected, strict=True)), at
@@ -154,7 +154,7 @@ def test_rollouts_that_take_turns_do_not_mix() -> None:
     made = [student(model, num_inference_steps=2), student(model, num_inference_steps=1, guidance_scale=2.0)]
     states = [state_of(one, SMALL, (seed,), StreamingDecoder(vae)) for seed, one in enumerate(made)]
     alone = [in_full(one, state_of(one, SMALL, (seed,), StreamingDecoder(vae))) for seed, one in enumerate(made)]
-    turns = zip(*[rollout(made[n], states[n], SCENES, num_chunks=NUM_CHUNKS) for n in (0, 1)], strict=True)
+    turns = zip(*[rollout(made[n], states[n], SHOTS, num_chunks=NUM_CHUNKS) for n in (0, 1)], strict=True)
     for first, second in zip(list(zip(*turns, strict=True)), alone, strict=True):
         assert same(list(first), second)
         assert all(torch.equal(a.frames, b.frames) for a, b in zip(first, second, strict=True))
@@ -178,7 +178,7 @@ def test_a_state_goes_on_when_its_generator_was_dropped_and_other_sizes_come_bet
     made = student(num_inference_steps=2)
     expected = in_full(made, state_of(made, SMALL))
     state = state_of(made, SMALL)
-    dropped = rollout(made, state, SCENES, num_chunks=NUM_CHUNKS)
+    dropped = rollout(made, state, SHOTS, num_chunks=NUM_CHUNKS)
     begin = [next(dropped) for _ in range(4)]
     del dropped
     list(rollout(made, new_state(made, SMALL, height=8, width=2), [shot()], num_chunks=2))
@@ -188,9 +188,7 @@ def test_a_state_goes_on_when_its_generator_was_dropped_and_other_sizes_come_bet
 def test_what_is_done_to_the_latents_of_a_chunk_changes_nothing_later() -> None:
     made = student(num_inference_steps=2)
     expected = in_full(made, state_of(made, SMALL))
-    for chunk, wanted in zip(
-        rollout(made, state_of(made, SMALL), SCENES, num_chunks=NUM_CHUNKS), expected, strict=True
-    ):
+    for chunk, wanted in zip(rollout(made, state_of(made, SMALL), SHOTS, num_chunks=NUM_CHUNKS), expected, strict=True):
         assert torch.equal(chunk.latents, wanted.latents)
         chunk.latents.mul_(0)  # the recache at chunk 3 needs those of the memory
     given = video(6)
@@ -255,7 +253,7 @@ def test_half_precision_students_go_on_bit_for_bit(dtype: torch.dtype) -> None:
     expected = in_full(made, state_of(made, SMALL))
     assert all(chunk.latents.dtype == torch.float32 for chunk in expected)
     state = state_of(made, SMALL)
-    begin = chunks_of(made, state, 4, SCENES[:2])
+    begin = chunks_of(made, state, 4, SHOTS[:2])
     tensors, values = state.save_state()
     resumed = state_of(made, SMALL)
     resumed.load_state({name: part.clone() for name, part in tensors.items()}, values)

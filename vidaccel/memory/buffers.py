@@ -8,7 +8,7 @@ decided and nothing waits for the host. An example with 3+3+6 frames in which 9 
     while 12 13 14 are made    0 1 2 9 10 11 | 12 13 14        the chunk has places 6 to 8
     15 16 17 begin             0 1 2 9 13 14 12 | 15 16 17     10 and 11 are forgotten, so 7 frames take places 0 to 6:
                                                                12 lies there already, 13 and 14 are copied to 4 and 5
-    positions                  0 1 2 3 5  6  4  | 7  8  9      12 13 14 are rotated anew, the others lie as they did
+    positions                  0 1 2 3 5  6  4  | 7  8  9      only 12 13 14 are rotated anew
 
 Shapes: buffers (layers, B, frames * tokens_per_frame, heads, D).
 """
@@ -134,7 +134,7 @@ class FrameBuffers:
         if not places:
             return None
         rows = torch.tensor(places, device=self.raw.device)
-        kept = self.raw[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
+        kept: Tensor = self.raw[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
         return kept[:, rows].mean((1, 2), dtype=torch.float32).flatten(1)
 
     # How the buffers follow

@@ -59,4 +59,5 @@ def rotate(hidden_states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     # Neighbours change places by index and nothing is put together, so that compiled code is one kernel.
     swapped = hidden_states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     is_first = torch.arange(hidden_states.shape[-1], device=hidden_states.device) % 2 == 0
-    return (hidden_states * cosines + swapped * torch.where(is_first, -sines, sines)).type_as(hidden_states)
+    rotated: Tensor = hidden_states * cosines + swapped * torch.where(is_first, -sines, sines)
+    return rotated.type_as(hidden_states)

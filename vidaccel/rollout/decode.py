@@ -134,7 +134,8 @@ def encode_start(vae: Vae, frames: Tensor) -> Tensor:
     video = kept.float() / 255 if kept.dtype == torch.uint8 else kept.float()
     mode = vae.encode((video * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
     mean, std = _statistics(vae, mode)
-    return (mode - mean) * (1.0 / std)
+    latents: Tensor = (mode - mean) * (1.0 / std)
+    return latents
 
 
 def whole_start(vae: Vae, frames: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def peak_bytes(call: Callable[[], Any], *, device: torch.device) -> int:
     """
     with torch.no_grad(), _FusedAttention(), _LiveBytes(unfolds=device.type == "cpu") as count:
         call()
-    return count.peak
+    return int(count.peak)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -47,7 +47,7 @@ class _LiveBytes(TorchDispatchMode):
     """Bytes of the storages made so far and still alive, less those freed that were there before; and their peak."""
 
     def __init__(self, *, unfolds: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._unfolds = unfolds

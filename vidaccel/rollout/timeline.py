@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from vidaccel.errors import UserError
 from vidaccel.video.rate import check_rate
@@ -277,8 +277,7 @@ def _span_of_line(line: str) -> PromptSpan:
         cut = "soft"
         if prompt.lstrip().startswith("|"):
             raise UserError("between a time and its prompt stands nothing or the cut: `1:05 | hard | a street`.")
-    span: Any = PromptSpan  # the cut is checked by the class
-    return span(seconds_of(time), prompt.strip(), cut)
+    return PromptSpan(seconds_of(time), prompt.strip(), cast(Cut, cut))  # which the class checks
 
 
 def _spans_of_json(path: Path, text: str) -> list[PromptSpan]:
