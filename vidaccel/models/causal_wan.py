@@ -221,7 +221,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             rope_max_seq_len=rope_max_seq_len,
         )
         dim = num_attention_heads * attention_head_dim
-        self.register_to_config(num_layers=num_layers)
+        self.register_to_config(num_layers=num_layers)  # type: ignore[no-untyped-call]
         self.blocks = nn.ModuleList(
             CausalWanTransformerBlock(dim, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
             for _ in range(num_layers)

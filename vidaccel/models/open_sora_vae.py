@@ -52,7 +52,7 @@ class AutoencoderKLOpenSora(ModelMixin, AutoencoderMixin, ConfigMixin):  # type:
         latents_mean: Sequence[float] = (-0.10, 0.34, 0.27, 0.98),
         latents_std: Sequence[float] = (3.85, 2.32, 2.33, 3.06),
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         levels = len(block_out_channels)
         self.spatial_vae = _Wrapped(
             AutoencoderKL(

@@ -72,7 +72,7 @@ class STDiT3(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMix
         input_sq_size: int = 512,
         round_positions: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         frames, tall, wide = _checked(patch_size, hidden_size, num_heads)
         self.out_channels = 2 * in_channels
         self.patch_size = (tall, wide)

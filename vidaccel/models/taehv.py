@@ -48,7 +48,7 @@ class TinyWanDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         time_factors: Sequence[int] = (1, 2, 2),
         patch_size: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if len(channels) != len(time_factors) + 1:
             raise ValueError(
                 f"`channels` must have one entry more than `time_factors`; got {len(channels)} and {len(time_factors)}."

@@ -71,7 +71,7 @@ def compiled(transformer: CausalWanTransformer3DModel, *, backend: Any = "induct
     frames, when that number changes. Compiling takes up to minutes and happens within the first passes.
     """
     if not any(getattr(block, "_compiled_call_impl", None) for block in transformer.blocks):
-        transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+        transformer.compile_repeated_blocks(fullgraph=True, backend=backend)  # type: ignore[no-untyped-call]
     return eager(transformer)
 
 
