@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -81,14 +82,16 @@ def test_an_interrupted_write_leaves_no_file_and_keeps_the_old_one(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
-def test_a_video_the_disk_has_no_room_for_is_an_error_and_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["clip.mp4", "raw", "raw.safetensors"])
+def test_frames_the_disk_has_no_room_for_are_an_error_and_no_file(tmp_path: Path, name: str) -> None:
     import resource
 
+    write = partial(write_video, fps=16) if name.endswith(".mp4") else save_frames
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # the encoder's process inherits it
     try:
         with pytest.raises(UserError, match="cannot be written"):
-            write_video(tmp_path / "clip.mp4", torch.rand(9, 3, 64, 64), fps=16)
+            write(tmp_path / name, torch.rand(9, 3, 64, 64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

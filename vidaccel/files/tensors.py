@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,6 +79,20 @@ def file_header(tensors: Iterable[TensorForm], metadata: Mapping[str, str]) -> b
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    """Write a whole file of tensors at hand. Raises UserError as `file_header` does, and OSError of the disk."""
+    ordered = file_order(_Form(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items())
+    file.write(file_header(ordered, {}))
+    for form in ordered:
+        file.write(file_data(tensors[form.name]))
+
+
+class _Form(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def file_data(tensor: Tensor) -> memoryview:

@@ -13,15 +13,17 @@ from torch.nn import functional as F
 
 from vidaccel.errors import UserError
 
+_MOST_LEVEL = 65535  # of 16 bits
+
 
 def read_image(image: Any) -> Tensor:
     """(B, 3, 1, H, W) in [-1, 1], in its own size, of a PIL image, an array (H, W, 3) or a tensor (3, H, W).
 
-    Numbers are in [0, 1], or whole and of 8 bits. A list, or one more dimension in front, is one image for each prompt.
-    Raises `UserError` for other whole numbers.
+    Numbers are in [0, 1], or whole and of 8 bits; a PIL image may be grey of 16 bits, and its transparency lies on
+    white. A list, or one more dimension in front, is one image for each prompt. Raises `UserError` for other numbers.
     """
     image = _in_unit_range(image)
-    if isinstance(image, PIL.Image.Image) or getattr(image, "ndim", 0) == 3:
+    if getattr(image, "ndim", 0) == 3:
         image = [image]
     return _processor().preprocess(image).unsqueeze(2)
 
@@ -58,9 +60,11 @@ def fill_and_crop(frames: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def _in_unit_range(pictures: Any) -> Any:
-    """Arrays and tensors of 8-bit numbers brought to [0, 1]; diffusers takes any numbers as in that range."""
+    """Pictures, arrays and tensors of 8-bit numbers brought to [0, 1]; diffusers takes any numbers as in that range."""
     if isinstance(pictures, list | tuple):
         return [_in_unit_range(one) for one in pictures]
+    if isinstance(pictures, PIL.Image.Image):
+        return _colours(pictures)
     if not isinstance(pictures, np.ndarray | Tensor):
         return pictures
     if pictures.dtype in (np.uint8, torch.uint8):
@@ -69,6 +73,17 @@ def _in_unit_range(pictures: Any) -> Any:
     if is_whole:
         raise UserError(f"Pixels must be in [0, 1] or whole numbers of 8 bits; got {pictures.dtype}.")
     return pictures
+
+
+def _colours(picture: PIL.Image.Image) -> np.ndarray:
+    """A PIL image as (H, W, 3) float32 in [0, 1]."""
+    if picture.mode.startswith("I;16"):
+        return np.repeat(np.asarray(picture).astype(np.float32)[..., None] / _MOST_LEVEL, 3, axis=-1)
+    if picture.mode in ("I", "F"):
+        raise UserError(f"A picture of mode {picture.mode!r} does not say what is white; give it 8 or 16 bits.")
+    rgba = picture.convert("RGBA")
+    white = PIL.Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.asarray(PIL.Image.alpha_composite(white, rgba).convert("RGB")).astype(np.float32) / 255
 
 
 def _processor() -> VideoProcessor:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, first_line
 from vidaccel.files.atomic import atomic_folder, atomic_write
+from vidaccel.files.tensors import write_tensors
 from vidaccel.video.clips import read_clip
 from vidaccel.video.ffmpeg import H264_OPTIONS, file_url, raw_source, run_ffmpeg
 from vidaccel.video.frames import as_uint8
@@ -61,17 +62,18 @@ def save_frames(path: str | Path, frames: Tensor) -> Path:
     path = Path(path)
     pixels = as_uint8(frames).cpu()
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        with atomic_write(path) as unfinished:
-            save_file({"frames": pixels.contiguous()}, unfinished)
+        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
+            write_tensors(file, {"frames": pixels})
         return path
     if path.suffix:
         raise UserError(f"Frames are saved to a .safetensors file or a folder; got {path.name!r}.")
     if path.exists():
         raise UserError(f"{path} exists; frames are saved to a new folder.")
-    with atomic_folder(path) as folder:
-        _save_pictures(folder, pixels)
+    try:
+        with atomic_folder(path) as folder:
+            _save_pictures(folder, pixels)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or first_line(error)}.") from error
     return path
 
 
