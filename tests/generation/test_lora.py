@@ -16,9 +16,10 @@ from tests.support.wan_names import wan_name
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report
 from vidaccel.cli import run
 from vidaccel.errors import UserError
+from vidaccel.generation.adapters import load_loras, merge_loras
 from vidaccel.generation.expert_files import LoraFile
 from vidaccel.generation.loading import load_pipeline
-from vidaccel.random_models.build import make_random
+from vidaccel.random_models.build import build_random, make_random
 
 pytest.importorskip("peft")
 
@@ -196,6 +197,23 @@ def test_layers_that_fit_nothing_are_counted_in_a_warning(
     loaded(folder, file)
     (warning,) = [message for message in caplog.messages if "fit nothing" in message]
     assert warning.startswith(f"2 of {len(matrices) + 2} layers in style.safetensors")
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["wan2.1-vace", "skyreels-v2-t2v", "hunyuan-video-t2v", "ltx-t2v", "ltx2-t2v", "cogvideox-t2v", "mochi", "helios"],
+)
+def test_other_families_take_a_lora_too(family: str, tmp_path: Path) -> None:
+    pipe = build_random(family)
+    layers = pipe.transformer.named_modules()
+    name, layer = next(one for one in layers if one[0].endswith(("attn1.to_q", "attn.to_q")))
+    down, up = torch.randn(RANK, layer.in_features), torch.randn(layer.out_features, RANK)
+    weights = {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
+    file = written(weights, tmp_path / "style.safetensors")
+    expected = layer.weight.data + 0.5 * up @ down
+    load_loras(pipe, [LoraFile.parse(f"{file}:0.5")])
+    merge_loras(pipe)
+    torch.testing.assert_close(pipe.transformer.get_submodule(name).weight.data, expected)
 
 
 def test_a_pipeline_that_takes_no_lora_is_named(tmp_path: Path) -> None:
