@@ -60,7 +60,7 @@ class Batch:
         return whole
 
     def _by_group(self, tensor: Tensor) -> Tensor:
-        return tensor.unflatten(0, (self.num_branches, self.num_groups))
+        return tensor.view(self.num_branches, self.num_groups, *tensor.shape[1:])
 
 
 def batch_of(num_rows: int, branches: Sequence[str], *, per_sample: bool) -> Batch:
@@ -84,7 +84,8 @@ def select_rows(
         if value.shape[0] == num_rows:
             return value[torch.tensor(rows, device=value.device)]
         if name in traits.folded and value.shape[0] % num_rows == 0:
-            return value.unflatten(0, (num_rows, -1))[torch.tensor(rows, device=value.device)].flatten(0, 1)
+            several = value.reshape(num_rows, -1, *value.shape[1:])
+            return several[torch.tensor(rows, device=value.device)].flatten(0, 1)
         return value
 
     return {name: chosen(name, value) for name, value in arguments.items()}

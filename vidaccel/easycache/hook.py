@@ -128,18 +128,16 @@ class EasyCacheHook(ModelHook):
 
     def _warn_that_it_stays_away(self, module: nn.Module) -> None:
         """Only training mode and gradients together are training; either alone is likely an oversight."""
-        if self._warned or module.training == torch.is_grad_enabled():
+        if module.training == torch.is_grad_enabled():
             return
-        self._warned = True
         where, remedy = (
             ("in training mode", ".eval()") if module.training else ("run with gradients", "torch.no_grad()")
         )
-        logger.warning(
-            "%s is %s, where EasyCache stays out of the way; use %s to reuse steps.",
-            type(module).__name__,
-            where,
-            remedy,
-        )
+        words = f"{type(module).__name__} is {where}, where EasyCache stays out of the way; use {remedy} to reuse steps"
+        self.run.stay_away(words)
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s.", words)
 
     def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, plan: Plan) -> Any:
         with self._undone_if_interrupted():

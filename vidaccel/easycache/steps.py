@@ -190,14 +190,14 @@ class ByScheduler:
             return None
         scheduler, pipe = self.scheduler, self._find_pipe()
         timesteps = scheduler.timesteps
+        of_pipe: int = getattr(pipe, "_num_timesteps", len(timesteps))
         if self.pipe_is_live:
-            return getattr(pipe, "_num_timesteps", len(timesteps)) - pipeline_traits(pipe).left_out_steps
+            return of_pipe - pipeline_traits(pipe).left_out_steps
         if is_view(call.timestep, timesteps):
-            return len(timesteps) - (call.timestep.storage_offset() - timesteps.storage_offset())
-        begin = getattr(scheduler, "begin_index", None)
-        if begin is None:  # schedules of their own, such as a row of timesteps for every frame
-            return getattr(pipe, "_num_timesteps", len(timesteps))
-        return len(timesteps) - begin
+            return len(timesteps) - int(call.timestep.storage_offset() - timesteps.storage_offset())
+        begin: int | None = getattr(scheduler, "begin_index", None)
+        # Without: a schedule of its own, such as a row of timesteps for every frame.
+        return of_pipe if begin is None else len(timesteps) - begin
 
     def stands_still(self) -> bool:
         """Whether the pipeline that drove this generation shows the same timestep as at the last step."""
