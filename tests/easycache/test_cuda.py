@@ -91,4 +91,4 @@ def test_a_chunk_of_a_rollout_waits_for_its_commit_and_its_pixels_only() -> None
     chunks_of(one, state, 2, [given])
     with waits_of_vidaccel() as places:
         chunks = chunks_of(one, state, 6, [given])
-    assert len(places) <= 2 * len(chunks), places
+    assert len(places) <= 3 * len(chunks), places  # twice the similarity, once the pixels

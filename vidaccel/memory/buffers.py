@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.memory.rotary import RotaryTable, rotate_frames
+from vidaccel.memory.transfer import sent
 
 Slot = tuple[int, int | str | None]  # frame, and for a copy the pass that it was taken from
 
@@ -133,7 +134,7 @@ class FrameBuffers:
         places = [place for place, slot in enumerate(self.slots[sample]) if slot and slot[0] in frames]
         if not places:
             return None
-        rows = torch.tensor(places, device=self.raw.device)
+        rows = sent(torch.tensor(places), self.raw.device)
         kept: Tensor = self.raw[:, sample].unflatten(1, (-1, self.shape.tokens_per_frame))
         return kept[:, rows].mean((1, 2), dtype=torch.float32).flatten(1)
 
@@ -207,7 +208,7 @@ class FrameBuffers:
             return
         where = [self.slots[sample].index(slot) for slot in changed]
         rows, positions = (
-            torch.tensor(values, device=self.raw.device) for values in (where, [places[slot] for slot in changed])
+            sent(torch.tensor(values), self.raw.device) for values in (where, [places[slot] for slot in changed])
         )
         cosines, sines = (part.unflatten(0, (len(changed), -1)) for part in self._table.at(positions))
         for raw, keys in zip(self.raw[:, sample], self.keys[:, sample], strict=True):
@@ -216,7 +217,7 @@ class FrameBuffers:
         self._positions[sample] = dict(places)
 
     def _set_rotary(self, positions: Sequence[Sequence[int]]) -> None:
-        places = torch.tensor(positions, device=self.raw.device)
+        places = sent(torch.tensor(positions), self.raw.device)
         tokens = places.shape[1] * self.shape.tokens_per_frame
         for part, buffer in zip(self._table.at(places), self._rotary, strict=True):
             buffer[:, :tokens].copy_(part)
@@ -228,7 +229,7 @@ class FrameBuffers:
         used = [[slot is not None or place >= first_counted for place, slot in row] for row in rows]
         self.mask = None
         if not all(map(all, used)):
-            frames = torch.tensor(used, device=self.raw.device)
+            frames = sent(torch.tensor(used), self.raw.device)
             self.mask = frames.repeat_interleave(self.shape.tokens_per_frame, dim=1)[:, None, None]
 
     # Saving

@@ -18,6 +18,7 @@ from vidaccel.errors import UserError
 from vidaccel.machine.adapters import adapters_of, weight_places
 from vidaccel.machine.components import onload
 from vidaccel.memory.keys_values import KeyValueMemory
+from vidaccel.memory.transfer import sent
 from vidaccel.models.causal_wan import PromptCache
 from vidaccel.models.fused_layers import separate_adapted_layers
 from vidaccel.rollout.chunk import Chunk, Shot, Student
@@ -232,7 +233,7 @@ class _Runner:
     def _denoise(self) -> Tensor:
         student, state = self.student, self.state
         generators, latents = self._drawn(state.num_chunks)
-        latents = latents.to(self._device)
+        latents = sent(latents, self._device)
         scheduler = copy.deepcopy(student.scheduler)
         steps = student.num_inference_steps
         scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=self._device)
