@@ -22,6 +22,7 @@ from vidaccel.cli import rollout_run, run
 from vidaccel.rollout import resume
 from vidaccel.sessions.session import Session
 from vidaccel.video.files import read_video, save_frames
+from vidaccel.video.streams import encode_segment
 
 student_folder, plans, rollout = rollout_command.student_folder, rollout_command.plans, rollout_command.rollout
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -273,3 +274,61 @@ def test_two_processes_cannot_write_one_session(
     with Session.open(tmp_path / "session"):
         assert rollout(*flags, "--resume", output=tmp_path / "other.mp4") == 2
     assert f"written by process {os.getpid()} (this one); wait for it or end it" in capsys.readouterr().err
+
+
+def test_rewinding_on_the_way_gives_chunks_up_and_makes_them_anew(rollout: Command, tmp_path: Path) -> None:
+    folder = ("--checkpoint", str(tmp_path / "session"))
+    assert rollout("a red circle", *folder) == 0
+    (tmp_path / "timeline.txt").write_text(f"0 a red circle\n{21 / FPS} a blue square\n")
+    timeline = ("--timeline", str(tmp_path / "timeline.txt"))
+    assert rollout(*timeline, *folder, "--resume", "--rewind", "2", output=tmp_path / "rewound.mp4") == 0
+    assert rollout(*timeline, output=tmp_path / "whole.mp4") == 0
+    assert (tmp_path / "rewound.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    with Session.open(tmp_path / "session", read_only=True) as session:
+        prompts = [values["prompt"] for values in session.branch().chunks()]
+    assert prompts == ["a red circle"] * 2 + ["a blue square"] * 3
+
+
+def test_a_clip_stays_as_it_was_given_or_is_shown_as_it_is_decoded(
+    rollout: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = torch.randint(256, (25, 3, 32, 48), dtype=torch.uint8)
+    save_frames(tmp_path / "clip.safetensors", pixels)
+    flags = ("a red circle", "--video", str(tmp_path / "clip.safetensors"), "--seconds", "2")
+    assert rollout(*flags, "--checkpoint", str(tmp_path / "own"), output=tmp_path / "own.mp4") == 0
+    assert "The video begins with the 25 frames of the clip, with the pixels that were given" in capsys.readouterr().err
+    decoded = (*flags, "--checkpoint", str(tmp_path / "decoded"), "--decode-start")
+    assert rollout(*decoded, output=tmp_path / "decoded.mp4") == 0
+    assert "as the autoencoder decodes them" in capsys.readouterr().err
+    with Session.open(tmp_path / "own") as own, Session.open(tmp_path / "decoded") as other:
+        one, two = own.branch(), other.branch()
+        assert one.num_chunks == two.num_chunks == 4
+        assert [one.segment(chunk) == two.segment(chunk) for chunk in range(4)] == [False, False, False, True]
+        assert one.segment(0) == encode_segment(pixels[:9], fps=FPS)
+        assert all(torch.equal(one.latents(n)["latents"], two.latents(n)["latents"]) for n in range(4))
+    wrong = ("--checkpoint", str(tmp_path / "own"), "--resume", "--decode-start")
+    assert rollout(*flags, *wrong, output=tmp_path / "other.mp4") == 2
+    assert "start_pixels is 'as given' there" in capsys.readouterr().err
+
+
+def test_a_clip_as_long_as_the_video_is_refused(
+    rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_frames(tmp_path / "clip.safetensors", torch.rand(25, 3, 32, 48))
+    monkeypatch.setattr(rollout_run, "load_pipeline", None)
+    flags = ("a red circle", "--video", str(tmp_path / "clip.safetensors"), "--checkpoint", str(tmp_path / "session"))
+    for seconds in ("1", str(25 / FPS)):
+        assert rollout(*flags, "--seconds", seconds) == 2
+        error = capsys.readouterr().err
+        assert "The clip that the video begins with has 25 frames, 1.5625 s at 16 frames a second" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.safetensors"}
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_a_video_with_hard_cuts_is_as_long_as_was_asked_for(rollout: Command, tmp_path: Path, cuts: int) -> None:
+    lines = [f"{0.6 + 0.7 * cut} | hard | a blue square" for cut in range(cuts)]
+    (tmp_path / "timeline.txt").write_text("\n".join(["0 a red circle", *lines]))
+    timeline = ("--timeline", str(tmp_path / "timeline.txt"), "--num-inference-steps", "1")
+    assert rollout(*timeline, "--seconds", "3", output=tmp_path / "cut.mp4") == 0
+    frames = len(read_video(tmp_path / "cut.mp4")[0])
+    assert 48 <= frames < 48 + 12  # whole chunks of at most 12 frames, none too many
