@@ -28,7 +28,8 @@ def peak_bytes(call: Callable[[], Any], *, device: torch.device) -> int:
 
     call: works with tensors of the meta device. device: the one it is meant for; a CPU unfolds small convolutions.
     """
-    with torch.no_grad(), _FusedAttention(), _LiveBytes(unfolds=device.type == "cpu") as count:
+    count = _LiveBytes(unfolds=device.type == "cpu")
+    with torch.no_grad(), _FusedAttention(), count:
         call()
     return int(count.peak)
 
