@@ -327,7 +327,7 @@ def test_a_stream_wants_a_prompt_for_every_seed(pipe: Any) -> None:
     with pytest.raises(UserError, match="each of the 1 videos"):
         pipe.stream([PROMPT, OTHER], num_chunks=1, **SIZE)
     with pytest.raises(UserError, match="of \\[2\\] prompts"):
-        next(pipe.stream(prompt_embeds=torch.zeros(2, 4, TEXT_DIM), num_chunks=1, **SIZE))
+        pipe.stream(prompt_embeds=torch.zeros(2, 4, TEXT_DIM), num_chunks=1, **SIZE)
 
 
 def test_lora_layers_are_loaded_weighted_fused_and_taken_off(tmp_path: Path) -> None:

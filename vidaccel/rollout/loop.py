@@ -35,7 +35,7 @@ def rollout(student: Student, state: RolloutState, shots: Sequence[Shot], *, num
         that starts with the next chunk is entered there.
     Raises ValueError for shots out of order, UserError for a state or prompts that are not of this student.
     """
-    _check_shots(student, state, shots)
+    check_rollout(student, state, shots)
     return _made(_Runner(student, state), shots, num_chunks)
 
 
@@ -89,12 +89,14 @@ def _on_host(frames: Tensor) -> Tensor:
     return torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True).copy_(frames)
 
 
-def _check_shots(student: Student, state: RolloutState, shots: Sequence[Shot]) -> None:
+def check_rollout(student: Student, state: RolloutState, shots: Sequence[Shot]) -> None:
+    """What `rollout` checks, and raises, for those who call it later."""
     starts = [shot.start_chunk for shot in shots]
     if not shots or starts[0] != 0 or starts != sorted(set(starts)):
         raise ValueError(f"`shots` must begin at chunk 0 and follow each other, got starts {starts}.")
     for shot in shots:
         _check_shot(student, state, shot)
+    _Runner(student, state)
 
 
 def _check_shot(student: Student, state: RolloutState, shot: Shot) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.rollout.checkpoint import Checkpoint, SessionSettings
 from vidaccel.rollout.chunk import Chunk, Shot, Student
-from vidaccel.rollout.loop import ingest, rollout, shot_at
+from vidaccel.rollout.loop import check_rollout, ingest, rollout, shot_at
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import restore, save_chunk, shots_of_branch, usual_snapshot_every
 from vidaccel.rollout.start import Start
@@ -62,6 +62,9 @@ class Production:
     snapshot_every: int | None = None
     fps: float | None = None
     stream: Stream | None = None
+
+    def __post_init__(self) -> None:
+        check_rollout(self.student, self.state, self.shots)
 
     def open_session(
         self,
