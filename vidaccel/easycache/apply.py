@@ -52,7 +52,7 @@ def apply_easycache(
         defaults are taken, and that is told.
     on_step: called with every decision when it is taken.
     batched_guidance: if the loop puts several branches into one batch, their names in order, such as
-        `("uncond", "cond")`; the block named "cond" decides. None takes what is known of the pipeline.
+        `("uncond", "cond")`; the slice named "cond" decides. None takes what is known of the pipeline.
     schedule: the steps to compute (counted from 0), in place of the rule: all others are reused as far as two earlier
         evaluations allow it. `[step.step_index for step in report.decisions if step.computed]` replays a report.
 

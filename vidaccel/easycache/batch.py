@@ -1,7 +1,7 @@
 """The batch of one transformer call: which rows belong to which sample, and how to take and put them.
 
-With batched guidance a batch of B rows is several blocks of equal size, one for each branch, and sample i is row i of
-every block.
+With batched guidance a batch of B rows is several slices of equal size, one for each branch, and sample i is row i of
+every slice.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Batch:
         return self.num_rows // self.num_branches if self.per_sample else 1
 
     def rows(self, groups: Iterable[int]) -> list[int]:
-        """The rows of these groups, block by block."""
+        """The rows of these groups, slice by slice."""
         if not self.per_sample:
             return list(range(self.num_rows))
         chosen = list(groups)
-        return [block * self.num_groups + group for block in range(self.num_branches) for group in chosen]
+        return [part * self.num_groups + group for part in range(self.num_branches) for group in chosen]
 
     def part(self, groups: Sequence[int]) -> Batch:
         """The batch of these groups alone, where samples decide for themselves."""
@@ -64,7 +64,7 @@ class Batch:
 
 
 def batch_of(num_rows: int, branches: Sequence[str], *, per_sample: bool) -> Batch:
-    """The batch with these branches as blocks, or without blocks where the rows cannot be divided so."""
+    """The batch with these branches as slices, or in one where the rows cannot be divided so."""
     if len(branches) < 2 or num_rows % len(branches):
         return Batch(num_rows=num_rows, per_sample=per_sample)
     deciding = branches.index(CONDITIONAL) if CONDITIONAL in branches else 0

@@ -97,8 +97,10 @@ class Conditions:
         """The unread flag of this branch, and one for all others; they are read by that."""
         unread, self._unread = self._unread, {}
         own = unread.pop(branch, False)
-        others = [torch.as_tensor(flag) for flag in unread.values() if flag is not False]
-        return own, torch.stack([flag.to(others[-1].device) for flag in others]).any() if others else False
+        if any(flag is True for flag in unread.values()):
+            return own, True
+        others = [flag for flag in unread.values() if isinstance(flag, Tensor)]
+        return own, torch.stack([flag.to(others[0].device) for flag in others]).any() if others else False
 
 
 def fingerprint(tensor: Tensor) -> Tensor:

@@ -269,7 +269,7 @@ class EasyCacheRun:
             return _Prepared(reasons=reasons, values=None)
         mixed, others = self._conditions.take_unread(branch)
         device = call.latents.device
-        flags = [torch.as_tensor(flag, device=device).float() for flag in (changed, others, mixed)]
+        flags = [_number(flag, device) for flag in (changed, others, mixed)]
         asked = [self._rules[group].estimate(parts) for group, parts in enumerate(streams) if reasons[group] is None]
         return _Prepared(reasons=reasons, values=torch.cat([torch.stack(flags), *asked]))
 
@@ -369,6 +369,11 @@ class EasyCacheRun:
         """
         if not self._resets_after_call and self._is_complete():
             self.finish()
+
+
+def _number(flag: bool | Tensor, device: torch.device) -> Tensor:
+    """0 or 1 on the device; filled in there, as a copy from the host would make it wait."""
+    return flag.to(device).float() if isinstance(flag, Tensor) else torch.full((), float(flag), device=device)
 
 
 def _streams(call: Call, batch: Batch, group: int) -> list[Tensor]:
