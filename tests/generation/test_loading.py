@@ -19,8 +19,9 @@ from vidaccel.machine.attention import (
     check_attention_backend,
     usable_attention_backends,
 )
-from vidaccel.machine.components import denoisers, execution_device, modules
+from vidaccel.machine.components import denoisers, modules
 from vidaccel.machine.footprint import Footprint, available_bytes, footprint, gigabytes, weight_bytes
+from vidaccel.machine.private_names import execution_device
 
 CPU = torch.device("cpu")
 

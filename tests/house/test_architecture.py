@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ RANKS = {
     "files": 1,
     "catalog": 2,
     "memory": 2,
-    "open_sora": 2,
+    "open_sora": 4,
     "machine": 3,
     "video": 3,
     "sessions": 3,
@@ -211,6 +211,28 @@ def model_classes() -> tuple[str, ...]:
     return tuple(sorted(known | own | {family.pipeline_name for family in CATALOG.families}))
 
 
+def private_names_of_others_are_in_one_module(module: Module) -> Iterator[str]:
+    # What a class of the module itself defines is its own, and so is what a subclass finds in `self`. PyTorch's own
+    # functions with an underscore are called as `torch._name`.
+    if module_name(module.path) == "vidaccel.machine.private_names":
+        return
+    own = {node.name for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {name.removeprefix("self.") for name, _, _ in assignments(list(ast.walk(module.tree)))}
+    for line, owner, name in read_names(module.tree):
+        is_private = name.startswith("_") and not name.startswith("__")
+        if is_private and name not in own and owner not in ("self", "cls") and not owner.startswith("torch"):
+            yield f"{line}: {name} of {owner} is private; vidaccel.machine.private_names has such names"
+
+
+def read_names(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+    """What is read of what: line, owner, name; `getattr` and its kin count too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.lineno, ast.unparse(node.value), node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            yield node.lineno, ast.unparse(node.args[0]), str(getattr(node.args[1], "value", ""))
+
+
 def no_class_holds_state(module: Module) -> Iterator[str]:
     classes = [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
     names = {node.name for node in classes}
@@ -282,6 +304,9 @@ BREACHES: tuple[tuple[Rule, str], ...] = (
     (only_the_catalog_names_models, 'if name.startswith("HunyuanVideoFramepack"):\n    pass\n'),
     (only_the_catalog_names_models, 'KIND = "diffusers:WanPipeline"\n'),
     (only_the_catalog_names_models, 'KIND = "STDiT3"\n'),
+    (private_names_of_others_are_in_one_module, "def f(pipe):\n    return pipe._execution_device\n"),
+    (private_names_of_others_are_in_one_module, "class A:\n    def f(self):\n        self.pipe._interrupt = True\n"),
+    (private_names_of_others_are_in_one_module, 'getattr(module, "_hf_hook", None)\n'),
     (no_class_holds_state, "class A:\n    seen = []\n"),
     (no_class_holds_state, "class A:\n    pass\nA.count = 0\n"),
     (no_module_holds_state, "seen = {}\n"),
@@ -350,7 +375,7 @@ def is_mutable_display(value: ast.expr | None) -> bool:
     return name in ("list", "dict", "set", "defaultdict", "deque", "OrderedDict", "Counter", "WeakKeyDictionary")
 
 
-def assignments(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | None, int]]:
+def assignments(body: Sequence[ast.AST]) -> Iterator[tuple[str, ast.expr | None, int]]:
     for node in body:
         if isinstance(node, ast.Assign):
             for target in node.targets:

@@ -22,6 +22,7 @@ from vidaccel.errors import UserError
 from vidaccel.files.text import json_number
 from vidaccel.generation.generate import generate
 from vidaccel.generation.request import GenerationRequest, request_for
+from vidaccel.machine.private_names import execution_device
 from vidaccel.video.files import write_video
 from vidaccel.video.metrics import psnr
 from vidaccel.world import FRAME_SIZE, Prompt, make_clip, read_clip, unseen_prompts
@@ -107,7 +108,7 @@ def reconstruct(pipe: Any, video: Tensor) -> Tensor:
     """Encode and decode frames (F, 3, H, W) in [0, 1] with the pipeline's VAE; the mode of the latents, no noise."""
     vae = pipe.vae
     with torch.no_grad():
-        clip = (2 * video - 1).permute(1, 0, 2, 3)[None].to(device=pipe._execution_device, dtype=vae.dtype)
+        clip = (2 * video - 1).permute(1, 0, 2, 3)[None].to(device=execution_device(pipe), dtype=vae.dtype)
         decoded = vae.decode(vae.encode(clip).latent_dist.mode()).sample
     return ((decoded[0].float() + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).cpu()
 

@@ -25,8 +25,8 @@ from vidaccel.files.text import plain_values, write_json
 from vidaccel.generation.generate import Generation, check_request, generate, warm_up
 from vidaccel.generation.loading import component_dtypes, load_pipeline, resolve_device
 from vidaccel.generation.request import GenerationRequest
-from vidaccel.machine.components import execution_device
 from vidaccel.machine.environment import describe_environment
+from vidaccel.machine.private_names import execution_device
 from vidaccel.video.files import write_video
 from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import VideoComparison, compare_videos

@@ -25,6 +25,15 @@ from vidaccel.easycache.hook import HOOK_NAME, EasyCacheHook
 from vidaccel.easycache.report import EasyCacheReport, StepDecision
 from vidaccel.easycache.rule import EasyCacheRule
 from vidaccel.easycache.run import EasyCacheRun
+from vidaccel.machine.private_names import (
+    cache_config,
+    forward_beneath_accelerate,
+    hook_registry,
+    is_compiled,
+    is_stateful,
+    resets_after_call,
+    set_forward_beneath_accelerate,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -205,23 +214,22 @@ def _published_settings(pipe: Any) -> EasyCacheConfig:
 
 def _resets_after_call(pipe: Any, transformers: Iterable[Any]) -> bool:
     """Whether the pipeline resets its transformers at the end of a call, as diffusers does those that can cache."""
-    resettable = all(hasattr(transformer, "_reset_stateful_cache") for transformer in transformers)
+    resettable = all(resets_after_call(transformer) for transformer in transformers)
     return hasattr(pipe, "maybe_free_model_hooks") and resettable
 
 
 def _refuse_unsafe(name: str, transformer: nn.Module) -> None:
     kind = f"`{name}` ({type(unwrap_module(transformer)).__name__})"
-    if is_compiled_module(transformer) or getattr(transformer, "_compiled_call_impl", None) is not None:
+    if is_compiled_module(transformer) or is_compiled(transformer):
         raise ValueError(
             f"{kind} is compiled as a whole, which leaves no place for EasyCache; "
             "use transformer.compile_repeated_blocks(fullgraph=True) instead."
         )
     if _find_hook(transformer) is not None:
         raise ValueError(f"EasyCache is already applied to {kind}; call remove_easycache first.")
-    if getattr(transformer, "_cache_config", None) is not None:
+    if (config := cache_config(transformer)) is not None:
         raise ValueError(
-            f"{kind} has {type(transformer._cache_config).__name__} enabled; call disable_cache() first, "
-            "one cache at a time."
+            f"{kind} has {type(config).__name__} enabled; call disable_cache() first, one cache at a time."
         )
     if cache := _find_cache(transformer):
         raise ValueError(
@@ -251,9 +259,9 @@ def _refuse_unsuitable(kind: str, transformer: nn.Module) -> None:
 def _find_cache(transformer: nn.Module) -> str | None:
     """The name of a hook, on any part, that keeps state from step to step, as the caches of diffusers do."""
     for module in transformer.modules():
-        registry = getattr(module, "_diffusers_hook", None)
+        registry = hook_registry(module)
         for name, hook in {} if registry is None else registry.hooks.items():
-            if hook._is_stateful:
+            if is_stateful(hook):
                 return name
     return None
 
@@ -273,7 +281,8 @@ def _beneath_accelerate(module: Any) -> Iterator[None]:
     Accelerate restores the forward it found when it is taken off, which `enable_model_cpu_offload` does after every
     call: a hook put on top would be lost from the second call on, silently.
     """
-    if "_old_forward" not in module.__dict__:
+    beneath = forward_beneath_accelerate(module)
+    if beneath is None:
         yield
         return
     outer = module.forward
@@ -282,18 +291,18 @@ def _beneath_accelerate(module: Any) -> Iterator[None]:
             f"{type(module).__name__} has another hook on top of its offloading, so that EasyCache can neither be put "
             "under it nor taken off; disable that hook, or apply EasyCache before offloading."
         )
-    module.forward = module._old_forward
+    module.forward = beneath
     try:
         yield
     finally:
-        module._old_forward = module.forward
+        set_forward_beneath_accelerate(module, module.forward)
         module.forward = outer
 
 
 def _check_installed(module: nn.Module, *_: Any) -> None:
     """Raise RuntimeError if the hook is registered but not in the way of a call: never silently without effect."""
     hook = _find_hook(module)
-    inner = module.__dict__.get("_old_forward")
+    inner = forward_beneath_accelerate(module)
     if hook is not None and not any(_leads_to(forward, hook) for forward in (module.forward, inner)):
         raise RuntimeError(
             f"EasyCache was lost from {type(module).__name__}: something replaced its forward. Call remove_easycache "
@@ -317,7 +326,7 @@ def _drop_own_forward(module: nn.Module) -> None:
 
 
 def _find_hook(module: nn.Module) -> EasyCacheHook | None:
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = hook_registry(module)
     return None if registry is None else registry.get_hook(HOOK_NAME)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidaccel.machine.private_names import tensor_version
+
 Identity = tuple[Callable[[], Any], int]
 ROUNDING = 1e-6  # of a sum in float32, whose order may differ between tensors of equal values
 
@@ -118,7 +120,7 @@ def identity_of(value: Any) -> Identity | None:
     """A weak reference to a tensor with its version; None for what cannot be followed."""
     if not isinstance(value, Tensor) or value.is_inference():
         return None
-    return weakref.ref(value), value._version
+    return weakref.ref(value), tensor_version(value)
 
 
 def is_identical(identity: Identity | None, value: Any) -> bool:
@@ -126,7 +128,7 @@ def is_identical(identity: Identity | None, value: Any) -> bool:
     if identity is None or not isinstance(value, Tensor):
         return False
     reference, version = identity
-    return reference() is value and value._version == version
+    return reference() is value and tensor_version(value) == version
 
 
 def conditions_among(

@@ -30,6 +30,7 @@ from vidaccel.easycache.layout import Matching, Pieces, join_outputs, match_chan
 from vidaccel.easycache.run import EasyCacheRun, Plan
 from vidaccel.easycache.steps import Call
 from vidaccel.machine.adapters import adapters_of
+from vidaccel.machine.private_names import cache_config, is_compiled
 from vidaccel.machine.timing import moment
 
 logger = logging.getLogger(__name__)
@@ -107,14 +108,14 @@ class EasyCacheHook(ModelHook):
         if torch.is_grad_enabled() or module.training:
             self._warn_that_it_stays_away(module)
             return forward(*args, **kwargs)
-        if getattr(module, "_compiled_call_impl", None) is not None:
+        if is_compiled(module):
             raise RuntimeError(
                 f"{type(module).__name__} was compiled as a whole beneath EasyCache, which would leave it uncompiled; "
                 "use compile_repeated_blocks(fullgraph=True) instead of compile()."
             )
-        if getattr(module, "_cache_config", None) is not None:
+        if (other := cache_config(module)) is not None:
             raise RuntimeError(
-                f"{type(module).__name__} has {type(module._cache_config).__name__} enabled beside EasyCache; "
+                f"{type(module).__name__} has {type(other).__name__} enabled beside EasyCache; "
                 "call disable_cache() or remove_easycache, one cache at a time."
             )
         bound = self._signature.bind(module, *args, **kwargs)
@@ -230,4 +231,4 @@ class EasyCacheHook(ModelHook):
 
 def _is_compiled(module: nn.Module) -> bool:
     """Whether any part of the model is compiled, as `compile_repeated_blocks` does with its blocks."""
-    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
+    return any(is_compiled(part) for part in module.modules())

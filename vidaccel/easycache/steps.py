@@ -33,6 +33,7 @@ from torch import Tensor
 
 from vidaccel.catalog.table import pipeline_traits
 from vidaccel.easycache.conditions import Identity, fingerprint, identity_of, is_equal, is_identical
+from vidaccel.machine.private_names import current_timestep, num_timesteps
 
 TEXT_ARGUMENT = "encoder_hidden_states"
 
@@ -190,7 +191,7 @@ class ByScheduler:
             return None
         scheduler, pipe = self.scheduler, self._find_pipe()
         timesteps = scheduler.timesteps
-        of_pipe: int = getattr(pipe, "_num_timesteps", len(timesteps))
+        of_pipe = num_timesteps(pipe, len(timesteps))
         if self.pipe_is_live:
             return of_pipe - pipeline_traits(pipe).left_out_steps
         if is_view(call.timestep, timesteps):
@@ -204,7 +205,7 @@ class ByScheduler:
         return self._pipe_timestep is not None and self._pipe_timestep() is self._present_timestep()
 
     def _present_timestep(self) -> Any:
-        return getattr(self._find_pipe(), "_current_timestep", None)
+        return current_timestep(self._find_pipe())
 
     def _has_moved(self, name: str | None, at: Position) -> bool:
         """Whether a new step began, of a pipeline whose scheduler does not count them.

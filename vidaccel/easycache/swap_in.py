@@ -25,6 +25,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from vidaccel.catalog.presets import Preset
 from vidaccel.easycache.apply import apply_easycache, find_transformers, remove_easycache
 from vidaccel.easycache.config import EasyCacheConfig
+from vidaccel.machine.private_names import offload_device_of, progress_bar_config
 
 _ARGUMENTS = {"threshold": float | None, "warmup_steps": int | None, "easycache": EasyCacheConfig | None}
 _DOCUMENTATION = """{base}'s call with EasyCache: the same arguments and result, fewer forwards of the transformer.
@@ -181,9 +182,9 @@ def _keep_handling(pipeline: Any, made: Any) -> None:
     if pipeline.name_or_path is not None:
         made.register_to_config(_name_or_path=pipeline.name_or_path)
     made.hf_device_map = pipeline.hf_device_map
-    made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
-    if getattr(pipeline, "_all_hooks", None):
-        made.enable_model_cpu_offload(device=pipeline._offload_device)
+    made.set_progress_bar_config(**progress_bar_config(pipeline))
+    if (device := offload_device_of(pipeline)) is not None:
+        made.enable_model_cpu_offload(device=device)
 
 
 def _base_of(cls: type) -> type:

@@ -31,8 +31,8 @@ from vidaccel.generation.calls import (
 )
 from vidaccel.generation.recorder import Recorder, StepProgress, now
 from vidaccel.generation.request import GenerationRequest
-from vidaccel.machine.components import execution_device
 from vidaccel.machine.footprint import available_bytes, footprint, gigabytes
+from vidaccel.machine.private_names import execution_device
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from vidaccel.easycache.report import StepDecision
-from vidaccel.machine.components import denoisers, execution_device
+from vidaccel.machine.components import denoisers
+from vidaccel.machine.private_names import execution_device
 from vidaccel.machine.timing import Moment, moment, seconds_between
 
 

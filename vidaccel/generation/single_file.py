@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from vidaccel.errors import UserError, first_line
 from vidaccel.generation.expert_files import EXPERT_PARTS, TransformerFile
+from vidaccel.machine.private_names import kept_in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _converted(network: Any, dtype: torch.dtype) -> Any:
 
     `from_single_file` would convert those too.
     """
-    kept = set(network._keep_in_fp32_modules or ())
+    kept = kept_in_float32(network)
     for name, weight in (*network.named_parameters(), *network.named_buffers()):
         if weight.is_floating_point():
             weight.data = weight.data.to(torch.float32 if kept & set(name.split(".")) else dtype)

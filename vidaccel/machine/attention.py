@@ -21,7 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from vidaccel.catalog.table import transformer_traits
 from vidaccel.catalog.traits import AttentionMask
 from vidaccel.errors import UserError
-from vidaccel.machine.components import denoisers, execution_device
+from vidaccel.machine.components import denoisers
+from vidaccel.machine.private_names import chooses_attention, execution_device
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def set_attention_backend(denoiser: Any, name: str) -> None:
 
     Raises `UserError` where the model's attention does not go through diffusers' choice of backends.
     """
-    if not any(hasattr(getattr(part, "processor", None), "_attention_backend") for part in denoiser.modules()):
+    if not any(chooses_attention(getattr(part, "processor", None)) for part in denoiser.modules()):
         raise UserError(
             f"{type(denoiser).__name__} calls PyTorch's attention directly, so that `attention` {name!r} would change "
             "nothing; leave it out."

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from vidaccel.machine.private_names import accelerate_hook
+
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
 
@@ -21,17 +23,12 @@ def modules(pipe: Any) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
-def execution_device(pipe: Any) -> torch.device:
-    """Where the pipeline calculates, also while its parts wait elsewhere (offload)."""
-    return torch.device(pipe._execution_device)
-
-
 def onload(module: Any) -> torch.device:
     """Where a network computes; an offloaded one is brought there first, as calling it would do.
 
     For calls of its parts and methods other than `forward`, which the hooks of an offload do not see.
     """
-    hook = getattr(module, "_hf_hook", None)
+    hook = accelerate_hook(module)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(module)
     device = getattr(hook, "execution_device", None)

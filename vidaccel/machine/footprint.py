@@ -22,15 +22,8 @@ from typing import Any
 import psutil
 import torch
 
-from vidaccel.machine.components import (
-    decoder_channels,
-    denoisers,
-    execution_device,
-    hidden_sizes,
-    modules,
-    patch_sizes,
-    strides,
-)
+from vidaccel.machine.components import decoder_channels, denoisers, hidden_sizes, modules, patch_sizes, strides
+from vidaccel.machine.private_names import execution_device
 
 GIB = 2**30
 _PLAIN, _UNFOLDED = 9, 36  # copies of a full-size feature map that decoding holds at once

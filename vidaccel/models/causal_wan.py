@@ -18,6 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
+from vidaccel.machine.private_names import is_context_parallel
 from vidaccel.memory.buffers import MemoryShape
 from vidaccel.memory.rotary import RotaryTable, rotate
 from vidaccel.models.split_attention import KeySplit, split_attention
@@ -331,7 +332,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if torch.is_grad_enabled():
             raise ValueError("A pass with `memory` writes in place and has no gradients; call it in `torch.no_grad()`.")
-        if getattr(self, "_parallel_config", None) is not None:
+        if is_context_parallel(self):
             raise ValueError("A pass with `memory` runs on one device; context parallelism is for passes without.")
 
     def _rotary(self, hidden_states: Tensor, frame_positions: Tensor | None) -> Rotary:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidaccel.errors import UserError
+from vidaccel.machine.private_names import is_compiled
 from vidaccel.video.frames import rounded_to_uint8
 
 _BLOCKS = 3  # of every level
@@ -142,7 +143,7 @@ class StreamingTinyDecoder:
     def compile(self) -> None:
         """Compile the model, in place and once, with weights in the order that convolutions of a GPU are fastest in."""
         model: Any = self.model
-        if getattr(model, "_compiled_call_impl", None) is None:
+        if not is_compiled(model):
             model.to(memory_format=torch.channels_last)
             model.compile(fullgraph=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vidaccel.errors import UserError
+from vidaccel.machine.private_names import clean_caption
 
 _SEGMENT = re.compile(r"\|(\d+)\|")
 
@@ -69,8 +70,6 @@ def cleaned(text: str) -> str:
     for module, package in (("ftfy", "ftfy"), ("bs4", "beautifulsoup4")):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"Cleaning prompts needs {package}: pip install {package}, or pass clean_caption=False.")
-    from diffusers import PixArtAlphaPipeline
-
     for _ in range(2):
-        text = PixArtAlphaPipeline._clean_caption(PixArtAlphaPipeline, text)  # reads one constant of the class
+        text = clean_caption(text)
     return text

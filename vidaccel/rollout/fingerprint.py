@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.files.digest import folder_digest
+from vidaccel.machine.private_names import attention_backend_of, execution_device, name_or_path
 from vidaccel.rollout.checkpoint import SessionSettings
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
@@ -45,7 +46,7 @@ def session_settings(pipe: Any, made: Production, encoder: PromptEncoder) -> Ses
             is_decoded=start is not None and start.is_decoded,
         ),
         decoder=None if state.decoder is not None else "none",
-        device=pipe._execution_device.type,
+        device=execution_device(pipe).type,
         dtype=component_dtypes(pipe),
         attention=attention_backend(pipe.transformer),
         adapters=adapters(pipe.transformer),
@@ -55,9 +56,9 @@ def session_settings(pipe: Any, made: Production, encoder: PromptEncoder) -> Ses
 def model_digests(pipe: Any) -> list[str]:
     """Digests of the folders that the parts were loaded from, else of the parts."""
     parts = [part for name in _PARTS if (part := getattr(pipe, name, None)) is not None]
-    folder = Path(getattr(pipe.config, "_name_or_path", None) or "no folder")
+    folder = Path(name_or_path(pipe.config) or "no folder")
     folders = [one for one in (folder, shared_folder(folder)) if one is not None]
-    if folder.is_dir() and all(Path(getattr(part.config, "_name_or_path", "")).parent in folders for part in parts):
+    if folder.is_dir() and all(Path(name_or_path(part.config) or "").parent in folders for part in parts):
         return [folder_digest(one) for one in folders]
     return [_digest(part.state_dict()) for part in parts]
 
@@ -91,7 +92,7 @@ def component_dtypes(pipe: Any) -> dict[str, torch.dtype]:
 def attention_backend(transformer: Any) -> str:
     """The name of the backend that the transformer's attention was set to, "native" where it was not."""
     processors = (getattr(part, "processor", None) for part in transformer.modules())
-    backends = {backend for one in processors if (backend := getattr(one, "_attention_backend", None)) is not None}
+    backends = {backend for one in processors if (backend := attention_backend_of(one)) is not None}
     return ", ".join(sorted(backend.value for backend in backends)) or "native"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.machine.adapters import adapters_of
+from vidaccel.machine.private_names import is_compiled
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
 from vidaccel.models.fused_layers import fuse_layers
@@ -70,7 +71,7 @@ def compiled(transformer: CausalWanTransformer3DModel, *, backend: Any = "induct
     One block is compiled for all of them, once for the first chunk and once more, for any number of remembered
     frames, when that number changes. Compiling takes up to minutes and happens within the first passes.
     """
-    if not any(getattr(block, "_compiled_call_impl", None) for block in transformer.blocks):
+    if not any(is_compiled(block) for block in transformer.blocks):
         transformer.compile_repeated_blocks(fullgraph=True, backend=backend)  # type: ignore[no-untyped-call]
     return eager(transformer)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.machine.private_names import execution_device
 from vidaccel.rollout.chunk import Shot
 from vidaccel.rollout.timeline import ChunkGrid, PromptChange, PromptTimeline
 
@@ -102,7 +103,7 @@ class PromptEncoder:
                 negative_prompt=_for_each(self.negative_prompt or "", self.num_videos, "negative_prompt"),
                 do_classifier_free_guidance=self.guided,
                 max_sequence_length=self.max_sequence_length,
-                device=self.pipe._execution_device,
+                device=execution_device(self.pipe),
             )
         return tuple(part.to(self.pipe.transformer.dtype) for part in found if part is not None)
 

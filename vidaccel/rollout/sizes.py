@@ -18,6 +18,7 @@ from diffusers import AutoencoderKLWan
 
 from vidaccel.errors import UserError
 from vidaccel.machine.footprint import module_bytes, weight_bytes
+from vidaccel.machine.private_names import kept_in_float32
 from vidaccel.memory import MemoryPolicy
 from vidaccel.memory.entry import Part
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
@@ -222,7 +223,7 @@ def _on_meta(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
             model = kind.from_config(dict(config)).eval()
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"This is no configuration of a {kind.__name__} ({error}).") from error
-    in_float32 = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    in_float32 = kept_in_float32(kind)
     for name, parameter in model.named_parameters():
         if in_float32.isdisjoint(name.split(".")):
             parameter.data = parameter.data.to(dtype)

@@ -28,6 +28,7 @@ from torch import nn
 from vidaccel.easycache.apply import find_transformers
 from vidaccel.generation.generate import generate
 from vidaccel.generation.request import GenerationRequest
+from vidaccel.machine.private_names import hook_registry
 
 FAILURES = (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 """What the caches raise where a model does not suit them."""
@@ -155,7 +156,7 @@ def _hooks(transformer: nn.Module) -> set[tuple[str, str]]:
     return {
         (name, hook)
         for name, module in transformer.named_modules()
-        if (registry := getattr(module, "_diffusers_hook", None)) is not None
+        if (registry := hook_registry(module)) is not None
         for hook in registry.hooks
     }
 
@@ -163,4 +164,5 @@ def _hooks(transformer: nn.Module) -> set[tuple[str, str]]:
 def _remove(transformer: Any, hooks: set[tuple[str, str]]) -> None:
     """What an enabling that failed half-way left behind."""
     for name, hook in hooks:
-        transformer.get_submodule(name)._diffusers_hook.remove_hook(hook, recurse=False)
+        if (registry := hook_registry(transformer.get_submodule(name))) is not None:
+            registry.remove_hook(hook, recurse=False)

@@ -26,6 +26,7 @@ from vidaccel.errors import UserError
 from vidaccel.files.text import json_number
 from vidaccel.generation.generate import Generation, generate
 from vidaccel.generation.request import GenerationRequest
+from vidaccel.machine.private_names import execution_device
 from vidaccel.video.metrics import VideoComparison, compare_videos
 
 _PLAIN_EVERY = 8  # timed methods between two timed plain runs
@@ -145,7 +146,7 @@ class FidelityPass:
             **_work(*made, plain),
             "decisions": decision_letters(made[0]),
         }
-        judge.take(record, plain[0].frames, made[0].frames, device=self.runner.pipe._execution_device)
+        judge.take(record, plain[0].frames, made[0].frames, device=execution_device(self.runner.pipe))
 
     def _make(self, method: Method | None, request: GenerationRequest, work: BlockWork) -> tuple[Generation, int]:
         if method is not None and method.calibrated:

@@ -11,14 +11,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.catalog.models import EMBEDDED_MODEL
 from vidaccel.catalog.registry import spec_of
 from vidaccel.files.text import write_text
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.machine.environment import describe_environment, without_folders
+from vidaccel.machine.private_names import execution_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ class ModelBenchmark(Benchmark):
     def environment(self, pipe: Any) -> dict[str, Any]:
         """Where and with what `pipe` is measured."""
         weights = spec_of(self.model).weights if self.weights is None else self.weights
-        return describe_environment(device=torch.device(pipe._execution_device), weights=weights, model=self.model)
+        return describe_environment(device=execution_device(pipe), weights=weights, model=self.model)
 
     def protocol(self, settled: Mapping[str, Any]) -> dict[str, Any]:
         return super().protocol({"model": without_folders(self.model), **settled})

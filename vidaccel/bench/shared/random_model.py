@@ -18,6 +18,7 @@ from torch import nn
 
 from vidaccel.catalog.families.family import Component
 from vidaccel.catalog.speed_shapes import Embedding, SpeedShape
+from vidaccel.machine.private_names import kept_in_float32
 
 
 def random_pipeline(
@@ -42,7 +43,7 @@ def random_transformer(component: Component, *, device: torch.device, dtype: tor
     """
     with init_empty_weights():
         model = _make(component)
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    kept = kept_in_float32(model)
     generator = torch.Generator(device).manual_seed(0)
     for path, module in model.named_modules():
         for name, empty in list(module.named_parameters(recurse=False)):
