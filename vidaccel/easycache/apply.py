@@ -262,7 +262,7 @@ def _find_cache(transformer: nn.Module) -> str | None:
         registry = hook_registry(module)
         for name, hook in {} if registry is None else registry.hooks.items():
             if is_stateful(hook):
-                return name
+                return str(name)
     return None
 
 

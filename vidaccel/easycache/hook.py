@@ -63,7 +63,7 @@ class EasyCacheHook(ModelHook):
     _is_stateful = True
 
     def __init__(self, run: EasyCacheRun, transformer: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.run = run
         self.transformer = transformer
         self.contexts = _ContextReceiver()
@@ -102,7 +102,7 @@ class EasyCacheHook(ModelHook):
             "Call remove_easycache first, copy, then apply_easycache to both."
         )
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward = cast(Any, self.fn_ref).original_forward
         if torch.is_grad_enabled() or module.training:

@@ -56,7 +56,7 @@ class EasyCacheSwapIn:
         Raises ValueError for such a folder, and what diffusers raises.
         """
         _check_folder(cls, Path(pretrained_model_name_or_path), kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc, no-any-return]
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **changes: Any) -> Self:
@@ -69,7 +69,7 @@ class EasyCacheSwapIn:
         run.
         """
         if "dtype" in changes or "torch_dtype" in changes:
-            made = super().from_pipe(pipeline, **changes)  # type: ignore[misc]
+            made: Self = super().from_pipe(pipeline, **changes)  # type: ignore[misc]
         else:
             made = cls(**_parts_for(cls, pipeline, changes))
         _keep_handling(pipeline, made)
