@@ -142,7 +142,7 @@ class EasyCacheRule:
         return None
 
     def estimate(self, streams: Streams) -> Tensor:
-        """Predicted change, accumulated error and whether reuse is allowed (0 or 1)."""
+        """Equations 4 and 5: predicted change, accumulated error, and whether reuse is allowed (0 or 1)."""
         assert self.transformation_rate is not None
         assert self._output_size is not None
         change = self._change(streams, self._previous)
