@@ -13,6 +13,7 @@ import pytest
 from vidaccel.bench.caching.cache_tables import caches_markdown
 from vidaccel.bench.caching.comparison import DEFAULTS
 from vidaccel.bench.caching.tables import easycache_markdown
+from vidaccel.bench.commands import commands_markdown
 from vidaccel.bench.quality import quality_markdown
 from vidaccel.bench.rollout.tables import rollout_markdown
 from vidaccel.bench.speed import speed_markdown
@@ -31,6 +32,7 @@ def easycache(content: Mapping[str, Any]) -> str:
 
 MARKDOWN: Mapping[str, Callable[[Any], str]] = {
     "caches": caches_markdown,
+    "commands": commands_markdown,
     "easycache": easycache,
     "quality": quality_markdown,
     "rollout": rollout_markdown,

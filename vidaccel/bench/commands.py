@@ -22,7 +22,6 @@ import torch
 from vidaccel.bench.full_size import FULL_SIZES, make_full_size
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.bench.shared.markdown import captions, markdown_table
-from vidaccel.bench.shared.records import ResultFile
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import resolve_device
 from vidaccel.machine.attention import attention_call, usable_attention_backends
@@ -90,7 +89,7 @@ class CommandsBench(Benchmark):
                     if record is not None:
                         results.add(record)
         summary = results.finish({"num_failed": sum(record["exit_code"] != 0 for record in results.records)})
-        self.write_table(commands_markdown(results))
+        self.write_table(commands_markdown(results.content))
         return summary
 
 
@@ -139,13 +138,14 @@ def _rollout_ways(device: str) -> Iterator[Sequence[str]]:
 
 
 def _attention(model: str, device: torch.device) -> Iterator[Sequence[str]]:
-    """Every backend that runs here what the model's transformer asks for."""
+    """Every backend that runs here what the model's transformer asks for, and downloads nothing."""
     if device.type != "cuda":
         return
     transformer = FULL_SIZES[model].components()["transformer"]
     call = attention_call(transformer.kind.rpartition(":")[2], transformer.config)
-    names = usable_attention_backends(device=device, dtype=torch.bfloat16, call=call)
-    yield from (("--attention", name) for name in names if name != "native")
+    for name in usable_attention_backends(device=device, dtype=torch.bfloat16, call=call, private=True):
+        if name != "native":
+            yield ("--attention", name)
 
 
 def _measure(config: CommandsBench, command: Command, *, folder: Path, began: float) -> dict[str, Any] | None:
@@ -200,9 +200,9 @@ def _is_over(config: CommandsBench, began: float) -> bool:
     return config.budget_seconds is not None and time.monotonic() - began > config.budget_seconds
 
 
-def commands_markdown(results: ResultFile) -> str:
+def commands_markdown(content: Mapping[str, Any]) -> str:
     """The results as a page: one row a command."""
-    protocol = results.protocol
+    protocol = content["protocol"]
     lines = [
         "# `vidaccel generate` and `vidaccel rollout` as commands at full size",
         "",
@@ -211,11 +211,11 @@ def commands_markdown(results: ResultFile) -> str:
         f"{protocol['num_inference_steps']} steps, or {protocol['seconds']:g} s of a rollout; at most "
         f"{protocol['parallel']} at the same time.",
         "",
-        captions({"environments": results.environments}),
+        captions(content),
         "",
     ]
     header = ("model", "flags", "ended", "s in all", "s denoising", "forwards", "steps reused", "peak GB")
-    lines += markdown_table(header, [_row(record) for record in results.records])
+    lines += markdown_table(header, [_row(record) for record in content["records"]])
     return "\n".join(lines) + "\n"
 
 

@@ -123,12 +123,15 @@ def set_attention_backend(denoiser: Any, name: str) -> None:
 
 
 def usable_attention_backends(
-    *, device: torch.device, dtype: torch.dtype, call: AttentionCall | None = None
+    *, device: torch.device, dtype: torch.dtype, call: AttentionCall | None = None, private: bool = False
 ) -> tuple[str, ...]:
-    """The public backends that pass `check_attention_backend` and download nothing."""
+    """The backends that pass `check_attention_backend` and download nothing.
+
+    private: also those that diffusers names with an underscore, one kernel of PyTorch each for the most part.
+    """
     usable = []
     for name in attention_backend_names():
-        if name.startswith("_") or name.endswith("_hub"):
+        if (name.startswith("_") and not private) or name.endswith("_hub"):
             continue
         try:
             check_attention_backend(name, device=device, dtype=dtype, call=call)
