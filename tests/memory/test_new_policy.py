@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,35 @@ def test_a_damaged_state_is_refused_without_a_line_of_its_own(parts: object, mes
         MemoryIndex.from_state(OWN, {**index.state(), "parts": parts})
     with pytest.raises(UserError, match="saved with `window_frames` 9; now it is 12"):
         MemoryIndex.from_state(SlidingWindow(window_frames=12), index.state())
-    with pytest.raises(UserError, match="settings of the saved index are damaged"):
-        MemoryIndex.from_state(SAME, index.state())
     assert MemoryIndex.from_state(OWN, json.loads(json.dumps(index.state()))).entries == index.entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastWindow(SlidingWindow):
+    """Another policy, whose settings have the same names."""
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked"), [(OWN, LastWindow(window_frames=9)), (OWN, SAME), (SAME, OWN)], ids=["equal", "ours", "theirs"]
+)
+def test_a_state_of_another_policy_is_refused_in_one_line(saved: MemoryPolicy, asked: MemoryPolicy) -> None:
+    before, now = type(saved).__name__, type(asked).__name__
+    with pytest.raises(UserError, match=rf"^The memory was saved by the policy {before}; now it is {now}\. Take"):
+        MemoryIndex.from_state(asked, MemoryIndex(saved).state())
+
+
+def test_a_policy_without_its_decisions_cannot_be_made_and_says_which_are_missing() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Unfinished(MemoryPolicy):
+        chunk_frames: int = 3
+
+        def start(self) -> list[int]:
+            return []
+
+    with pytest.raises(TypeError) as error:
+        Unfinished()  # type: ignore[abstract]
+    missing = {name for name in vars(MemoryPolicy) if re.search(rf"\b{name}\b", str(error.value))}
+    assert missing == {"part_frames", "begin", "commit", "entries"}
 
 
 @pytest.mark.usefixtures("_in_the_table")

@@ -141,6 +141,7 @@ class MemoryIndex:
         """The index that goes on where `state()` was taken. Raises UserError for other settings or a damaged state."""
         if not isinstance(state, Mapping) or set(state) != {"config", "parts", *_COUNTS, *_FLAGS}:
             raise UserError("This is not the saved index of a memory; take one that `MemoryIndex.state` made.")
+        _check_is_of(policy, state["config"])
         try:
             saved = type(policy).from_dict(state["config"])
         except ValueError as error:
@@ -203,6 +204,14 @@ class MemoryIndex:
                 f"Take one for more frames or a sliding window."
             )
         return count
+
+
+def _check_is_of(policy: MemoryPolicy, settings: object) -> None:
+    """Raise UserError for the settings of another policy; those of slow-fast memory have no name (`to_dict`)."""
+    if isinstance(settings, Mapping):
+        before, now = (values.get("policy", "MemoryConfig") for values in (settings, policy.to_dict()))
+        if before != now:
+            raise UserError(f"The memory was saved by the policy {before}; now it is {now}. Take the same.")
 
 
 def _check_similarity(similarity: float | None) -> None:

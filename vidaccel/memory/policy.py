@@ -11,6 +11,7 @@ goes through a policy like this, the frames of the chunk being 6, 7, 8:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol, Self, cast
@@ -37,28 +38,35 @@ class ChunkPass(NamedTuple):
 class MemoryPolicy(Protocol):
     """The decisions of a memory. To be inherited from by a frozen dataclass; what is not abstract has a usual answer.
 
-    chunk_frames: latent frames that are made together.
+    chunk_frames: latent frames that are made together; a field of the dataclass. It must be what the student was made
+        for, which is not compared.
+    A class that leaves out an abstract method cannot be instantiated: a TypeError names what is missing.
     """
 
     chunk_frames: int
 
     @property
+    @abstractmethod
     def part_frames(self) -> Mapping[Part, int]:
         """Most frames of each part of the memory ("sink", "slow", "fast"), the chunk that is being made in "fast"."""
         ...
 
+    @abstractmethod
     def start(self) -> Kept:
         """What is kept before the first chunk."""
         ...
 
+    @abstractmethod
     def begin(self, kept: Kept, frames: range) -> Kept:
         """What is still kept when a chunk of `frames` begins: it needs `len(frames)` of the `total_frames` places."""
         ...
 
+    @abstractmethod
     def commit(self, kept: Kept, done: ChunkPass) -> tuple[Kept, bool]:
         """What is kept after the clean pass over a chunk, and whether the chunk is a keyframe (reports show it)."""
         ...
 
+    @abstractmethod
     def entries(self, kept: Kept, current: range) -> tuple[Entry, ...]:
         """The frames that a pass attends to, in the order of their positions; `current`, the chunk being made, last.
 
