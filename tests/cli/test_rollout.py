@@ -12,7 +12,9 @@ import torch
 from tests.support import rollout_command
 from tests.support.rollout_command import FPS, Command, decoder_file
 from vidaccel.cli import rollout_run, run
+from vidaccel.cli.app import COMMANDS, LazyCommand
 from vidaccel.cli.rollout_progress import ChunkCounter
+from vidaccel.memory import POLICIES
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout import PassMode
 from vidaccel.rollout.chunk import Chunk, Student
@@ -44,8 +46,14 @@ def test_a_prompt_becomes_a_video_with_a_sidecar(
     assert set(sidecar["files"]) == names
     report = json.loads((tmp_path / "video.report.json").read_text())
     assert report["chunks"]["first_frame"] == [0, 3, 6, 9, 12]
-    assert set(report["seconds"]) >= {"denoising", "commit", "decoding", "chunk"}
+    assert set(report["seconds"]) >= {"denoising", "clean_pass", "decoding", "chunk"}
     assert "3.56 s, 57 frames of 48x32, 5 chunks" in capsys.readouterr().out
+
+
+def test_the_help_of_memory_shows_every_policy_of_the_table() -> None:
+    command: Any = LazyCommand("rollout", module=COMMANDS["rollout"][0], help="").load()
+    (text,) = (option.help for option in command.params if option.name == "memory")
+    assert all(row.form in text for row in POLICIES.values())
 
 
 def test_a_finished_video_is_skipped_and_another_one_not_written_over(

@@ -144,8 +144,8 @@ WRONG_COUNTS = (
 @pytest.mark.parametrize("word", [*SIZELESS, *WRONG_SIZES, *WRONG_COUNTS])
 def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
     accepted = (
-        "slow-fast, slow-fast:3+12+6, slow-fast:3+12+6@0.99 (with the similarity threshold), sink+window:3+9, "
-        "window:21 or full:240 (latent frames)"
+        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold), "
+        "sink+window:3+9, window:21 or full:240 (latent frames)"
     )
     with pytest.raises(ValueError, match=re.escape(f"A memory must be {accepted}; got {word!r}.")):
         parse_memory(word)

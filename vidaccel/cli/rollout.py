@@ -19,6 +19,7 @@ from vidaccel.errors import UserError
 from vidaccel.generation.expert_files import LoraFile
 from vidaccel.generation.options import check_options
 from vidaccel.generation.request import request_for
+from vidaccel.memory.policies import memory_forms
 from vidaccel.rollout import PassMode
 from vidaccel.rollout.timeline import PromptTimeline
 from vidaccel.sessions import MAIN
@@ -56,10 +57,7 @@ def rollout(
     ] = False,
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="slow-fast:3+12+6 (sink, slow, fast), sink+window:3+9, window:21, full:240, in latent frames. "
-            "[default: the student's]"
-        ),
+        typer.Option(help=f"{memory_forms()}, in latent frames. [default: the student's]"),
     ] = None,
     keyframe_rule: Annotated[str | None, typer.Option(help="similarity, uniform or none.")] = None,
     similarity_threshold: Annotated[

@@ -39,9 +39,14 @@ def parse_memory(text: str, chunk_frames: int = 3) -> MemoryPolicy:
     has_rest = found is not None and (bool(found[2]) or ":" not in text)
     policy = row.read(found[2], chunk_frames) if found is not None and row is not None and has_rest else None
     if policy is None:
-        forms = [row.form for row in POLICIES.values()]
-        raise ValueError(f"A memory must be {', '.join(forms[:-1])} or {forms[-1]} (latent frames); got {text!r}.")
+        raise ValueError(f"A memory must be {memory_forms()} (latent frames); got {text!r}.")
     return policy
+
+
+def memory_forms() -> str:
+    """How memories are written, one example after another, for messages and help."""
+    *forms, last = (row.form for row in POLICIES.values())
+    return f"{', '.join(forms)} or {last}"
 
 
 def parse_slow_fast(text: str, chunk_frames: int = 3) -> MemoryConfig:
@@ -82,7 +87,8 @@ def _of_sizes(make: Callable[..., MemoryConfig], counts: Sequence[int]) -> Calla
 
 POLICIES: dict[str, PolicyRow] = {
     "slow-fast": PolicyRow(
-        "slow-fast, slow-fast:3+12+6, slow-fast:3+12+6@0.99 (with the similarity threshold)", _slow_fast
+        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold)",
+        _slow_fast,
     ),
     "sink+window": PolicyRow("sink+window:3+9", _of_sizes(MemoryConfig.sink_and_window, (0, 2))),
     "window": PolicyRow("window:21", _of_sizes(MemoryConfig.sliding_window, (1,))),
