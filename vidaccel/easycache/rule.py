@@ -142,7 +142,10 @@ class EasyCacheRule:
         return None
 
     def estimate(self, streams: Streams) -> Tensor:
-        """Equations 4 and 5: predicted change, accumulated error, and whether reuse is allowed (0 or 1)."""
+        """Equations 4 and 5: predicted change, accumulated error, and whether reuse is allowed (0 or 1).
+
+        The last is the comparison of equation 6, `allowed = ...`; its first and last steps are in `must_compute`.
+        """
         assert self.transformation_rate is not None
         assert self._output_size is not None
         change = self._change(streams, self._previous)
@@ -160,7 +163,10 @@ class EasyCacheRule:
         estimate: Sequence[float] | None = None,
         forced: Reason | None = None,
     ) -> StepDecision:
-        """Equation 6. Without `estimate` its numbers are read here, the one read of device memory in a step."""
+        """Equation 6, put together from `must_compute` (warm-up, last steps) and `estimate` (the comparison with tau).
+
+        Without `estimate` its numbers are read here, the one read of device memory in a step.
+        """
         reason = forced or self.must_compute(streams, step_index=step_index, num_steps=num_steps)
         if self._previous and not _same_layout(streams, self._previous):
             self.reset()
