@@ -37,7 +37,7 @@ def made_chunks(num_chunks: int, config: MemoryConfig, *, prompt_every: int = 10
                 latents=torch.zeros(1, 1, config.chunk_frames, 1, 1),
                 frames=pixels if decode else None,
                 prompt=f"prompt {number // prompt_every}",
-                seconds={"denoising": random_numbers.uniform(0.2, 0.3), "commit": 0.05, "decoding": 0.1},
+                seconds={"denoising": random_numbers.uniform(0.2, 0.3), "clean_pass": 0.05, "decoding": 0.1},
                 sink=index.sink,
                 slow=index.slow,
                 fast=index.fast,
@@ -92,7 +92,7 @@ def test_totals_are_those_of_the_chunks() -> None:
     assert values["prompts"] == [{"chunk": start, "prompt": f"prompt {start // 15}"} for start in (0, 15, 30)]
     times = [sum(chunk.seconds.values()) for chunk in chunks]
     assert values["seconds"]["chunk"]["total"] == pytest.approx(sum(times))
-    assert values["seconds"]["commit"] == pytest.approx({"total": 2, "p50": 0.05, "p95": 0.05})
+    assert values["seconds"]["clean_pass"] == pytest.approx({"total": 2, "p50": 0.05, "p95": 0.05})
     assert values["pixel_frames_per_second"] == pytest.approx(39 * 12 / sum(times[1:]))  # the first one warms up
     assert values["chunks"]["first_frame"] == [chunk.first_frame for chunk in chunks]
     assert values["chunks"]["similarity"] == [chunk.similarity for chunk in chunks]

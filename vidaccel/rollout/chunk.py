@@ -66,8 +66,8 @@ class Chunk:
 
     index: 0-based; first_frame: of the whole rollout, in latent frames.
     latents: (B, C, F, H, W) float32; frames: pixels (B, f, 3, H, W) uint8 on the CPU, None without a decoder.
-    seconds: wall time of "denoising", "commit" (the pass that writes the memory) and "decoding"; on a GPU the time
-        until the work was queued, up to the decoding, which waits for the pixels.
+    seconds: wall time of "denoising", "clean_pass" (the pass that writes the memory) and "decoding" (which the commit
+        is counted under); on a GPU the time until the work was queued, up to the decoding, which waits for the pixels.
     origin: "made" now; "given": of the image or clip that the video begins with; "saved": in a session before.
     sink, slow, fast: frames remembered after it, of the first sample; similarity: of its keys with the chunk before.
     """

@@ -284,7 +284,7 @@ class _Runner:
         began = time.perf_counter()
         for memory, prompt in zip(state.memories, self._prompts, strict=True):
             self._pass(latents, None, prompt, memory)
-        committed = time.perf_counter()
+        passed = time.perf_counter()
         before = None if decoder is None else decoder.save_state()
         try:
             pixels = None if decoder is None else decoder.decode(latents)
@@ -296,7 +296,7 @@ class _Runner:
             if decoder is not None and before is not None:
                 decoder.load_state(*before)
             raise
-        self._seconds |= {"commit": committed - began, "decoding": time.perf_counter() - committed}
+        self._seconds |= {"clean_pass": passed - began, "decoding": time.perf_counter() - passed}
         state.remember(latents, state.num_frames - state.shot_start)
         index, similarity = state.memory.indexes[0], state.memory.similarity
         chunk = Chunk(

@@ -113,7 +113,7 @@ def _draw_times(record: RolloutRecord, axes: Any) -> None:
     floor = [0.0] * record.num_chunks
     for colour, (phase, seconds) in zip(_PHASE_COLOURS, phases.items(), strict=False):
         top = [below + 1000 * value for below, value in zip(floor, seconds, strict=True)]
-        axes.stairs(top, times, baseline=floor, fill=True, color=colour, label=phase)
+        axes.stairs(top, times, baseline=floor, fill=True, color=colour, label=phase.replace("_", " "))
         floor = top
     measured = sorted(value for value in floor if not math.isnan(value)) if phases else []
     axes.set_ylabel("time per chunk\n[ms]")

@@ -151,7 +151,7 @@ class RolloutRecord:
         return list(self._similarity)
 
     def phase_seconds(self) -> dict[str, list[float]]:
-        """Time of every chunk by phase: denoising, commit, decoding; NaN where it was not measured."""
+        """Time of every chunk by phase: denoising, clean_pass, decoding; NaN where it was not measured."""
         return {phase: list(measured) for phase, measured in self._seconds.items()}
 
     def stays(self, part: str) -> list[Residence]:
