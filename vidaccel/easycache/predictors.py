@@ -40,6 +40,9 @@ Predictor = Callable[["Tensor", Evaluation], "Tensor"] | Callable[["Tensor", Eva
 
 A function with a third parameter is also given the evaluation before the last one, None while there is none; only then
 is that one kept. A parameter with another default than None is a setting of the function and left alone.
+
+Called once for each stream and sample, or for all samples at once with decisions="batch". With batched guidance the
+rows of all its branches are in `latents`.
 """
 
 Statistic = Callable[["Tensor"], "Tensor"]
@@ -86,11 +89,12 @@ def extrapolate_output(latents: Tensor, last: Evaluation, previous: Evaluation |
 
 
 def mean_change(values: Tensor) -> Tensor:
-    """Mean absolute value over the whole batch, shape (1,): the official rule."""
+    """Mean absolute value over all it is given (one sample, or the batch with decisions="batch"), shape (1,)."""
     return values.abs().mean().reshape(1)
 
 
 # A row here is all that a new predictor needs: settings, command line and documentation of flags look names up here.
+# `PREDICTOR_NAMES` in bench/caching/methods.py may give it words for tables.
 PREDICTORS: dict[str, Predictor] = {
     "transformation": add_transformation,
     "output": hold_output,

@@ -39,9 +39,9 @@ class ReuseRule(Protocol):
     kept or changed, and tensors handed out are never kept.
 
     config: the settings, a dataclass with `to_dict`, as the report shows them.
-    num_branches, deciding_branch: where guidance is batched, the rows are `num_branches` slices of equal size, one of
-        which decides.
-    leader: the deciding branch, None before the first evaluation.
+    num_branches, deciding_branch: within a call with batched guidance the rows are `num_branches` slices of equal size,
+        and `deciding_branch` is the index of the one that decides.
+    leader: where branches are separate calls, the name of the one that decides; None before the first evaluation.
     transformation_rate: what the report shows of a step beside its decision; None while there is nothing.
     """
 
@@ -99,8 +99,8 @@ class EasyCacheRule:
         """A batch that cannot be divided into `num_branches` is measured as a whole."""
         self.config = config
         self.num_branches, self.deciding_branch = num_branches, deciding_branch
-        self._predict = find_predictor(config.predictor)
-        self._takes_earlier = takes_earlier_evaluation(self._predict)
+        self._predictor = find_predictor(config.predictor)
+        self._takes_earlier = takes_earlier_evaluation(self._predictor)
         self._statistic = find_statistic(config.statistic)
         self.reset()
 
@@ -111,10 +111,10 @@ class EasyCacheRule:
         self.transformation_rate: Tensor | None = None
         self.leader: str | None = None
         self._previous: list[Tensor] = []  # the input of the step before
-        self._previous_output: list[Tensor] = []
+        self._previous_output: list[Tensor] = []  # the output of the step before, for `rate_reference` "previous" only
         self._evaluations: dict[str, list[Evaluation]] = {}
         self._earlier: dict[str, list[Evaluation]] = {}
-        self._output_size: Tensor | None = None
+        self._output_magnitude: Tensor | None = None
         self._error: Tensor | float = 0.0
         self._estimated_error: Tensor | None = None
         self._num_consecutive_reuses = 0
@@ -147,12 +147,13 @@ class EasyCacheRule:
         The last is the comparison of equation 6, `allowed = ...`; its first and last steps are in `must_compute`.
         """
         assert self.transformation_rate is not None
-        assert self._output_size is not None
+        assert self._output_magnitude is not None
         change = self._change(streams, self._previous)
-        predicted = self.transformation_rate * change / self._output_size
-        self._estimated_error = self._error + predicted
+        predicted_change = self.transformation_rate * change / self._output_magnitude
+        self._estimated_error = self._error + predicted_change
         allowed = (self._estimated_error < self.config.threshold) & (change > 0)  # false for NaN and infinity
-        return torch.stack([predicted.max(), self._estimated_error.max(), allowed.all().to(predicted.dtype)])
+        error = self._estimated_error.max()
+        return torch.stack([predicted_change.max(), error, allowed.all().to(error.dtype)])
 
     def decide(
         self,
@@ -173,7 +174,7 @@ class EasyCacheRule:
         self._step_index = step_index
         if reason is not None:
             return StepDecision(step_index=step_index, computed=True, reason=reason)
-        predicted, error, allowed = self.estimate(streams).tolist() if estimate is None else estimate
+        predicted_change, error, allowed = self.estimate(streams).tolist() if estimate is None else estimate
         if allowed:
             assert self._estimated_error is not None
             self._error = self._estimated_error
@@ -181,8 +182,8 @@ class EasyCacheRule:
         return StepDecision(
             step_index=step_index,
             computed=not allowed,
-            reason="below_threshold" if allowed else _refusal(predicted, error, self.config.threshold),
-            predicted_change=predicted,
+            reason="below_threshold" if allowed else _refusal(predicted_change, error, self.config.threshold),
+            predicted_change=predicted_change,
             accumulated_error=error,
         )
 
@@ -197,10 +198,10 @@ class EasyCacheRule:
         """Equation 3 by default."""
         last = self._evaluations[branch]
         earlier: Sequence[Evaluation | None] = self._earlier.get(branch) or [None] * len(last)
-        outputs = [self._predicted(*each) for each in zip(streams, last, earlier, strict=True)]
+        outputs = [self._checked_output(*each) for each in zip(streams, last, earlier, strict=True)]
         if branch == self.leader:
             if self.config.denominator == "previous":
-                self._output_size = self._size(outputs)
+                self._output_magnitude = self._magnitude(outputs)
             if self.config.rate_reference == "previous":
                 self._previous_output = [output.clone() for output in outputs]
             self._previous = [latents.clone() for latents in streams]
@@ -220,26 +221,26 @@ class EasyCacheRule:
             for latents, output in zip(kept, outputs, strict=True)
         ]
         if branch == self.leader:
-            self._update_rate(made)
+            self._begin_interval(made)
         if self._takes_earlier and branch in self._evaluations:
             self._earlier[branch] = self._evaluations[branch]
         self._evaluations[branch] = made
 
-    def _update_rate(self, made: Sequence[Evaluation]) -> None:
-        """Equation 2 for a new evaluation of the deciding branch, from which errors are summed anew."""
+    def _begin_interval(self, made: Sequence[Evaluation]) -> None:
+        """Equation 2, then E_t = 0: what a computed step of the deciding branch changes."""
         latents, outputs = [one.latents for one in made], [one.output for one in made]
         if (last := self._evaluations.get(self.leader or "")) is not None:
             inputs_then, outputs_then = [one.latents for one in last], [one.output for one in last]
             if self.config.rate_reference == "previous":
                 inputs_then, outputs_then = self._previous, self._previous_output
             self.transformation_rate = self._change(outputs, outputs_then) / self._change(latents, inputs_then)
-        self._output_size = self._size(outputs)
+        self._output_magnitude = self._magnitude(outputs)
         self._previous = latents
         self._previous_output = outputs if self.config.rate_reference == "previous" else []
         self._error, self._num_consecutive_reuses = 0.0, 0
 
-    def _predicted(self, latents: Tensor, last: Evaluation, earlier: Evaluation | None) -> Tensor:
-        output: Any = self._predict(latents, last, *((earlier,) if self._takes_earlier else ()))
+    def _checked_output(self, latents: Tensor, last: Evaluation, earlier: Evaluation | None) -> Tensor:
+        output: Any = self._predictor(latents, last, *((earlier,) if self._takes_earlier else ()))
         if not isinstance(output, Tensor) or not _same_layout([output], [last.output]):
             raise ValueError(
                 f"`predictor` must return a tensor of shape {tuple(last.output.shape)} and type {last.output.dtype} on "
@@ -249,12 +250,13 @@ class EasyCacheRule:
 
     def _change(self, left: Streams, right: Streams) -> Tensor:
         pairs = zip(left, right, strict=True)
-        return self._magnitudes([difference(self._deciding(one), self._deciding(other)) for one, other in pairs])
+        return self._measure([difference(self._deciding(one), self._deciding(other)) for one, other in pairs])
 
-    def _size(self, tensors: Streams) -> Tensor:
-        return self._magnitudes([widened(self._deciding(tensor)) for tensor in tensors])
+    def _magnitude(self, tensors: Streams) -> Tensor:
+        """Of the deciding rows of every stream, in one vector."""
+        return self._measure([widened(self._deciding(tensor)) for tensor in tensors])
 
-    def _magnitudes(self, values: Streams) -> Tensor:
+    def _measure(self, values: Streams) -> Tensor:
         """What the statistic says of every stream, in one vector."""
         found: list[Any] = [self._statistic(value) for value in values]
         if wrong := [magnitude for magnitude in found if not isinstance(magnitude, Tensor)]:
@@ -283,7 +285,7 @@ def _layout(value: Any) -> str:
     return f"shape {tuple(value.shape)} and type {value.dtype} on {value.device}"
 
 
-def _refusal(predicted: float, error: float, threshold: float) -> Reason:
-    if not math.isfinite(predicted):
+def _refusal(predicted_change: float, error: float, threshold: float) -> Reason:
+    if not math.isfinite(predicted_change):
         return "not_finite"
-    return "no_change" if predicted == 0 or error < threshold * (1 - ROUNDING) else "above_threshold"
+    return "no_change" if predicted_change == 0 or error < threshold * (1 - ROUNDING) else "above_threshold"
