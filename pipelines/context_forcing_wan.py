@@ -27,12 +27,12 @@ from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryPolicy, parse_memory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.checkpoint import Checkpoint
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.fingerprint import session_settings
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
+from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.start import Start, check_length
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
@@ -216,14 +216,14 @@ class ContextForcingWanPipeline(WanPipeline):
         session: a folder in which finished chunks are kept, as `vidaccel rollout --checkpoint` does; either goes on
             with what the other began, with the same settings and the same bits. It is open until the iterator ends or
             is closed (`.close()`), which saves the chunk that was made last.
-        resume, branch, branch_from, from_branch, rewind, snapshot_every: see `Checkpoint`.
+        resume, branch, branch_from, from_branch, rewind, snapshot_every: see `SessionRequest`.
         replay: with `resume`, give the chunks that the session holds too (`origin` is "saved"), decoded anew from
             their latents; False: new chunks only.
 
         Arguments are checked, and a session is opened, when this is called. Raises UserError for sizes, prompts and
-        starts that do not go together, a start as long as the video, and a session as `Checkpoint.open` does.
+        starts that do not go together, a start as long as the video, and a session as `open_session` does.
         """
-        checkpoint = Checkpoint.of(
+        asked = SessionRequest.of(
             session,
             resume=resume,
             branch=branch,
@@ -232,7 +232,7 @@ class ContextForcingWanPipeline(WanPipeline):
             rewind=rewind,
             snapshot_every=snapshot_every,
         )
-        if checkpoint is not None and state is not None:
+        if asked is not None and state is not None:
             raise UserError("A rollout goes on from `state` or from a `session`; give one of them.")
         student = self.student(num_inference_steps, guidance_scale)
         if state is None:
@@ -251,11 +251,11 @@ class ContextForcingWanPipeline(WanPipeline):
         )
         shots = encoder.shots(prompt, grid, length, embeddings=prompt_embeds, negative=negative_prompt_embeds)
         made = Production(student=student, state=state, shots=shots, num_chunks=length, start=start)
-        if checkpoint is None:
+        if asked is None:
             return made.chunks()
         made.fps = fps
         opened = made.open_session(
-            checkpoint,
+            asked,
             session_settings(self, made, encoder),
             encode=lambda text: encoder.past_embeddings(text, shots),
             num_given_chunks=grid.num_given_chunks,

@@ -51,6 +51,39 @@ def test_the_video_is_the_one_the_pipeline_makes_by_itself(pipe: DiffusionPipeli
     assert made.report is None
 
 
+def test_a_callback_without_the_names_of_tensors_still_reports_steps(tiny_wan_folder: Path) -> None:
+    pipe = load_pipeline(str(tiny_wan_folder), device="cpu", dtype="float32")
+
+    class Older(type(pipe)):  # type: ignore[misc]
+        def __call__(
+            self,
+            prompt: str,
+            height: int = 32,
+            width: int = 32,
+            num_frames: int = 5,
+            num_inference_steps: int = 14,
+            guidance_scale: float = 5.0,
+            generator: Any = None,
+            output_type: str = "pt",
+            callback_on_step_end: Any = None,
+        ) -> Any:
+            sizes = {"height": height, "width": width, "num_frames": num_frames}
+            return super().__call__(
+                prompt,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=generator,
+                output_type=output_type,
+                callback_on_step_end=callback_on_step_end,
+                **sizes,
+            )
+
+    pipe.__class__ = Older
+    seen: list[StepProgress] = []
+    generate(pipe, REQUEST, on_step=seen.append)
+    assert [(step.step_index, step.num_steps) for step in seen] == [(index, 14) for index in range(14)]
+
+
 def test_forwards_that_really_ran_are_counted(tiny_wan_folder: Path) -> None:
     pipe = load_pipeline(str(tiny_wan_folder), device="cpu", dtype="float32")
     calls = count_forwards(pipe)

@@ -43,7 +43,7 @@ def generate(
         ),
     ] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What the video should not show. [default: the pipeline's]")
+        str | None, typer.Option(help="What the video should not show. (default: the pipeline's)")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="First frame, or a reference picture.")] = None,
     last_image: Annotated[Path | None, typer.Option(help="Last frame, for first-and-last-frame models.")] = None,
@@ -52,35 +52,35 @@ def generate(
     pose_video: Annotated[Path | None, typer.Option(help="Poses to follow, for Animate.")] = None,
     face_video: Annotated[Path | None, typer.Option(help="Faces to follow, for Animate.")] = None,
     keep_frames: KeepFrames = False,
-    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps. (default: the model's)")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. [default: the model's]")
+        float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. (default: the model's)")
     ] = None,
     true_cfg_scale: Annotated[
         float | None, typer.Option(help="Weight against the negative prompt, for models with distilled guidance.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
     num_frames: Annotated[
-        int | None, typer.Option(help="Frames, for most models 4k + 1. [default: the model's]")
+        int | None, typer.Option(help="Frames, for most models 4k + 1. (default: the model's)")
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the file. (default: the model's)")] = None,
     argument: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A further argument of the pipeline's call; may be repeated."),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="EasyCache: tolerated accumulated change; 0 never reuses. [default: the model's preset]"),
+        typer.Option(help="EasyCache: tolerated accumulated change; 0 never reuses. (default: the model's preset)"),
     ] = None,
     warmup_steps: Annotated[
         int | None,
-        typer.Option(help="EasyCache: first steps that are always computed. [default: the model's preset]"),
+        typer.Option(help="EasyCache: first steps that are always computed. (default: the model's preset)"),
     ] = None,
     predictor: Annotated[
         str | None,
-        typer.Option(help=f"EasyCache: what a reused step returns: {', '.join(PREDICTORS)}. [default: transformation]"),
+        typer.Option(help=f"EasyCache: what a reused step returns: {', '.join(PREDICTORS)}. (default: transformation)"),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Without EasyCache: compute every step.")] = False,
     compare: Annotated[

@@ -21,6 +21,7 @@ from vidaccel.generation.options import check_options
 from vidaccel.generation.request import request_for
 from vidaccel.memory.policies import memory_forms
 from vidaccel.rollout import PassMode
+from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.timeline import PromptTimeline
 from vidaccel.sessions import MAIN
 from vidaccel.video.paths import PLAYER
@@ -57,7 +58,7 @@ def rollout(
     ] = False,
     memory: Annotated[
         str | None,
-        typer.Option(help=f"{memory_forms()}, in latent frames. [default: the student's]"),
+        typer.Option(help=f"{memory_forms()}, in latent frames. (default: the student's)"),
     ] = None,
     keyframe_rule: Annotated[str | None, typer.Option(help="similarity, uniform or none.")] = None,
     similarity_threshold: Annotated[
@@ -69,14 +70,14 @@ def rollout(
     prefill: Annotated[
         str | None, typer.Option(help="none, or linear: fill the slow part before it is needed.")
     ] = None,
-    num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. [default: the student's]")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. (default: the student's)")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. [default: the student's]")
+        float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. (default: the student's)")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video, of any length.")] = 0,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second of the video. [default: the model's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. (default: the model's)")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the video. (default: the model's)")] = None,
     attention: Annotated[str, typer.Option(help="Attention backend: native, flash, sage, ...")] = "native",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
@@ -104,7 +105,7 @@ def rollout(
         typer.Option(
             metavar="N",
             help="Chunks between exact states in the session; 0: none. Without one the rollout goes on as exactly, by "
-            "a pass over every chunk before. [default: 1 for states below 64 MiB, else 20; --plan says their size]",
+            "a pass over every chunk before. (default: 1 for states below 64 MiB, else 20; --plan says their size)",
         ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how much memory it would take.")] = False,
@@ -128,14 +129,10 @@ def rollout(
         "fps": fps,
     }
     prompts, spec = _timeline(prompt, timeline), spec_of(model)
-    _check_flags(seconds, flags, files)
+    _check_flags(seconds, flags, files, decoder)
     _check_places(output, report=report, device=device, dtype=dtype)
     loras, mode = tuple(LoraFile.parse(text) for text in lora or []), _passes(passes)
-    from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, fitted_start, grid_of  # loads PyTorch
-    from vidaccel.cli.rollout_run import run_rollout
-    from vidaccel.rollout.checkpoint import Checkpoint
-
-    kept = Checkpoint.of(
+    kept = SessionRequest.of(
         checkpoint,
         resume=resume,
         branch=branch,
@@ -144,6 +141,9 @@ def rollout(
         rewind=rewind,
         snapshot_every=snapshot_every,
     )
+    from vidaccel.cli.rollout_request import RolloutRequest, StudentFolder, fitted_start, grid_of  # loads PyTorch
+    from vidaccel.cli.rollout_run import run_rollout
+
     student = StudentFolder.of(spec)
     settings = student.request(prompts.spans[0].prompt, flags)
     sizes = student.memory(
@@ -174,14 +174,16 @@ def rollout(
     if plan:
         return _show(request.plan())
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
-    return run_rollout(request, output=file, checkpoint=kept, report=report, overwrite=overwrite)
+    return run_rollout(request, output=file, asked=kept, report=report, overwrite=overwrite)
 
 
-def _check_flags(seconds: float, flags: Mapping[str, Any], files: Mapping[str, Path | None]) -> None:
+def _check_flags(
+    seconds: float, flags: Mapping[str, Any], files: Mapping[str, Path | None], decoder: Path | None
+) -> None:
     """Raise UserError for what is wrong whatever the model."""
     if None not in files.values():
         raise UserError("A video begins with an image or a clip; give --image or --video.")
-    check_files(files)
+    check_files({**files, "decoder": decoder})
     if not 0 < seconds < math.inf:
         raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
     request_for(GenerationDefaults(), "a prompt", **flags)
@@ -217,7 +219,7 @@ def _show(plan: RolloutPlan) -> None:
         say("It fits.")
         return
     advice = plan.advice()
-    say("It does not fit. Changes, each on top of those before:" if advice else "It does not fit.")
+    say("Does not fit. Suggested changes (cumulative):" if advice else "Does not fit.")
     for one in advice:
         fits = ", fits" if one.fits else ""
         say(f"  {one.change}: {gigabytes(one.saved_bytes)} less, {gigabytes(one.total_bytes)} in all{fits}")

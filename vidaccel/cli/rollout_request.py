@@ -24,7 +24,7 @@ from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout import PassMode
-from vidaccel.rollout.checkpoint import SessionSettings
+from vidaccel.rollout.kept_session import SessionSettings
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
 from vidaccel.rollout.start import check_length, start_settings

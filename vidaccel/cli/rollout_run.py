@@ -22,12 +22,13 @@ from vidaccel.generation.generate import warn_about_words
 from vidaccel.generation.loading import load_pipeline, resolve_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.models.taehv import StreamingTinyDecoder
-from vidaccel.rollout.checkpoint import Checkpoint
 from vidaccel.rollout.decode import StreamingDecoder
+from vidaccel.rollout.kept_session import check_session, open_session
 from vidaccel.rollout.passes import speed_up
 from vidaccel.rollout.production import Production, replay_segments
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import shots_of_branch
+from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.start import Start
 from vidaccel.rollout.state import Decoder, RolloutState
 from vidaccel.sessions import MAIN
@@ -37,25 +38,26 @@ from vidaccel.video.streams import PlayerClosedError, PlayerStream, VideoStream,
 
 
 def run_rollout(
-    request: RolloutRequest, *, output: Path | None, checkpoint: Checkpoint | None, report: bool, overwrite: bool
+    request: RolloutRequest, *, output: Path | None, asked: SessionRequest | None, report: bool, overwrite: bool
 ) -> None:
     """Make the video. output: the file; None is standard output, for a player."""
-    job = None if output is None else _job(request, output, checkpoint, report=report)
+    job = None if output is None else _job(request, output, asked, report=report)
     if job is not None and not unfinished([job], overwrite=overwrite):
         say(f"{job.video}: finished before, skipped")
         return
     for problem in request.timeline.problems(request.grid, num_chunks=request.num_chunks):
         say_warning(problem)
     pipe = None
-    if checkpoint is not None:
-        checkpoint.check()
-    if checkpoint is None or checkpoint.is_new:  # a session is not begun by a model that cannot be loaded
+    if asked is not None:
+        check_session(asked)
+    if asked is None or asked.is_new:  # a session is not begun by a model that cannot be loaded
         pipe = _load(request)
     try:
         with ExitStack() as stack:
             branch = None
-            if checkpoint is not None:
-                session, branch = checkpoint.open(
+            if asked is not None:
+                session, branch = open_session(
+                    asked,
                     request.settings(),
                     request.timeline.changes(request.grid, num_chunks=request.num_chunks),
                     num_chunks=request.num_chunks,
@@ -63,7 +65,7 @@ def run_rollout(
                 )
                 stack.enter_context(session)
                 stack.enter_context(_reporting_kept_chunks(branch, session.folder))
-            snapshot_every = None if checkpoint is None else checkpoint.snapshot_every
+            snapshot_every = None if asked is None else asked.snapshot_every
             _Run(request, branch, job, snapshot_every=snapshot_every).run(pipe)
     except PlayerClosedError as closed:
         messages.print(str(closed), markup=False)
@@ -82,15 +84,15 @@ def _reporting_kept_chunks(branch: Branch, folder: Path) -> Iterator[None]:
         raise
 
 
-def _job(request: RolloutRequest, output: Path, checkpoint: Checkpoint | None, *, report: bool) -> Job:
+def _job(request: RolloutRequest, output: Path, asked: SessionRequest | None, *, report: bool) -> Job:
     settings = {
         **request.settings().to_dict(),
         "model": request.student.spec.name,
         "timeline": request.timeline.to_dict(),
         "num_chunks": request.num_chunks,
     }
-    if checkpoint is not None and checkpoint.branch != MAIN:  # what it begins with may be of other prompts
-        settings |= {"session": str(checkpoint.folder.resolve()), "branch": checkpoint.branch}
+    if asked is not None and asked.branch != MAIN:  # what it begins with may be of other prompts
+        settings |= {"session": str(asked.folder.resolve()), "branch": asked.branch}
     return Job(request=request.request, video=output, settings=settings, report=report)
 
 

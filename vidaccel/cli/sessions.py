@@ -50,7 +50,7 @@ def branch(
     folder: Folder,
     name: Annotated[str, typer.Option(help="Name of the new branch.")],
     from_branch: Annotated[str, typer.Option("--from", help="The branch it begins with.")] = MAIN,
-    at: Annotated[int | None, typer.Option(help="How many chunks of it. [default: all]")] = None,
+    at: Annotated[int | None, typer.Option(help="How many chunks of it. (default: all)")] = None,
 ) -> None:
     """Make a branch that begins with the first chunks of another; they are shared, not copied."""
     with _open(folder) as session:

@@ -77,8 +77,7 @@ def generate(
     warn_about_words(pipe, (request.prompt, request.negative_prompt or ""), request.max_sequence_length)
     if problem := negative_prompt_problem(pipe, request):
         logger.warning(problem)
-    reports_steps = "callback_on_step_end" in parameters_of(pipe)
-    recorder = Recorder(pipe, reports_steps=reports_steps, on_step=on_step)
+    recorder = Recorder(pipe, parameters=parameters_of(pipe), on_step=on_step)
     arguments = call_arguments(pipe, request) | recorder.callback_arguments()
     with _easycache(pipe, easycache, recorder), recorder.watch(), _call_errors(pipe, request):
         started = now(pipe)

@@ -1,7 +1,7 @@
 """What is seen of a running pipeline from outside: its steps, the forwards that really ran, and the clock."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +31,15 @@ class Recorder:
     """Counts the transformer forwards that run, reads the clock, and passes finished steps on; one per call.
 
     Steps are what the pipeline reports; where it has no callback, a step ends when its scheduler has moved on.
+    parameters: of the pipeline's call.
     """
 
-    def __init__(self, pipe: Any, *, reports_steps: bool, on_step: Callable[[StepProgress], None] | None) -> None:
+    def __init__(
+        self, pipe: Any, *, parameters: Mapping[str, Any], on_step: Callable[[StepProgress], None] | None
+    ) -> None:
         self.pipe = pipe
-        self.reports_steps = reports_steps
+        self.parameters = parameters
+        self.reports_steps = "callback_on_step_end" in parameters
         self.on_step = on_step
         self.num_forwards = 0
         self.computed = True
@@ -61,7 +65,8 @@ class Recorder:
         """Keyword arguments that make the pipeline report its steps, if it can."""
         if not self.reports_steps:
             return {}
-        return {"callback_on_step_end": self._end_step, "callback_on_step_end_tensor_inputs": []}
+        wanted = {"callback_on_step_end": self._end_step, "callback_on_step_end_tensor_inputs": []}
+        return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @contextmanager
     def watch(self) -> Iterator[None]:

@@ -11,13 +11,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
+from vidaccel.catalog.spec import Weights
 from vidaccel.errors import UserError
 
-Weights = Literal["trained", "toy", "random", "external"]
 COMMIT_VARIABLE = "VIDACCEL_COMMIT"  # for a copy of the code without its git folder
 _PACKAGES = ("vidaccel", "diffusers", "transformers", "torchmetrics", "imageio-ffmpeg", "numpy")
 

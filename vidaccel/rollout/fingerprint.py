@@ -16,7 +16,7 @@ from torch import Tensor
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.files.digest import folder_digest
 from vidaccel.machine.private_names import attention_backend_of, execution_device, name_or_path
-from vidaccel.rollout.checkpoint import SessionSettings
+from vidaccel.rollout.kept_session import SessionSettings
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.start import start_settings

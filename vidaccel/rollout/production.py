@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.checkpoint import Checkpoint, SessionSettings
 from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.kept_session import SessionSettings, open_session
 from vidaccel.rollout.loop import check_rollout, ingest, rollout, shot_at
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import restore, save_chunk, shots_of_branch, usual_snapshot_every
+from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.start import Start
 from vidaccel.rollout.state import RolloutState
 from vidaccel.rollout.timeline import PromptChange, PromptSpan
@@ -68,24 +69,24 @@ class Production:
 
     def open_session(
         self,
-        checkpoint: Checkpoint,
+        asked: SessionRequest,
         settings: SessionSettings,
         *,
         encode: Callable[[str], tuple[Tensor, ...]],
         num_given_chunks: int = 0,
     ) -> Session:
-        """Open the session of a checkpoint for writing, and go on with its branch under the shots that are planned.
+        """Open the session that is asked for, for writing, and go on with its branch under the shots that are planned.
 
-        encode: the embeddings of a prompt that the session names. Raises UserError as `Checkpoint.open` does.
+        encode: the embeddings of a prompt that the session names. Raises UserError as `kept_session.open_session` does.
         """
         planned = self.shots
         changes = [PromptChange(shot.start_chunk, PromptSpan(0, shot.prompt, shot.cut)) for shot in planned]
-        session, self.branch = checkpoint.open(
-            settings, changes, num_chunks=self.num_chunks, num_given_chunks=num_given_chunks
+        session, self.branch = open_session(
+            asked, settings, changes, num_chunks=self.num_chunks, num_given_chunks=num_given_chunks
         )
         with ExitStack() as stack:
             stack.enter_context(session)
-            self.snapshot_every = checkpoint.snapshot_every
+            self.snapshot_every = asked.snapshot_every
             self.shots = shots_of_branch(self.branch, self.num_saved, planned, encode)
             stack.pop_all()
         return session
