@@ -195,7 +195,7 @@ def test_layers_that_fit_nothing_are_counted_in_a_warning(
     strangers = {f"blocks.{number}.attn1.to_q": (torch.zeros(RANK, 8), torch.zeros(8, RANK)) for number in (98, 99)}
     file = written(NAMINGS["diffusers"](matrices | strangers), tmp_path / "style.safetensors")
     loaded(folder, file)
-    (warning,) = [message for message in caplog.messages if "fit nothing" in message]
+    (warning,) = {message for message in caplog.messages if "fit nothing" in message}
     assert warning.startswith(f"2 of {len(matrices) + 2} layers in style.safetensors")
 
 

@@ -151,7 +151,7 @@ def test_the_constraints_satisfy_the_requirements_and_pin_every_one_of_them() ->
     pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for text in (*project["dependencies"], *extras["docs"], *extras["test"], *extras["metrics"], *extras["train"]):
+    for text in (*project["dependencies"], *extras["docs"], *extras["test"], *extras["metrics"]):
         requirement = Requirement(text)
         assert requirement.name.lower() in pins, f"{requirement.name} is not pinned"
         assert Version(pins[requirement.name.lower()]) in requirement.specifier, text
