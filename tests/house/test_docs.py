@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -43,6 +45,7 @@ RETIRED = (
     "settings_with_preset",
     "SlowFastMemory",
     "EasyCacheController",
+    "controller",
     "scene_at",
     "span_of_chunk",
 )
@@ -141,6 +144,8 @@ def test_the_page_of_memory_policies_shows_the_policy_that_is_tested(
 
     example, index, _, row = fenced(DOCS / "how-to" / "memory-policy.md", "python")
     tested = (ROOT / "tests" / "support" / "sliding_window.py").read_text(encoding="utf-8")
+    imports_of_ours = [line for line in example.splitlines() if line.startswith("from vidaccel")]
+    assert imports_of_ours == [line for line in tested.splitlines() if line.startswith("from vidaccel")]
     assert example.split("@dataclass")[1].strip() in tested
     monkeypatch.setitem(POLICIES, "last", POLICIES["window"])  # taken back after the test, whatever the page puts there
     # A module is made of the blocks, because a dataclass looks its own up.
@@ -150,6 +155,31 @@ def test_the_page_of_memory_policies_shows_the_policy_that_is_tested(
         exec(compile(block, "memory-policy.md", "exec", dont_inherit=True), vars(page))
     assert said_by(index) == [capsys.readouterr().out.strip()]
     assert type(parse_memory("last:9")).__name__ == "SlidingWindow"
+
+
+def test_the_policy_of_the_page_can_be_a_file_of_the_package_with_the_lines_that_the_page_shows(tmp_path: Path) -> None:
+    (change,) = fenced(DOCS / "how-to" / "memory-policy.md", "diff")
+    line, place, row = change.splitlines()
+    package = tmp_path / "vidaccel"
+    shutil.copytree(ROOT / "vidaccel" / "memory", package / "memory")
+    shutil.copy(ROOT / "vidaccel" / "errors.py", package)
+    (package / "__init__.py").touch()
+    shutil.copy(ROOT / "tests" / "support" / "sliding_window.py", package / "memory" / "last.py")
+    table = package / "memory" / "policies.py"
+    above, below = table.read_text(encoding="utf-8").split(f"\n{place[1:]}\n")
+    above = above.replace("\nimport re\n", f"\n{line[1:]}\nimport re\n")
+    table.write_text(f"{above}\n{place[1:]}\n{row[1:]}\n{below}", encoding="utf-8")
+    question = "from vidaccel.memory import parse_memory; print(parse_memory('last:9'))"
+    said = subprocess.run([sys.executable, "-c", question], cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout.strip() == "SlidingWindow(window_frames=9, chunk_frames=3)", said.stderr
+
+
+@pytest.mark.parametrize("page", ["cli.md", "how-to/minute.md"])
+def test_pages_that_list_memories_have_every_name_of_the_table(page: str) -> None:
+    from vidaccel.memory import POLICIES
+
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert [name for name in POLICIES if f"`{name}:" not in text] == []
 
 
 def test_the_page_of_benchmarks_shows_the_benchmark_that_is_tested() -> None:

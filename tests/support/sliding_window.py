@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vidaccel.memory import ChunkPass, Entry, MemoryPolicy, being_made
-from vidaccel.memory.entry import Part
+from vidaccel.memory.entry import Entry, Part
+from vidaccel.memory.policy import ChunkPass, MemoryPolicy, being_made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The memory of an autoregressive rollout: which frames stay (integers) and their keys and values (tensors)."""
 
 from vidaccel.memory.config import MemoryConfig
-from vidaccel.memory.entry import Entry
+from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.policies import POLICIES, PolicyRow, parse_memory, parse_slow_fast
 from vidaccel.memory.policy import ChunkPass, MemoryPolicy, being_made
@@ -13,6 +13,7 @@ __all__ = [
     "MemoryConfig",
     "MemoryIndex",
     "MemoryPolicy",
+    "Part",
     "PolicyRow",
     "being_made",
     "parse_memory",
