@@ -19,7 +19,7 @@ from torch import Tensor
 from vidaccel.memory import MemoryConfig, MemoryIndex
 from vidaccel.rollout.chunk import Shot
 
-Slot = tuple[int, Any]  # frame, and for a copy the pass that it was taken from
+FrameKey = tuple[int, Any]  # frame, and for a copy the pass that it was taken from
 LayerKeys = list[tuple[Tensor, Tensor]]  # of every layer: keys before rotation and values, (tokens, heads, D)
 
 
@@ -74,7 +74,7 @@ class SlowVideo:
     def forget(self) -> None:
         self.index = MemoryIndex(self.config)
         self.start = len(self.latents)
-        self.kept: list[dict[Slot, LayerKeys]] = [{}, {}]
+        self.kept: list[dict[FrameKey, LayerKeys]] = [{}, {}]
         self.previous: Tensor | None = None
 
     def denoised(self, chunk: int, prompts: Sequence[Tensor]) -> Tensor:

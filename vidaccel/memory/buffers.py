@@ -1,9 +1,11 @@
 """Where the keys and values of remembered frames lie: buffers that never move or grow, so that passes can be captured.
 
-Policies decide which frames stay, this follows. A frame keeps its place in the buffers and changes only its rotary
-position, because attention does not mind the order of keys: the remembered frames lie in front, in any order, and the
-chunk being made behind them. Once per chunk keys whose position changed are rotated anew. Inside the layers nothing is
-decided and nothing waits for the host. An example with 3+3+6 frames in which 9 is a keyframe, place by place:
+Policies decide which frames stay, this follows. The remembered frames lie in front, in any order, because attention
+does not mind the order of keys, and the chunk being made behind them. A frame keeps its place unless it lies behind the
+gap that forgotten frames left; then it is copied forward. Once per chunk keys are rotated anew: of the frames whose
+position changed, of those that were copied, and always of the chunk finished last, which its layers rotated. Inside the
+layers nothing is decided and nothing waits for the host. An example with 3+3+6 frames in which 9 is a keyframe, place
+by place:
 
     while 12 13 14 are made    0 1 2 9 10 11 | 12 13 14        the chunk has places 6 to 8
     15 16 17 begin             0 1 2 9 13 14 12 | 15 16 17     10 and 11 are forgotten, so 7 frames take places 0 to 6:
@@ -24,7 +26,7 @@ from vidaccel.errors import UserError
 from vidaccel.memory.rotary import RotaryTable, rotate_frames
 from vidaccel.memory.transfer import sent
 
-Slot = tuple[int, int | str | None]  # frame, and for a copy the pass that it was taken from
+FrameKey = tuple[int, int | str | None]  # which frame, and which copy of it: the pass that it was taken from, or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,12 @@ class MemoryShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What one sample attends to: the remembered frames with their positions, and the chunk being made with its own."""
+    """What one sample attends to.
 
-    kept: dict[Slot, int]
+    kept: the position of each remembered frame. chunk: the position of each frame of the chunk being made.
+    """
+
+    kept: dict[FrameKey, int]
     chunk: dict[int, int]
 
 
@@ -92,8 +97,8 @@ class FrameBuffers:
 
     def clear(self) -> None:
         """All places are free; the buffers stay as they are."""
-        self.slots: list[list[Slot | None]] = [[None] * self.num_frames for _ in range(self.shape.batch_size)]
-        self._positions: list[dict[Slot, int]] = [{} for _ in range(self.shape.batch_size)]  # of the rotated keys
+        self.slots: list[list[FrameKey | None]] = [[None] * self.num_frames for _ in range(self.shape.batch_size)]
+        self._positions: list[dict[FrameKey, int]] = [{} for _ in range(self.shape.batch_size)]  # of the rotated keys
         self.current = range(0)
         self.mask: Tensor | None = None
 
@@ -160,7 +165,7 @@ class FrameBuffers:
                 slots[place] = (frame, None)
         self.current = range(0)
 
-    def write_anew(self, kept: Sequence[dict[Slot, int]], group_frames: int) -> Iterator[list[list[Slot]]]:
+    def write_anew(self, kept: Sequence[dict[FrameKey, int]], group_frames: int) -> Iterator[list[list[FrameKey]]]:
         """Give every frame a place in the order of `kept`; yields groups in turn, to be passed as if they were made."""
         rows = [list(positions) for positions in kept]
         self.clear()
@@ -170,11 +175,12 @@ class FrameBuffers:
             for slots, row in zip(self.slots, rows, strict=True):
                 slots[start : self.current.stop] = (row + [None] * longest)[start : self.current.stop]
             padded = [[*row, *[row[-1]] * (longest - len(row))][start : self.current.stop] for row in rows]
-            self._set_rotary([[places[slot] for slot in group] for group, places in zip(padded, kept, strict=True)])
+            samples = zip(padded, kept, strict=True)
+            self._set_rotary([[positions[frame] for frame in group] for group, positions in samples])
             self._set_mask(self.current.stop)
             yield padded
 
-    def _moves(self, sample: int, layout: Layout, stop: int) -> tuple[list[Slot | None], list[tuple[int, int]]]:
+    def _moves(self, sample: int, layout: Layout, stop: int) -> tuple[list[FrameKey | None], list[tuple[int, int]]]:
         """The table of slots in which what is kept lies before `stop`, and which frames to copy where for it."""
         before = {slot: place for place, slot in enumerate(self.slots[sample]) if slot is not None}
         current = dict(zip(layout.chunk, self.current, strict=False))
@@ -199,27 +205,30 @@ class FrameBuffers:
             for source, place in moves:
                 frames[:, place].copy_(frames[:, source])
 
-    def _rotate_changed(self, sample: int, places: Mapping[Slot, int]) -> None:
-        """Rotate the keys of the frames whose position changed, or that were not rotated since they were copied."""
+    def _rotate_changed(self, sample: int, positions: Mapping[FrameKey, int]) -> None:
+        """Rotate the keys of frames at another position than they were last rotated for here.
+
+        Those that moved, those that were copied, and always the chunk finished last, which its layers rotated.
+        """
         known = self._positions[sample]
-        changed = [slot for slot, place in places.items() if known.get(slot) != place]
-        self._positions[sample] = {slot: place for slot, place in places.items() if slot not in changed}
+        changed = [frame for frame, position in positions.items() if known.get(frame) != position]
+        self._positions[sample] = {frame: at for frame, at in positions.items() if frame not in changed}
         if not changed:
             return
-        where = [self.slots[sample].index(slot) for slot in changed]
-        rows, positions = (
-            sent(torch.tensor(values), self.raw.device) for values in (where, [places[slot] for slot in changed])
+        places = [self.slots[sample].index(frame) for frame in changed]
+        rows, rotations = (
+            sent(torch.tensor(values), self.raw.device) for values in (places, [positions[frame] for frame in changed])
         )
-        cosines, sines = (part.unflatten(0, (len(changed), -1)) for part in self._table.at(positions))
+        cosines, sines = (part.unflatten(0, (len(changed), -1)) for part in self._table.at(rotations))
         for raw, keys in zip(self.raw[:, sample], self.keys[:, sample], strict=True):
             sides = (side.unflatten(0, (-1, self.shape.tokens_per_frame)) for side in (raw, keys))
             self._rotate_frames(*sides, rows, cosines, sines)
-        self._positions[sample] = dict(places)
+        self._positions[sample] = dict(positions)
 
     def _set_rotary(self, positions: Sequence[Sequence[int]]) -> None:
-        places = sent(torch.tensor(positions), self.raw.device)
-        tokens = places.shape[1] * self.shape.tokens_per_frame
-        for part, buffer in zip(self._table.at(places), self._rotary, strict=True):
+        values = sent(torch.tensor(positions), self.raw.device)
+        tokens = values.shape[1] * self.shape.tokens_per_frame
+        for part, buffer in zip(self._table.at(values), self._rotary, strict=True):
             buffer[:, :tokens].copy_(part)
 
     def _set_mask(self, first_counted: int) -> None:
