@@ -223,6 +223,17 @@ def test_the_page_of_the_method_names_a_place_for_every_equation() -> None:
     assert rows == ["2", "3", "4", "5", "6"]
 
 
+def test_the_page_of_the_method_calls_things_as_the_rule_does() -> None:
+    page = (DOCS / "easycache.md").read_text(encoding="utf-8")
+    rule = (ROOT / "vidaccel" / "easycache" / "rule.py").read_text(encoding="utf-8")
+    names = re.findall(r"`EasyCacheRule\.(\w+)", page)
+    assert "_previous" in names
+    assert [name for name in names if not re.search(rf"(self\.|def ){name}\b", rule)] == []
+    lines = re.findall(r"the line `(\w+ =) \.\.\.`", page)
+    assert len(lines) == 2
+    assert [line for line in lines if f"        {line} " not in rule] == []
+
+
 def commands() -> dict[tuple[str, ...], Any]:
     """Every command of `vidaccel` by its words."""
     from typer.main import get_command
