@@ -23,8 +23,8 @@ class MemoryIndex:
 
     Per chunk: `begin_chunk`, `observe` for each denoising pass, `commit` for the clean pass. In between the frames of
     `current` are being made, and a pass over them attends to `entries`. Where the policy does not observe passes,
-    `observe` may be left out. Where it does (the official mode), each pass may promote the chunk before it attends:
-    after `observe` (or `commit`) of a pass `entries` and `positions` are what that very pass attends to.
+    `observe` may be left out. Where it does (the official mode), each pass may copy frames of the chunk to slow memory
+    before it attends: after `observe` (or `commit`) of a pass `entries` and `positions` are what that pass attends to.
     """
 
     def __init__(self, policy: MemoryPolicy) -> None:
@@ -35,7 +35,7 @@ class MemoryIndex:
         self._num_passes = 0
         self._current = range(0)
         self._is_keyframe = False
-        self._was_promoted = False  # whether a pass over the current chunk made it a keyframe
+        self._became_keyframe = False  # whether a pass over the current chunk made it a keyframe
 
     @property
     def num_frames(self) -> int:
@@ -89,14 +89,15 @@ class MemoryIndex:
         """Starts a chunk of `num_frames` frames (1 to `chunk_frames`; None for all) and makes room for it.
 
         A chunk that was begun and not committed starts again, with as many frames as before; what "official" passes
-        promoted stays. Raises UserError for another number of frames and for a chunk that goes beyond `max_frames`.
+        copied to slow memory stays. Raises UserError for another number of frames and for a chunk that goes beyond
+        `max_frames`.
         """
         count = self._checked_size(self.policy.chunk_frames if num_frames is None else num_frames)
         self._num_passes = 0
         if not self._current:
             frames = range(self._num_frames, self._num_frames + count)
             self._kept = self.policy.begin(self._kept, frames)
-            self._current, self._was_promoted = frames, False
+            self._current, self._became_keyframe = frames, False
 
     def observe(self, similarity: float | None = None) -> None:
         """Counts a denoising pass over the chunk. Arguments and errors are those of `commit`."""
@@ -117,7 +118,7 @@ class MemoryIndex:
         for value in values[:-1]:
             self.observe(value)
         self._run(values[-1] if values else None, "clean")
-        self._is_keyframe = self._was_promoted
+        self._is_keyframe = self._became_keyframe
         self._num_frames = self._current.stop
         self._num_chunks += 1
         self._num_passes = 0
@@ -132,7 +133,7 @@ class MemoryIndex:
             "num_current": len(self._current),
             "num_passes": self._num_passes,
             "is_keyframe": self._is_keyframe,
-            "is_marked": self._was_promoted,
+            "is_marked": self._became_keyframe,
             "parts": self._kept,
         }
 
@@ -179,7 +180,7 @@ class MemoryIndex:
             raise UserError("it holds more frames than there is place for, or one that does not exist yet")
         self._num_frames, self._num_chunks, self._num_passes = num_frames, num_chunks, num_passes
         self._current, self._kept = current, kept
-        self._is_keyframe, self._was_promoted = (state[name] for name in _FLAGS)
+        self._is_keyframe, self._became_keyframe = (state[name] for name in _FLAGS)
 
     def _run(self, similarity: float | None, source: Source) -> None:
         if not self._current:
@@ -187,8 +188,8 @@ class MemoryIndex:
         _check_similarity(similarity)
         done = ChunkPass(self._current, self._num_chunks, source, similarity)
         decide = self.policy.commit if source == "clean" else self.policy.observe
-        self._kept, is_promoted = decide(self._kept, done)
-        self._was_promoted = self._was_promoted or is_promoted
+        self._kept, is_keyframe = decide(self._kept, done)
+        self._became_keyframe = self._became_keyframe or is_keyframe
 
     def _checked_size(self, count: int) -> int:
         most, longest = self.policy.chunk_frames, self.policy.max_frames

@@ -1,6 +1,7 @@
 """The memory policies that can be named: one row for each, read when a name is looked up.
 
-A text such as `slow-fast:3+12+6@0.997` is a name and, behind a colon, what the policy makes of the rest.
+A text such as `slow-fast:3+12+6@0.997` is a name and, behind a colon, what the policy makes of the rest. Before an @
+the colon may be left out: `slow-fast@0.99` has the usual sizes.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def parse_memory(text: str, chunk_frames: int = 3) -> MemoryPolicy:
     """
     found = _NAME.fullmatch(text)
     row = POLICIES.get(found[1]) if found else None
-    has_rest = found is not None and (bool(found[2]) or ":" not in text)
-    policy = row.read(found[2], chunk_frames) if found is not None and row is not None and has_rest else None
+    is_complete = found is not None and (bool(found[2]) or ":" not in text)  # nothing is missing behind a colon
+    policy = row.read(found[2], chunk_frames) if found is not None and row is not None and is_complete else None
     if policy is None:
         raise ValueError(f"A memory must be {memory_forms()} (latent frames); got {text!r}.")
     return policy

@@ -48,7 +48,10 @@ class MemoryPolicy(Protocol):
     @property
     @abstractmethod
     def part_frames(self) -> Mapping[Part, int]:
-        """Most frames of each part of the memory ("sink", "slow", "fast"), the chunk that is being made in "fast"."""
+        """Most frames of each part of the memory ("sink", "slow", "fast").
+
+        The chunk being made is counted in "fast", although its entries say "current".
+        """
         ...
 
     @abstractmethod
@@ -70,7 +73,8 @@ class MemoryPolicy(Protocol):
     def entries(self, kept: Kept, current: range) -> tuple[Entry, ...]:
         """The frames that a pass attends to, in the order of their positions; `current`, the chunk being made, last.
 
-        Between chunks `current` is empty and begins where the next chunk will.
+        Between chunks `current` is empty and begins where the next chunk will. A frame must have been an entry before,
+        or be of the chunk just made; once left out, its keys are gone.
         """
         ...
 
