@@ -230,7 +230,7 @@ class _Runner:
                     torch.stack([self.state.remembered[frame][sample] for frame in group], dim=1)
                     for sample, group in enumerate(frames)
                 ]
-                self._pass(torch.stack(rows).to(self._device), None, prompt, memory)
+                self._clean_pass(torch.stack(rows).to(self._device), prompt, memory)
 
     def _denoise(self) -> Tensor:
         student, state = self.student, self.state
@@ -269,9 +269,13 @@ class _Runner:
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         self._noise = (chunk, generators, noise)
 
-    def _pass(self, latents: Tensor, timestep: Tensor | None, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
-        """Velocity (float32) of one pass; timestep None: 0."""
-        times = latents.new_zeros(latents.shape[0]) if timestep is None else timestep.expand(latents.shape[0])
+    def _clean_pass(self, latents: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> None:
+        """Write the keys and values of finished latents: a pass at timestep 0, whose velocity nobody needs."""
+        self._pass(latents, latents.new_zeros(latents.shape[0]), prompt, memory)
+
+    def _pass(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
+        """Velocity (float32) of one pass."""
+        times = timestep.expand(latents.shape[0])
         run = self.student.run or eager(self.student.transformer)
         return run(latents.to(memory.dtype), times, prompt, memory).float()
 
@@ -283,7 +287,7 @@ class _Runner:
         state, decoder = self.state, self.state.decoder
         began = time.perf_counter()
         for memory, prompt in zip(state.memories, self._prompts, strict=True):
-            self._pass(latents, None, prompt, memory)
+            self._clean_pass(latents, prompt, memory)
         passed = time.perf_counter()
         before = None if decoder is None else decoder.save_state()
         try:
