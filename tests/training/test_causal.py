@@ -110,8 +110,8 @@ def task(donor_folder: str) -> CausalTask:
     return CausalTask(student, donor, config, bank=bank, state=TrainingState(kind="causal"))
 
 
-def layout_at(chunk: int, *, promoted: list[bool]) -> ChunkLayout:
-    return list(chunk_layouts(MEMORY, chunk_sizes=[2] * (chunk + 1), promoted=promoted))[chunk]
+def layout_at(chunk: int, *, keyframes: list[bool]) -> ChunkLayout:
+    return list(chunk_layouts(MEMORY, chunk_sizes=[2] * (chunk + 1), keyframes=keyframes))[chunk]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def test_the_visibility_is_the_one_written_by_hand() -> None:
-    layout = layout_at(4, promoted=[False, False, True, False, False])
+    layout = layout_at(4, keyframes=[False, False, True, False, False])
     assert (layout.context, layout.chunks, layout.current) == ((0, 1, 4, 6, 7), (0, 0, 2, 3, 3), (8, 9))
     sequence = chunk_sequence(layout, num_slots=6, copies=2)
     rows = [
@@ -150,7 +150,7 @@ def test_layouts_are_those_of_the_memory_of_a_rollout() -> None:
     assert layouts[7].context == (0, 1, 2, 6, 12, 18, 19, 20)
     assert layouts[31].context == (0, 1, 2, *range(18, 90, 6), 90, 91, 92)
     assert layouts[31].positions == tuple(range(21))
-    after_image = list(chunk_layouts(MemoryConfig(), chunk_sizes=[1, 3, 3, 3], promoted=[True] * 4))
+    after_image = list(chunk_layouts(MemoryConfig(), chunk_sizes=[1, 3, 3, 3], keyframes=[True] * 4))
     assert after_image[2].context == (0, 1, 2, 3)
     assert after_image[2].chunks == (0, 1, 1, 1)
     assert after_image[3].current == (7, 8, 9)
@@ -177,7 +177,7 @@ def test_drawn_layouts_cover_all_chunks_and_any_fill_of_the_memory() -> None:
 
 
 def test_hiding_takes_from_what_remembered_chunks_see_and_from_nothing_else() -> None:
-    layout = layout_at(4, promoted=[False, False, True, True, False])
+    layout = layout_at(4, keyframes=[False, False, True, True, False])
     shown = chunk_sequence(layout, num_slots=6, copies=1).visibility
     hidden = [chunk_sequence(layout, num_slots=6, copies=1, hide=random.Random(i)).visibility for i in range(20)]
     assert all((visibility <= shown).all() for visibility in hidden)
@@ -187,7 +187,7 @@ def test_hiding_takes_from_what_remembered_chunks_see_and_from_nothing_else() ->
 
 
 def test_copies_in_one_pass_are_as_if_each_were_alone(task: CausalTask) -> None:
-    layout = layout_at(3, promoted=[False, True, False, False])
+    layout = layout_at(3, keyframes=[False, True, False, False])
     context, noisy = torch.randn(1, 16, len(layout.context), 4, 4), torch.randn(1, 16, 4, 4, 4)
     sigmas, embeddings = torch.tensor([[0.2, 0.9]]), torch.randn(1, 8, 16)
     both = chunk_velocity(
@@ -245,7 +245,7 @@ def test_in_some_scenes_the_camera_never_leaves() -> None:
 
 
 def test_training_lowers_the_loss_on_the_same_batch(task: CausalTask) -> None:
-    layout = layout_at(3, promoted=[False, True, False, False])
+    layout = layout_at(3, keyframes=[False, True, False, False])
     clips = torch.tensor([0, 1])
 
     def loss() -> Tensor:
@@ -267,7 +267,7 @@ def test_training_lowers_the_loss_on_the_same_batch(task: CausalTask) -> None:
 
 
 def test_the_students_own_estimate_stands_for_the_chunk_before_and_nothing_else(task: CausalTask) -> None:
-    earlier, layout = list(chunk_layouts(MEMORY, chunk_sizes=[2] * 4, promoted=[False, True, False, False]))[-2:]
+    earlier, layout = list(chunk_layouts(MEMORY, chunk_sizes=[2] * 4, keyframes=[False, True, False, False]))[-2:]
     batch = task._batch(task.bank, layout, torch.tensor([0, 2]), task.generator)
     changed = task._with_own_estimate(batch, layout, earlier)
     differs = (changed.context != batch.context).flatten(3).any(3).any(1).any(0)

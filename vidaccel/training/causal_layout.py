@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidaccel.memory import MemoryConfig, MemoryIndex
 
-_PROMOTED, _NOT_PROMOTED = -1.0, 1.0
+_KEYFRAME, _NO_KEYFRAME = -1.0, 1.0  # similarities that make a chunk one, or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,14 @@ def num_context_slots(memory: MemoryConfig) -> int:
 
 
 def chunk_layouts(
-    memory: MemoryConfig, *, chunk_sizes: Sequence[int], promoted: Sequence[bool] | None = None
+    memory: MemoryConfig, *, chunk_sizes: Sequence[int], keyframes: Sequence[bool] | None = None
 ) -> Iterator[ChunkLayout]:
     """The layouts of chunks with `chunk_sizes` frames, one after the other.
 
-    promoted: which chunks become keyframes; None leaves it to the rule of `memory`, which must not need similarities.
+    keyframes: for each chunk whether it becomes one; None leaves it to the rule of `memory`, which must not need
+        similarities.
     """
-    if promoted is not None:
+    if keyframes is not None:
         memory = replace(memory, keyframe_rule="similarity")
     index = MemoryIndex(memory)
     ends = [0]
@@ -64,10 +65,10 @@ def chunk_layouts(
         index.begin_chunk(size)
         ends.append(ends[-1] + size)
         yield layout_of(index, ends=ends)
-        if promoted is None:
+        if keyframes is None:
             index.commit()
         else:
-            index.commit(similarity=_PROMOTED if promoted[number] else _NOT_PROMOTED)
+            index.commit(similarity=_KEYFRAME if keyframes[number] else _NO_KEYFRAME)
 
 
 def layout_of(index: MemoryIndex, *, ends: Sequence[int]) -> ChunkLayout:
@@ -96,13 +97,13 @@ def draw_layouts(
     num_chunks = (num_frames - len(lead)) // memory.chunk_frames
     target = len(lead) + draw.randrange(num_chunks)
     sizes = [*lead, *[memory.chunk_frames] * (target + 1 - len(lead))]
-    promoted = None
+    keyframes = None
     if draw.random() < 0.5:
         memory = replace(memory, keyframe_rule="uniform")
     else:
         share = draw.random()
-        promoted = [draw.random() < share for _ in sizes]
-    *earlier, layout = chunk_layouts(memory, chunk_sizes=sizes, promoted=promoted)
+        keyframes = [draw.random() < share for _ in sizes]
+    *earlier, layout = chunk_layouts(memory, chunk_sizes=sizes, keyframes=keyframes)
     return layout, earlier[-1] if earlier else None
 
 
