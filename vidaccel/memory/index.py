@@ -187,9 +187,9 @@ class MemoryIndex:
             raise RuntimeError("No chunk was begun; call `begin_chunk` before its passes.")
         _check_similarity(similarity)
         done = ChunkPass(self._current, self._num_chunks, source, similarity)
-        decide = self.policy.commit if source == "clean" else self.policy.observe
-        self._kept, is_keyframe = decide(self._kept, done)
-        self._became_keyframe = self._became_keyframe or is_keyframe
+        name = "commit" if source == "clean" else "observe"
+        kept, is_keyframe = _checked_decision(self.policy, name, getattr(self.policy, name)(self._kept, done))
+        self._kept, self._became_keyframe = kept, self._became_keyframe or is_keyframe
 
     def _checked_size(self, count: int) -> int:
         most, longest = self.policy.chunk_frames, self.policy.max_frames
@@ -213,6 +213,15 @@ def _check_is_of(policy: MemoryPolicy, settings: object) -> None:
         before, now = (values.get("policy", "MemoryConfig") for values in (settings, policy.to_dict()))
         if before != now:
             raise UserError(f"The memory was saved by the policy {before}; now it is {now}. Take the same.")
+
+
+def _checked_decision(policy: MemoryPolicy, method: str, decision: Any) -> tuple[Any, bool]:
+    if not isinstance(decision, tuple) or len(decision) != 2 or not isinstance(decision[1], bool):
+        raise UserError(
+            f"The memory policy {type(policy).__name__} cannot be used: its `{method}` gives {str(decision)[:80]}; it "
+            "must give what is kept and whether the chunk is a keyframe."
+        )
+    return decision
 
 
 def _check_similarity(similarity: float | None) -> None:

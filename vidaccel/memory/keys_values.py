@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.memory.answers import check_entries, check_policy
 from vidaccel.memory.buffers import FrameBuffers, Layout, MemoryShape
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
@@ -40,8 +41,10 @@ class KeyValueMemory:
     ) -> None:
         """Reserve the buffers.
 
-        Raises ValueError for more frames than `table` has positions, and for policies whose copies keys cannot follow.
+        Raises ValueError for more frames than `table` has positions, for policies whose copies keys cannot follow, and
+        for what is no policy.
         """
+        check_policy(policy)
         if isinstance(policy, MemoryConfig):
             check_keys_can_follow(policy)
         self.policy, self.shape = policy, shape
@@ -118,6 +121,7 @@ class KeyValueMemory:
             )
         for index in self._indexes:
             index.begin_chunk(num_frames)
+        self._check_entries()
         self._arrange()
 
     def observe(self, similarity: Tensor | None = None) -> Tensor | None:
@@ -134,6 +138,7 @@ class KeyValueMemory:
         self._previous, self._is_changed_by_pass = mean, True
         for index, value in zip(self._indexes, values, strict=True):
             index.observe(value)
+        self._check_entries()
         self._arrange()
         return similarity
 
@@ -148,6 +153,7 @@ class KeyValueMemory:
             index.commit(value)
         self.buffers.keep(chunks)
         self._is_changed_by_pass, self._similarity, self._previous = False, similarity, mean
+        self._check_entries()
 
     @property
     def similarity(self) -> Tensor | None:
@@ -206,6 +212,10 @@ class KeyValueMemory:
                 )
             )
         return layouts
+
+    def _check_entries(self) -> None:
+        for index, slots in zip(self._indexes, self.buffers.slots, strict=True):
+            check_entries(index, {slot[0] for slot in slots if slot} | set(index.current))
 
     def _arrange(self) -> None:
         self.buffers.arrange(self._layouts())
