@@ -22,6 +22,7 @@ from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
 from PIL import Image
 from torch import Tensor
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
@@ -39,7 +40,6 @@ from vidaccel.video.streams import VideoStream
 
 MOST_SECONDS = 120
 _SNAPSHOT_EVERY = 10  # chunks: a branch passes at most so many again
-_USUAL_TEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Studio:
     def shot(self, prompt: str) -> Shot:
         """A prompt, encoded, as the shot from chunk 0 on. To be called in turn: tokenizers are of one thread."""
         guided = self.pipe.student().num_branches > 1
-        length = self.defaults.max_sequence_length or _USUAL_TEXT_TOKENS
+        length = self.defaults.max_sequence_length or WAN_TEXT_TOKENS
         return self.pipe.shots(prompt, guided=guided, max_sequence_length=length)[0]
 
 
@@ -107,7 +107,7 @@ class _Kept:
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _Show:
     """The running values between the start and the end of making chunks. unknown: words that the model cannot read."""
 
     production: Production
@@ -249,7 +249,7 @@ class LiveRollout:
         end = "Stopped" if run.report.num_chunks < num_chunks else "Done"
         yield View(line=f"{end}: {self._line(run, chunk)}", video=stream.path, picture=picture)
 
-    def _prepare(self, kept: _Kept, branch: Branch, prompt: str, num_chunks: int) -> _Run:
+    def _prepare(self, kept: _Kept, branch: Branch, prompt: str, num_chunks: int) -> _Show:
         """The student, and the state after the chunks that the branch has."""
         studio, pipe, defaults = self._studio, self._studio.pipe, self._studio.defaults
         student = pipe.student()
@@ -277,7 +277,7 @@ class LiveRollout:
         report = RolloutReport(
             kept.memory, studio.grid, passes_per_chunk=student.passes_per_chunk, num_branches=student.num_branches
         )
-        return _Run(
+        return _Show(
             production=production,
             shots=shots,
             report=report,
@@ -285,7 +285,7 @@ class LiveRollout:
             unknown=unknown_words(pipe, prompt),
         )
 
-    def _chunks(self, run: _Run) -> Generator[Chunk]:
+    def _chunks(self, run: _Show) -> Generator[Chunk]:
         """At least one chunk, then until all are made or the visitor stops."""
         with closing(run.production.chunks()) as made:
             while run.production.state.num_chunks < run.num_chunks:
@@ -296,7 +296,7 @@ class LiveRollout:
                 if self._stop.is_set():
                     return
 
-    def _take_prompt(self, run: _Run) -> None:
+    def _take_prompt(self, run: _Show) -> None:
         """Begin a shot with the next chunk if the visitor has asked for another prompt; the last one counts."""
         wanted = run.shots[-1].prompt
         with suppress(Empty):
@@ -309,7 +309,7 @@ class LiveRollout:
             run.shots.pop()
         run.shots.append(replace(self._studio.shot(wanted), start_chunk=run.production.state.num_chunks))
 
-    def _line(self, run: _Run, chunk: Chunk) -> str:
+    def _line(self, run: _Show, chunk: Chunk) -> str:
         seconds, rate = run.report.start_seconds()[-1], run.report.pixel_frames_per_second
         parts = [
             f"{seconds:.1f} of {self._studio.grid.start_seconds(run.num_chunks):.1f} s",

@@ -1,5 +1,6 @@
 """Minutes of video from a causal Wan student with a bounded memory (Context Forcing, arXiv 2602.06028).
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 pipe = ContextForcingWanPipeline.from_pretrained(folder)   # of `vidaccel convert causal-wan`, or the embedded student
 for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80, height=128, width=128):
@@ -23,6 +24,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryPolicy, parse_memory
@@ -190,7 +192,7 @@ class ContextForcingWanPipeline(WanPipeline):
         guidance_scale: float | None = None,
         memory: MemoryPolicy | str | None = None,
         fps: float = 16,
-        max_sequence_length: int = 512,
+        max_sequence_length: int = WAN_TEXT_TOKENS,
         decode: bool = True,
         state: RolloutState | None = None,
         session: str | os.PathLike[str] | None = None,
@@ -300,7 +302,7 @@ class ContextForcingWanPipeline(WanPipeline):
         video: Any = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        max_sequence_length: int = 512,
+        max_sequence_length: int = WAN_TEXT_TOKENS,
         fps: float = 16,
         decode_start: bool = False,
     ) -> Any:

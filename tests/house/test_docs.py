@@ -48,6 +48,11 @@ RETIRED = (
     "controller",
     "scene_at",
     "span_of_chunk",
+    "_tells_its_end",
+    "_is_marked",
+    "preset_for",
+    "_Run",
+    "_USUAL_TEXT_TOKENS",
 )
 
 

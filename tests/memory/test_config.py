@@ -53,7 +53,7 @@ def test_the_usual_sizes_are_the_papers() -> None:
         ({"prefill": []}, "`prefill` must be one of none, linear; got []."),
         ({"keyframe_frames": 0}, "`keyframe_frames` must be a whole number from 1 to 3 (`chunk_frames`); got 0."),
         ({"keyframe_frames": 4}, "`keyframe_frames` must be a whole number from 1 to 3 (`chunk_frames`); got 4."),
-        ({"max_frames": 0}, "`max_frames` must be a whole number of at least 1; got 0."),
+        ({"max_frames": 0}, "`max_frames` must be a whole number of at least 1 or None; got 0."),
     ],
 )
 def test_nonsense_is_refused_with_the_value_and_what_is_accepted(values: dict[str, Any], message: str) -> None:

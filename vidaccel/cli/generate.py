@@ -12,7 +12,7 @@ from vidaccel.catalog.models import EMBEDDED_MODEL
 from vidaccel.catalog.registry import spec_of
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.cli.inputs import KeepFrames, check_files, read_arguments, read_inputs
-from vidaccel.cli.jobs import Run, read_prompts, video_paths
+from vidaccel.cli.jobs import SharedSettings, read_prompts, video_paths
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.easycache.predictors import PREDICTORS
 from vidaccel.errors import UserError
@@ -132,7 +132,7 @@ def generate(
     loras = tuple(LoraFile.parse(text) for text in lora or [])
     transformer_files = tuple(TransformerFile.parse(text) for text in transformer or [])
     spec = spec_of(model)
-    run = Run(
+    run = SharedSettings(
         spec=spec,
         easycache=None if no_cache else given,
         device=device,

@@ -29,7 +29,7 @@ _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be cal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SharedSettings:
     """What all videos of one command share.
 
     easycache: the settings that the command was given; what is left out is published for the model. None without reuse.

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from vidaccel.catalog.pipelines import STUDENT_PIPELINE
+from vidaccel.catalog.pipelines import STUDENT_PIPELINE, WAN_TEXT_TOKENS
 from vidaccel.catalog.registry import model_index, pipeline_name
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.catalog.spec import ModelSpec
@@ -29,8 +29,6 @@ from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
 from vidaccel.rollout.start import check_length, start_settings
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
-
-_USUAL_TEXT_TOKENS = 512  # of ContextForcingWanPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +170,7 @@ class RolloutRequest:
     @property
     def text_tokens(self) -> int:
         """Length that prompts are padded to."""
-        return self.request.max_sequence_length or _USUAL_TEXT_TOKENS
+        return self.request.max_sequence_length or WAN_TEXT_TOKENS
 
     @property
     def is_guided(self) -> bool:

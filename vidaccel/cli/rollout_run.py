@@ -66,7 +66,7 @@ def run_rollout(
                 stack.enter_context(session)
                 stack.enter_context(_reporting_kept_chunks(branch, session.folder))
             snapshot_every = None if asked is None else asked.snapshot_every
-            _Run(request, branch, job, snapshot_every=snapshot_every).run(pipe)
+            _RolloutCommand(request, branch, job, snapshot_every=snapshot_every).run(pipe)
     except PlayerClosedError as closed:
         messages.print(str(closed), markup=False)
 
@@ -96,7 +96,7 @@ def _job(request: RolloutRequest, output: Path, asked: SessionRequest | None, *,
     return Job(request=request.request, video=output, settings=settings, report=report)
 
 
-class _Run:
+class _RolloutCommand:
     """One rollout from its first new chunk to its files."""
 
     def __init__(

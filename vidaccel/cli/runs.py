@@ -11,7 +11,7 @@ from vidaccel.cli.compare import twin_table
 from vidaccel.cli.console import console, messages, say
 from vidaccel.cli.jobs import (
     Job,
-    Run,
+    SharedSettings,
     check_writable,
     request_settings,
     unfinished,
@@ -32,7 +32,7 @@ from vidaccel.video.frames import side_by_side
 from vidaccel.video.metrics import VideoComparison, compare_videos
 
 
-def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, overwrite: bool) -> None:
+def run_jobs(run: SharedSettings, requests: Sequence[GenerationRequest], *, output: Path, overwrite: bool) -> None:
     """Make the videos that are not finished yet, in order; what is finished is said and skipped."""
     paths = video_paths([request.prompt for request in requests], requests[0].seed, output)
     pipe, config, words = None, None, ""
@@ -68,7 +68,7 @@ def run_jobs(run: Run, requests: Sequence[GenerationRequest], *, output: Path, o
     if words:
         say(f"EasyCache: {words}")
     for job in waiting:
-        _carry_out(pipe, run, job, config)
+        _make_video(pipe, run, job, config)
 
 
 def _in_words(config: EasyCacheConfig, given: Mapping[str, Any], preset: Preset | None) -> str:
@@ -81,7 +81,7 @@ def _in_words(config: EasyCacheConfig, given: Mapping[str, Any], preset: Preset 
     return f"{words}, predictor {config.predictor}" if "predictor" in given else words
 
 
-def _shared_settings(run: Run, config: EasyCacheConfig | None) -> dict[str, Any]:
+def _shared_settings(run: SharedSettings, config: EasyCacheConfig | None) -> dict[str, Any]:
     """Everything beside the request that can change pixels, as the sidecar records it.
 
     config: what the flags and the model's preset come to, so that with another preset it is another video.
@@ -109,7 +109,7 @@ def _shared_settings(run: Run, config: EasyCacheConfig | None) -> dict[str, Any]
     }
 
 
-def _load(run: Run) -> Any:
+def _load(run: SharedSettings) -> Any:
     with messages.status("loading the model"):
         return load_pipeline(
             run.spec.name,
@@ -123,7 +123,7 @@ def _load(run: Run) -> Any:
         )
 
 
-def _carry_out(pipe: Any, run: Run, job: Job, config: EasyCacheConfig | None) -> None:
+def _make_video(pipe: Any, run: SharedSettings, job: Job, config: EasyCacheConfig | None) -> None:
     plain, comparison = None, None
     if run.compare:
         warm_up(pipe, job.request)
@@ -163,7 +163,7 @@ def _summary(request: GenerationRequest, result: Generation) -> str:
 
 def _sidecar(
     pipe: Any,
-    run: Run,
+    run: SharedSettings,
     job: Job,
     *,
     result: Generation,

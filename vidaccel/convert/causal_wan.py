@@ -28,7 +28,7 @@ from vidaccel.convert.folder import (
     write_settings,
 )
 from vidaccel.convert.formats import Format
-from vidaccel.convert.plan import Plan, make_plan
+from vidaccel.convert.plan import ConversionPlan, make_plan
 from vidaccel.convert.students import LATENT_CHANNELS, STUDENTS, PublishedStudent, named_student
 from vidaccel.convert.wan_layouts import student_weights, with_lora
 from vidaccel.errors import UserError
@@ -139,7 +139,7 @@ def _student(files: StudentFiles, kind: str) -> PublishedStudent:
     return named
 
 
-def _chunk(files: StudentFiles, plan: Plan, student: PublishedStudent, given: int | None) -> ChunkFrames:
+def _chunk(files: StudentFiles, plan: ConversionPlan, student: PublishedStudent, given: int | None) -> ChunkFrames:
     """The chunk of a student; what is published holds for students of the same latents only."""
     known = plan.settings["in_channels"] == LATENT_CHANNELS
     source = f"published for {student.recipe.name}, nothing beside the weights says; give --chunk-frames for another"
@@ -210,7 +210,7 @@ def _form(checkpoint: Checkpoint, base: BaseFolder | None) -> Format:
     return replace(STUDENT, settings=MappingProxyType({name: config[name] for name in _FROM_BASE if name in config}))
 
 
-def _check_channels(plan: Plan) -> None:
+def _check_channels(plan: ConversionPlan) -> None:
     """Refuse a student that takes more than noisy latents: an image's latents and a mask, or a control video's."""
     taken, made = plan.settings["in_channels"], plan.settings["out_channels"]
     if taken != made:
@@ -220,7 +220,7 @@ def _check_channels(plan: Plan) -> None:
         )
 
 
-def _check_fits(plan: Plan, base: BaseFolder) -> None:
+def _check_fits(plan: ConversionPlan, base: BaseFolder) -> None:
     """Refuse a base whose latents or text are of other sizes than the student's."""
     wanted = (plan.settings["in_channels"], plan.settings["text_dim"])
     given = (base.latent_channels, base.text_dim)
@@ -231,7 +231,9 @@ def _check_fits(plan: Plan, base: BaseFolder) -> None:
         )
 
 
-def _write(folder: Path, recipe: Recipe, plan: Plan, base: BaseFolder | None, options: ConvertOptions) -> None:
+def _write(
+    folder: Path, recipe: Recipe, plan: ConversionPlan, base: BaseFolder | None, options: ConvertOptions
+) -> None:
     classes: dict[str, Any] = {"transformer": plan.form.library_and_class}
     total = plan.num_bytes + (0 if base is None else base.num_bytes)
     report = options.on_progress

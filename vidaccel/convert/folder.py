@@ -21,7 +21,7 @@ from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.convert.checkpoint import Checkpoint, find_checkpoints
 from vidaccel.convert.formats import Format
-from vidaccel.convert.plan import Plan, make_plan
+from vidaccel.convert.plan import ConversionPlan, make_plan
 from vidaccel.convert.tokenizers import find_tokenizer, save_tokenizer
 from vidaccel.convert.weights import MOST_SHARD_BYTES, write_weights
 from vidaccel.errors import UserError
@@ -189,7 +189,7 @@ def check_room(output: Path, num_bytes: int) -> None:
         )
 
 
-def write_networks(folder: Path, plans: Mapping[str, Plan], options: ConvertOptions) -> None:
+def write_networks(folder: Path, plans: Mapping[str, ConversionPlan], options: ConvertOptions) -> None:
     """Write each planned network to the folder of its component, tensor by tensor."""
     total, done = sum(plan.num_bytes for plan in plans.values()), 0
     for component, plan in plans.items():

@@ -26,7 +26,7 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ConversionPlan:
     """A network to write. model: on the meta device, for its configuration."""
 
     form: Format
@@ -46,7 +46,7 @@ class Plan:
         return planned.transform(sources, self.settings).to(planned.dtype).contiguous()
 
 
-def make_plan(form: Format, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Plan:
+def make_plan(form: Format, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> ConversionPlan:
     """Everything that is written for a checkpoint. dtype: of floating numbers; None keeps the checkpoint's.
 
     Raises `UserError` unless the checkpoint has exactly the tensors of the format, in exactly its shapes.
@@ -67,7 +67,7 @@ def make_plan(form: Format, checkpoint: Checkpoint, *, dtype: torch.dtype | None
         stored = checkpoint.tensors[sources[0]].dtype
         target = dtype if dtype is not None and stored.is_floating_point else stored
         tensors.append(PlannedTensor(name=name, shape=shape, dtype=target, sources=sources, transform=transform))
-    return Plan(form=form, checkpoint=checkpoint, model=model, settings=settings, tensors=tuple(tensors))
+    return ConversionPlan(form=form, checkpoint=checkpoint, model=model, settings=settings, tensors=tuple(tensors))
 
 
 def _tensors_of(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from vidaccel.easycache.predictors import (
     find_predictor,
     takes_earlier_evaluation,
 )
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_choice, check_count
 
 Reference = Literal["computed", "previous"]
 Decisions = Literal["sample", "batch"]
@@ -60,16 +60,16 @@ class EasyCacheConfig:
                 f"`threshold` must be a number of at least 0 (0 never reuses); got {self.threshold!r}. "
                 "Values around 0.05 are usual."
             )
-        _check_count("warmup_steps", self.warmup_steps, minimum=0, optional=False)
-        _check_count("tail_steps", self.tail_steps, minimum=0, optional=False)
-        _check_count("max_consecutive_reuses", self.max_consecutive_reuses, minimum=1, optional=True)
-        _check_count("num_inference_steps", self.num_inference_steps, minimum=1, optional=True)
-        _check_choice("predictor", self.predictor, tuple(PREDICTORS), function_allowed=True)
+        check_count("warmup_steps", self.warmup_steps, minimum=0)
+        check_count("tail_steps", self.tail_steps, minimum=0)
+        check_count("max_consecutive_reuses", self.max_consecutive_reuses, minimum=1, optional=True)
+        check_count("num_inference_steps", self.num_inference_steps, minimum=1, optional=True)
+        check_choice("predictor", self.predictor, tuple(PREDICTORS), function_allowed=True)
         takes_earlier_evaluation(find_predictor(self.predictor))
-        _check_choice("statistic", self.statistic, tuple(STATISTICS), function_allowed=True)
-        _check_choice("denominator", self.denominator, ("computed", "previous"), function_allowed=False)
-        _check_choice("rate_reference", self.rate_reference, ("computed", "previous"), function_allowed=False)
-        _check_choice("decisions", self.decisions, ("sample", "batch"), function_allowed=False)
+        check_choice("statistic", self.statistic, tuple(STATISTICS), function_allowed=True)
+        check_choice("denominator", self.denominator, ("computed", "previous"))
+        check_choice("rate_reference", self.rate_reference, ("computed", "previous"))
+        check_choice("decisions", self.decisions, ("sample", "batch"))
 
     @classmethod
     def published(cls, preset: Preset | None) -> EasyCacheConfig:
@@ -82,18 +82,3 @@ class EasyCacheConfig:
         return {
             name: getattr(value, "__name__", str(value)) if callable(value) else value for name, value in values.items()
         }
-
-
-def _check_count(name: str, value: Any, *, minimum: int, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        choice = f"a whole number of at least {minimum}" + (" or None" if optional else "")
-        raise UserError(f"`{name}` must be {choice}; got {value!r}.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...], *, function_allowed: bool) -> None:
-    if (function_allowed and callable(value)) or (isinstance(value, str) and value in choices):
-        return
-    also = " or a function" if function_allowed else ""
-    raise UserError(f"`{name}` must be one of {', '.join(choices)}{also}; got {value!r}.")

@@ -27,7 +27,7 @@ from vidaccel.catalog.table import transformer_traits
 from vidaccel.easycache.batch import Batch, select_rows
 from vidaccel.easycache.conditions import conditions_among
 from vidaccel.easycache.layout import Matching, Pieces, join_outputs, match_channels, pack, split_outputs, unpack
-from vidaccel.easycache.run import EasyCacheRun, Plan
+from vidaccel.easycache.run import EasyCacheRun, GroupSplit
 from vidaccel.easycache.steps import Call
 from vidaccel.machine.adapters import adapters_of
 from vidaccel.machine.private_names import cache_config, is_compiled
@@ -120,12 +120,12 @@ class EasyCacheHook(ModelHook):
             )
         bound = self._signature.bind(module, *args, **kwargs)
         call = self._call(module, bound.arguments)
-        plan = self.run.enter(self.transformer, call)
-        if not plan.reused:
-            return self._compute(forward, args, kwargs, call=call, plan=plan)
-        if plan.computed:
-            return self._compute_some(module, forward, bound, call=call, plan=plan)
-        return self._packed(self.run.predict(call, plan), plan, bound)
+        split = self.run.enter(self.transformer, call)
+        if not split.reused:
+            return self._compute(forward, args, kwargs, call=call, split=split)
+        if split.computed:
+            return self._compute_some(module, forward, bound, call=call, split=split)
+        return self._packed(self.run.predict(call, split), split, bound)
 
     def _warn_that_it_stays_away(self, module: nn.Module) -> None:
         """Only training mode and gradients together are training; either alone is likely an oversight."""
@@ -140,7 +140,7 @@ class EasyCacheHook(ModelHook):
             self._warned = True
             logger.warning("%s.", words)
 
-    def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, plan: Plan) -> Any:
+    def _compute(self, forward: Any, args: Any, kwargs: Any, *, call: Call, split: GroupSplit) -> Any:
         with self._undone_if_interrupted():
             start = moment(call.source.device)
             result = forward(*args, **kwargs)
@@ -148,12 +148,12 @@ class EasyCacheHook(ModelHook):
             outputs = unpack(result, self._traits)
             matchings = self._learn(call, result, outputs)
             call = self._matched(call, matchings)
-            pieces = dict(enumerate(split_outputs(outputs, matchings, plan.batch)))
-            self.run.record(call, plan, pieces, span)
+            pieces = dict(enumerate(split_outputs(outputs, matchings, split.batch)))
+            self.run.record(call, split, pieces, span)
         return result
 
     def _compute_some(
-        self, module: nn.Module, forward: Any, bound: inspect.BoundArguments, *, call: Call, plan: Plan
+        self, module: nn.Module, forward: Any, bound: inspect.BoundArguments, *, call: Call, split: GroupSplit
     ) -> Any:
         """Run the model for some samples of the batch and predict the others.
 
@@ -161,26 +161,26 @@ class EasyCacheHook(ModelHook):
         """
         assert self._matchings is not None
         with self._undone_if_interrupted():
-            some, part = (bound, plan.batch) if _is_compiled(module) else self._selected(bound, plan)
-            predicted = self.run.predict(call, plan)
+            some, part = (bound, split.batch) if _is_compiled(module) else self._selected(bound, split)
+            predicted = self.run.predict(call, split)
             start = moment(call.source.device)
             outputs = unpack(forward(*some.args[1:], **some.kwargs), self._traits)
             span = start, moment(call.source.device)
             pieces = split_outputs(outputs, self._matchings, part)
-            groups = range(part.num_groups) if part is plan.batch else plan.computed
-            computed = {group: piece for group, piece in zip(groups, pieces, strict=True) if group in plan.computed}
-            self.run.record(call, plan, computed, span)
-        return self._packed({**predicted, **computed}, plan, bound)
+            groups = range(part.num_groups) if part is split.batch else split.computed
+            computed = {group: piece for group, piece in zip(groups, pieces, strict=True) if group in split.computed}
+            self.run.record(call, split, computed, span)
+        return self._packed({**predicted, **computed}, split, bound)
 
-    def _selected(self, bound: inspect.BoundArguments, plan: Plan) -> tuple[inspect.BoundArguments, Batch]:
+    def _selected(self, bound: inspect.BoundArguments, split: GroupSplit) -> tuple[inspect.BoundArguments, Batch]:
         """The arguments for the samples to compute, and their batch."""
-        rows, num_rows = plan.batch.rows(plan.computed), plan.batch.num_rows
+        rows, num_rows = split.batch.rows(split.computed), split.batch.num_rows
         chosen = select_rows(bound.arguments, rows, num_rows=num_rows, traits=self._traits)
-        return inspect.BoundArguments(self._signature, OrderedDict(chosen)), plan.batch.part(plan.computed)
+        return inspect.BoundArguments(self._signature, OrderedDict(chosen)), split.batch.part(split.computed)
 
-    def _packed(self, pieces: Pieces, plan: Plan, bound: inspect.BoundArguments) -> Any:
+    def _packed(self, pieces: Pieces, split: GroupSplit, bound: inspect.BoundArguments) -> Any:
         assert self._matchings is not None
-        return pack(join_outputs(pieces, self._matchings, plan.batch), bound.arguments, self._output_type)
+        return pack(join_outputs(pieces, self._matchings, split.batch), bound.arguments, self._output_type)
 
     @contextmanager
     def _undone_if_interrupted(self) -> Iterator[None]:

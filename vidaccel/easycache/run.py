@@ -30,7 +30,7 @@ from vidaccel.machine.timing import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class GroupSplit:
     """What to do in one call: the groups of its batch that are reused, and those the model runs for."""
 
     branch: str
@@ -140,7 +140,7 @@ class EasyCacheRun:
             advice.about_no_reuse(self._report, self.config)
         self.reset()
 
-    def enter(self, transformer: str, call: Call) -> Plan:
+    def enter(self, transformer: str, call: Call) -> GroupSplit:
         """Take in one call of a transformer: which of its outputs are reused."""
         batch, prepared, numbers = self._batch(call), None, None
         place = self._places.locate(call)
@@ -156,28 +156,28 @@ class EasyCacheRun:
         self._recording.steps.append(Step(decision=decision))
         if self.on_step is not None:
             self.on_step(decision)
-        return _plan(place.branch, batch, [not computed for computed in self._computed_groups(batch)])
+        return _split(place.branch, batch, [not computed for computed in self._computed_groups(batch)])
 
-    def predict(self, call: Call, plan: Plan) -> Pieces:
+    def predict(self, call: Call, split: GroupSplit) -> Pieces:
         """The outputs of the reused groups of a pass: new tensors, and the rests of their last evaluation."""
         pieces: Pieces = {}
-        for group in plan.reused:
-            outputs = self._rules[group].predict(plan.branch, _streams(call, plan.batch, group))
-            rests = self._rests[plan.branch, group]
+        for group in split.reused:
+            outputs = self._rules[group].predict(split.branch, _streams(call, split.batch, group))
+            rests = self._rests[split.branch, group]
             pieces[group] = [Piece(output, rest) for output, rest in zip(outputs, rests, strict=True)]
-        if not plan.computed:
+        if not split.computed:
             self._close_pass()
         return pieces
 
-    def record(self, call: Call, plan: Plan, pieces: Pieces, span: tuple[Moment, Moment]) -> None:
+    def record(self, call: Call, split: GroupSplit, pieces: Pieces, span: tuple[Moment, Moment]) -> None:
         """Remember the computed groups of a pass."""
-        if len(self._rules) == plan.batch.num_groups:  # else other samples than the deciding pass: never predicted
+        if len(self._rules) == split.batch.num_groups:  # else other samples than the deciding pass: never predicted
             same_latents = self._places.values.has_same_latents(call)
             for group, parts in pieces.items():
-                streams, outputs = _streams(call, plan.batch, group), [piece.reused for piece in parts]
-                self._rules[group].record(plan.branch, streams, outputs, same_latents=same_latents)
-                self._rests[plan.branch, group] = [None if part.rest is None else part.rest.clone() for part in parts]
-        self._conditions.keep(plan.branch, call.given)
+                streams, outputs = _streams(call, split.batch, group), [piece.reused for piece in parts]
+                self._rules[group].record(split.branch, streams, outputs, same_latents=same_latents)
+                self._rests[split.branch, group] = [None if part.rest is None else part.rest.clone() for part in parts]
+        self._conditions.keep(split.branch, call.given)
         if self._recording.steps[-1].num_passes == 1:
             self._places.values.keep_values(call)
         self._recording.steps[-1].spans.append(span)
@@ -202,7 +202,7 @@ class EasyCacheRun:
         if self._is_complete():
             self._forget_history()
 
-    def _follow(self, call: Call, batch: Batch, branch: str) -> Plan:
+    def _follow(self, call: Call, batch: Batch, branch: str) -> GroupSplit:
         """A further branch follows the decision of the step, for every group whose vector is recent enough.
 
         Where its conditions are other tensors, and were not until now, it is computed; where they always are, whether
@@ -213,12 +213,12 @@ class EasyCacheRun:
         changed = self._conditions.has_changed(branch, call.given, call.settings)
         computed = self._computed_groups(batch)
         if len(self._rules) != batch.num_groups or changed is True or (changed is not False and not were_anew):
-            return _plan(branch, batch, [False] * batch.num_groups)
+            return _split(branch, batch, [False] * batch.num_groups)
         able = [rule.can_follow(branch, _streams(call, batch, group)) for group, rule in enumerate(self._rules)]
-        plan = _plan(branch, batch, [not one and can for one, can in zip(computed, able, strict=True)])
-        if not plan.computed:
+        split = _split(branch, batch, [not one and can for one, can in zip(computed, able, strict=True)])
+        if not split.computed:
             self._conditions.leave_unread(branch)
-        return plan
+        return split
 
     def _computed_groups(self, batch: Batch) -> list[bool]:
         """Which groups of the batch the decision of the present step computes."""
@@ -380,9 +380,9 @@ def _streams(call: Call, batch: Batch, group: int) -> list[Tensor]:
     return [batch.take(stream, group) for stream in call.streams]
 
 
-def _plan(branch: str, batch: Batch, reused: Sequence[bool]) -> Plan:
+def _split(branch: str, batch: Batch, reused: Sequence[bool]) -> GroupSplit:
     groups = range(batch.num_groups)
-    return Plan(
+    return GroupSplit(
         branch=branch,
         batch=batch,
         reused=tuple(group for group in groups if reused[group]),

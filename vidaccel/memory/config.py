@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vidaccel.errors import check_count
 from vidaccel.memory.clean import CleanParts
 from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.official import OfficialParts
 from vidaccel.memory.policy import ChunkPass, Kept, MemoryPolicy
-from vidaccel.memory.settings import SlowFastSettings, check_count
+from vidaccel.memory.settings import SlowFastSettings
 
 
 @dataclass(frozen=True, kw_only=True)

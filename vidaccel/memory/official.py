@@ -19,7 +19,7 @@ from vidaccel.memory.policy import ChunkPass
 from vidaccel.memory.settings import SlowFastSettings
 
 
-class Slot(NamedTuple):
+class Held(NamedTuple):
     """What a slot holds: a frame, the pass that wrote it, and whether it was copied here for slow memory."""
 
     frame: int
@@ -69,7 +69,7 @@ class _Slots:
 
     def __init__(self, config: SlowFastSettings, kept: dict[str, Any] | None = None) -> None:
         self._config = config
-        self._slots: list[Slot | None] = [None] * config.total_frames
+        self._slots: list[Held | None] = [None] * config.total_frames
         self._num_copied: int = 0
         self._end: int = 0
         if kept is not None:
@@ -99,7 +99,7 @@ class _Slots:
             and not self._is_known(frames.start)
             and self._copy(frames[: self._config.keyframe_frames], source)
         )
-        self._slots[self._end - len(frames) : self._end] = [Slot(frame, source, False) for frame in frames]
+        self._slots[self._end - len(frames) : self._end] = [Held(frame, source, False) for frame in frames]
         return is_copied
 
     def _is_known(self, frame: int) -> bool:
@@ -108,7 +108,7 @@ class _Slots:
 
     def _copy(self, frames: range, source: Source) -> bool:
         config, count = self._config, len(frames)
-        copies = [Slot(frame, source, True) for frame in frames]
+        copies = [Held(frame, source, True) for frame in frames]
         first, end = config.sink_frames, config.sink_frames + config.slow_frames
         if self._num_copied + count <= config.slow_frames:
             self._slots[first + self._num_copied : first + self._num_copied + count] = copies
@@ -173,10 +173,10 @@ def check_keys_can_follow(config: SlowFastSettings) -> None:
         )
 
 
-def _slot(value: object) -> Slot | None:
+def _slot(value: object) -> Held | None:
     match value:
         case None:
             return None
         case [int(frame), "clean" | int() as source, bool(is_copy)] if not isinstance(source, bool):
-            return Slot(frame, source, is_copy)
+            return Held(frame, source, is_copy)
     raise UserError(f"a slot holds {value!r}")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vidaccel.errors import check_choice, check_count
+
 KeyframeRule = Literal["similarity", "uniform", "none"]
 Mode = Literal["clean", "official"]
 Prefill = Literal["none", "linear"]
@@ -34,16 +36,21 @@ class SlowFastSettings:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
-        _check_choice("mode", self.mode, get_args(Mode))
-        _check_choice("prefill", self.prefill, get_args(Prefill))
+        check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
+        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("prefill", self.prefill, get_args(Prefill))
         check_count("chunk_frames", self.chunk_frames, minimum=1)
         for name in _SIZES:
             check_count(name, getattr(self, name), minimum=0)
-        check_count("keyframe_frames", self.keyframe_frames, minimum=1, maximum=self.chunk_frames)
+        check_count(
+            "keyframe_frames",
+            self.keyframe_frames,
+            minimum=1,
+            maximum=self.chunk_frames,
+            limit=" (`chunk_frames`)",
+        )
         check_count("keyframe_interval", self.keyframe_interval, minimum=1 if self.keyframe_rule == "uniform" else 0)
-        if self.max_frames is not None:
-            check_count("max_frames", self.max_frames, minimum=1)
+        check_count("max_frames", self.max_frames, minimum=1, optional=True)
         _check_threshold(self.similarity_threshold)
         self._check_sizes()
 
@@ -64,23 +71,6 @@ class SlowFastSettings:
     def total_frames(self) -> int:
         """Most frames a student attends to, the chunk that is being made included (M)."""
         return self.sink_frames + self.slow_frames + self.fast_frames
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
-
-
-def check_count(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
-    """Raise ValueError where `value` is no whole number in these bounds."""
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or value < minimum
-        or (maximum is not None and value > maximum)
-    ):
-        limit = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum} (`chunk_frames`)"
-        raise ValueError(f"`{name}` must be a whole number {limit}; got {value!r}.")
 
 
 def _check_threshold(value: object) -> None:

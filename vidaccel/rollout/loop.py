@@ -282,7 +282,7 @@ class _Runner:
     def _finish(self, shot: Shot, latents: Tensor, *, is_made: bool = False) -> Chunk:
         """Write the memory, decode, count; an error before the end leaves the state as it was.
 
-        is_made: after a chunk that was made another is likely to be, whose noise is drawn while a GPU is still at work.
+        is_made: True for generated chunks: the next noise is drawn on the host while the GPU works.
         """
         state, decoder = self.state, self.state.decoder
         began = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.errors import UserError
 from vidaccel.machine.private_names import execution_device
 from vidaccel.rollout.chunk import Shot
@@ -33,7 +34,7 @@ class PromptEncoder:
     negative_prompt: str | Sequence[str] | None = None
     guided: bool = False
     num_videos: int = 1
-    max_sequence_length: int = 512
+    max_sequence_length: int = WAN_TEXT_TOKENS
 
     def shots(
         self,

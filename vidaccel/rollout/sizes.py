@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKLWan
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.errors import UserError
 from vidaccel.machine.footprint import module_bytes, weight_bytes
 from vidaccel.machine.private_names import kept_in_float32
@@ -78,7 +79,7 @@ class RolloutSize:
     width: int
     batch_size: int = 1
     num_branches: int = 1
-    text_tokens: int = 512
+    text_tokens: int = WAN_TEXT_TOKENS
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: {"default": torch.bfloat16})
     text_encoder: Literal["kept", "dropped", "elsewhere"] = "kept"
     has_joined_layers: bool = False

@@ -181,7 +181,7 @@ class Session:
         """
         with self._files.change():
             unused = self._unused()
-            freed = _num_bytes(unused)
+            freed = _bytes_on_disk(unused)
             for path in unused:
                 path.unlink(missing_ok=True)
         return freed
@@ -192,12 +192,12 @@ class Session:
         found = {}
         for name in self.branches:
             others = set().union(*(paths for other, paths in files.items() if other != name))
-            found[name] = BranchSize(_num_bytes(files[name] - others), _num_bytes(files[name] & others))
+            found[name] = BranchSize(_bytes_on_disk(files[name] - others), _bytes_on_disk(files[name] & others))
         return found
 
     def unused_bytes(self) -> int:
         """What `collect` would free. Raises UserError if a branch cannot be read whole."""
-        return _num_bytes(self._unused())
+        return _bytes_on_disk(self._unused())
 
     def _unused(self) -> set[Path]:
         return self._files.all_files() - set().union(*(self.branch(name).files() for name in self.branches))
@@ -256,5 +256,5 @@ def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
         yield f"{name} is {stored!r} there, asked for {given!r}"
 
 
-def _num_bytes(paths: set[Path]) -> int:
+def _bytes_on_disk(paths: set[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())

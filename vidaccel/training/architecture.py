@@ -12,6 +12,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
+
 # diffusers' and transformers' classes carry no types: these say what is meant.
 Vae: TypeAlias = Any
 Transformer: TypeAlias = Any
@@ -25,6 +27,7 @@ VAE_ARCHITECTURE: Mapping[str, Any] = {
     "num_res_blocks": 1,
     "temperal_downsample": [False, True, True],
 }
+TEMPORAL_STRIDE = 2 ** sum(VAE_ARCHITECTURE["temperal_downsample"])  # frames of a latent frame after the first
 TRANSFORMER_ARCHITECTURE: Mapping[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 4,
@@ -51,7 +54,6 @@ FLOW_SHIFT = 3.0
 NUM_TRAIN_TIMESTEPS = 1000
 PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
-_MODEL_MAX_LENGTH = 512
 
 
 def new_vae(architecture: Mapping[str, Any]) -> Vae:
@@ -118,7 +120,7 @@ def new_tokenizer(words: Iterable[str]) -> WordTokenizer:
         pad_token=SPECIAL_TOKENS[PAD],
         eos_token=SPECIAL_TOKENS[END],
         unk_token=SPECIAL_TOKENS[UNKNOWN],
-        model_max_length=_MODEL_MAX_LENGTH,
+        model_max_length=WAN_TEXT_TOKENS,
         padding_side="right",
     )
 

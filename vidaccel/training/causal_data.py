@@ -62,7 +62,7 @@ def build_long_bank(
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     size = FRAME_SIZE // 2 ** vae_depth(vae)
-    shape = ((num_frames - 1) // 4 + 1, size, size)
+    shape = ((num_frames - 1) // vae.config.scale_factor_temporal + 1, size, size)
     latents = torch.empty(len(seeds), mean.numel(), *shape, dtype=torch.float16, device=device)
     coverage = torch.empty(len(seeds), *shape, dtype=torch.float16, device=device)
     tokens: list[Tensor] = []

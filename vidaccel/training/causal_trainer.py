@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
-from vidaccel.training.architecture import Transformer
+from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
 from vidaccel.training.causal_data import LongClipBank, build_long_bank
 from vidaccel.training.causal_layout import ChunkLayout, chunk_sequence, draw_layouts, num_context_slots
 from vidaccel.training.causal_score import rollout_score
@@ -103,8 +103,11 @@ class CausalTrainingConfig:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.memory.mode != "clean":
             raise UserError(f"A student is trained for a memory in the clean mode, got {self.memory.mode!r}.")
-        if self.num_frames % 4 != 1 or (self.num_frames - 1) // 4 < self.memory.chunk_frames:
-            raise UserError(f"`num_frames` must be 4k + 1 and hold more than one chunk, got {self.num_frames}.")
+        chunk = self.memory.chunk_frames * TEMPORAL_STRIDE
+        if self.num_frames % TEMPORAL_STRIDE != 1 or self.num_frames <= chunk:
+            raise UserError(
+                f"`num_frames` must be {TEMPORAL_STRIDE}k + 1 and hold more than one chunk, got {self.num_frames}."
+            )
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
@@ -194,7 +197,9 @@ class CausalTask:
             student.compile_repeated_blocks(dynamic=False)
         self.generator = seeded_generator(self.device, config.seed, state.round, state.round_step)
         self._draw = random.Random(f"causal {config.seed} {state.round} {state.round_step}")
-        self.num_frames_per_step = config.batch_size * config.memory.chunk_frames * 4
+        self.num_frames_per_step = (
+            config.batch_size * config.memory.chunk_frames * donor.vae.config.scale_factor_temporal
+        )
         self._held_out: LongClipBank | None = None
 
     def loss(self, fraction: float) -> tuple[Tensor, dict[str, Tensor]]:

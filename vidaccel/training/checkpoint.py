@@ -115,10 +115,9 @@ def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        num_bytes = tensor.numel() * tensor.element_size()
-        if shards[-1] and size + num_bytes > _SHARD_BYTES:
+        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += num_bytes
+        size += tensor.nbytes
     return shards

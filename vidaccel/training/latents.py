@@ -104,7 +104,9 @@ def encoded_scenes(vae: Vae, scenes: Sequence[Scene], *, piece_frames: int | Non
     for clips in video.split(_ENCODE_BATCH):
         with autocast(device):
             latents.append(encode_clip(vae, clips).chunk(2, dim=1)[0].bfloat16())
-    return torch.cat(latents), pooled_coverage(mask, scale=2 ** vae_depth(vae)).half()
+    return torch.cat(latents), pooled_coverage(
+        mask, scale=2 ** vae_depth(vae), stride=vae.config.scale_factor_temporal
+    ).half()
 
 
 def vae_depth(vae: Vae) -> int:
@@ -112,10 +114,10 @@ def vae_depth(vae: Vae) -> int:
     return len(vae.config.temperal_downsample)
 
 
-def pooled_coverage(mask: Tensor, *, scale: int) -> Tensor:
-    """Coverage per latent cell of a (N, 4k + 1, H, W) mask: the first frame alone, then groups of four."""
+def pooled_coverage(mask: Tensor, *, scale: int, stride: int) -> Tensor:
+    """Coverage per latent cell of a (N, k * stride + 1, H, W) mask: the first frame alone, then groups of `stride`."""
     mask = F.avg_pool2d(mask, scale)
-    later = mask[:, 1:].unflatten(1, (-1, 4)).mean(2) if mask.shape[1] > 1 else mask[:, 1:]
+    later = mask[:, 1:].unflatten(1, (-1, stride)).mean(2) if mask.shape[1] > 1 else mask[:, 1:]
     return torch.cat([mask[:, :1], later], dim=1)
 
 

@@ -125,7 +125,7 @@ def train(
     spent = time.monotonic() - began
     left = None if schedule.seconds is None else max(schedule.seconds - spent - reserve, 0.05 * schedule.seconds)
     budget = Budget(seconds=left, steps=schedule.steps, start=state.fraction)
-    run = _Run(task, schedule, state=state, output=output, began=began)
+    run = _TrainingRound(task, schedule, state=state, output=output, began=began)
     fraction = state.fraction
     try:
         while (fraction := budget.fraction(run.state.round_step)) < 1:
@@ -140,7 +140,7 @@ def train(
     yield run.validate(1.0)
 
 
-class _Run:
+class _TrainingRound:
     """The running values of `train`."""
 
     def __init__(self, task: Task, schedule: Schedule, *, state: TrainingState, output: Path, began: float) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.errors import UserError
 from vidaccel.training.architecture import (
+    TEMPORAL_STRIDE,
     TEXT_ENCODER_ARCHITECTURE,
     TRANSFORMER_ARCHITECTURE,
     TextEncoder,
@@ -61,7 +63,7 @@ class TransformerTrainingConfig:
     caption_dropout: float = 0.1
     word_dropout: float = 0.02
     text: int = 64
-    long_text: int = 512
+    long_text: int = WAN_TEXT_TOKENS
     long_text_share: float = 0.25
     subject_weight: float = 3.0
     validation_prompts: int = 32
@@ -76,8 +78,8 @@ class TransformerTrainingConfig:
             raise UserError(
                 f"`bank_clips` and `batch_size` must be at least 1, got {self.bank_clips} and {self.batch_size}."
             )
-        if self.num_frames % 4 != 1:
-            raise UserError(f"`num_frames` must be 4k + 1, got {self.num_frames}.")
+        if self.num_frames % TEMPORAL_STRIDE != 1:
+            raise UserError(f"`num_frames` must be {TEMPORAL_STRIDE}k + 1, got {self.num_frames}.")
         if min(self.text, self.long_text) < TOKENS_PER_CAPTION:
             raise UserError(f"`text` and `long_text` must be at least {TOKENS_PER_CAPTION} tokens.")
 

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from torch import Tensor, nn
 
 from vidaccel.errors import UserError
-from vidaccel.training.architecture import VAE_ARCHITECTURE, Vae, new_vae
+from vidaccel.training.architecture import TEMPORAL_STRIDE, VAE_ARCHITECTURE, Vae, new_vae
 from vidaccel.training.checkpoint import (
     TrainingState,
     load_checkpoint,
@@ -89,9 +89,10 @@ class VaeTrainingConfig:
                 f"`refresh_clips` must be from 1 to `pool_clips` ({self.pool_clips}), got {self.refresh_clips}."
             )
         for phase in self.phases or ():
-            if phase.num_frames > self.num_frames or phase.num_frames % 4 != 1 or phase.size > FRAME_SIZE:
+            if phase.num_frames > self.num_frames or phase.num_frames % TEMPORAL_STRIDE != 1 or phase.size > FRAME_SIZE:
                 raise UserError(
-                    f"A phase needs 4k + 1 frames up to {self.num_frames}, size <= {FRAME_SIZE}; got {phase}."
+                    f"A phase needs {TEMPORAL_STRIDE}k + 1 frames up to {self.num_frames}, size <= {FRAME_SIZE}; "
+                    f"got {phase}."
                 )
 
 

@@ -45,7 +45,7 @@ class EasyCacheBench(CacheComparison):
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
         pipe, requests = self.loaded(pipe), self.requests(self.seeds)
         results = self.results(self.protocol(self.settled(requests[0])), self.environment(pipe))
-        run = _Run(config=self, pipe=pipe, results=results, on_progress=on_progress, num_requests=len(requests))
+        run = _Measurement(config=self, pipe=pipe, results=results, on_progress=on_progress, num_requests=len(requests))
         for request in requests:
             run.measure(request)
         summary = results.finish(summarise_methods(results.records))
@@ -60,7 +60,7 @@ class EasyCacheBench(CacheComparison):
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _Measurement:
     """The measuring loop: which videos are missing, and one record for each."""
 
     config: EasyCacheBench

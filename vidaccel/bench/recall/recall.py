@@ -35,6 +35,7 @@ from vidaccel.bench.recall.trip import (
 )
 from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, changed, option
 from vidaccel.catalog.models import EMBEDDED_STUDENT
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
@@ -111,7 +112,7 @@ class RecallBench(ModelBenchmark):
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
         pipe = self.loaded(pipe)
         results = self.results(self.protocol(_settled(pipe.student())), self.environment(pipe))
-        length = spec_of(self.model).defaults.max_sequence_length or 512
+        length = spec_of(self.model).defaults.max_sequence_length or WAN_TEXT_TOKENS
         bench = _Bench(self, pipe, plan_trips(self.num_prompts, seed=self.seed), length)
         tell = on_progress or (lambda progress: None)
         total = len(self.cells) + len(self.settings)

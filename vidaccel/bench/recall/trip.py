@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.rollout.chunk import Shot
 from vidaccel.rollout.decode import StreamingDecoder, encode_start
@@ -137,7 +138,7 @@ def take_trips(
     memory: MemoryConfig,
     *,
     given: Tensor | None = None,
-    max_sequence_length: int = 512,
+    max_sequence_length: int = WAN_TEXT_TOKENS,
 ) -> TripVideos:
     """Roll all trips out with `memory`; `given`: latents (B, C, F, h, w) of whole segments that they begin with."""
     parts = []
