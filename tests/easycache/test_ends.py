@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.family_runs import counted_forwards
 from tests.support.tiny_models import call_arguments, tiny_transformer, tiny_wan_t2v, tiny_wan_two_experts, tiny_wan_v2v
 from vidaccel import EasyCacheConfig, apply_easycache, easycache_report
 from vidaccel.catalog.table import has_several_loops
+from vidaccel.easycache.report import StepDecision
 from vidaccel.random_models.build import build_random
 
 NUM_STEPS = 8
@@ -72,6 +74,59 @@ def test_a_call_without_a_known_end_says_what_is_missing_and_keeps_no_latents() 
     Loop(model)(TEXT)
     with pytest.raises(ValueError, match="8 steps have run"):
         easycache_report(model)  # that of the call before would be an old one
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (NUM_STEPS - 3, f"{NUM_STEPS} steps have run, and a call should have {NUM_STEPS - 3}"),
+        (NUM_STEPS + 3, f"{NUM_STEPS} of {NUM_STEPS + 3} steps of a call have run"),
+    ],
+)
+def test_a_wrong_number_of_steps_is_named_and_no_call_is_denied(said: int, words: str) -> None:
+    model = tiny_transformer()
+    state = apply_easycache(model, replace(LASTING, num_inference_steps=said))
+    Loop(model)(TEXT)
+    with pytest.raises(ValueError, match=f"{words}.*`num_inference_steps`") as error:
+        easycache_report(model)
+    assert "no call has finished" not in str(error.value)
+    state.finish()
+    assert easycache_report(model).num_steps == NUM_STEPS
+
+
+def test_a_pipeline_of_diffusers_that_frees_nothing_says_how_to_end_its_call() -> None:
+    class Silent(WanPipeline):
+        def maybe_free_model_hooks(self) -> None:
+            """As pipelines written by hand do, which leave it out."""
+
+    pipe = Silent(**tiny_wan_t2v().components)
+    pipe.set_progress_bar_config(disable=True)
+    state = apply_easycache(pipe, LASTING)
+    run(pipe)
+    assert state.tensors() == []
+    with pytest.raises(ValueError, match=rf"{NUM_STEPS} of {NUM_STEPS} steps of a call have run.*finish\(\)"):
+        easycache_report(pipe)
+    state.finish()
+    assert easycache_report(pipe).num_steps == NUM_STEPS
+
+
+@pytest.mark.parametrize("step", [0, 4, NUM_STEPS - 1])
+def test_a_listener_that_raises_leaves_nothing_behind(step: int) -> None:
+    model = tiny_transformer()
+    state = apply_easycache(model, replace(LASTING, num_inference_steps=NUM_STEPS))
+    expected = Loop(model)(TEXT)
+
+    def stop(decision: StepDecision) -> None:
+        if decision.step_index == step:
+            raise KeyboardInterrupt
+
+    state.on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        Loop(model)(TEXT)
+    assert state.tensors() == []
+    state.on_step = None
+    assert torch.equal(Loop(model)(TEXT), expected)
+    assert easycache_report(model).num_steps == NUM_STEPS
 
 
 @pytest.mark.parametrize("bare", [True, False])

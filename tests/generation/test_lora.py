@@ -164,7 +164,7 @@ def without(weights: Tensors, word: str) -> Tensors:
     ("damage", "words"),
     [
         (lambda weights: {f"else.{name}": value for name, value in weights.items()}, "fits no layer"),
-        (lambda weights: without(weights, "lora_B"), "does not fit"),
+        (lambda weights: without(weights, "lora_B"), "one matrix of two"),
         (
             lambda weights: {**weights, "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.zeros(3, RANK)},
             "does not fit",

@@ -164,6 +164,17 @@ def test_a_file_that_lacks_weights_is_refused(base: Path, other: torch.nn.Module
         loaded(base, written(weights, tmp_path / "other.safetensors"))
 
 
+def test_the_weights_that_a_file_in_diffusers_naming_lacks_are_named_in_one_line(
+    base: Path, other: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = dict(other.state_dict())
+    weights.pop("blocks.0.ffn.net.2.weight")
+    file = written(weights, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"has: 1 weight \(blocks\.0\.ffn\.net\.2\.weight\)\.$"):
+        loaded(base, file)
+    assert "not used" not in capsys.readouterr().err  # diffusers' own lines, which name others
+
+
 def test_a_file_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other\.safetensors"):
         loaded(base, written({"a.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors"))

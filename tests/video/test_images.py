@@ -95,6 +95,9 @@ def test_tiff_files_are_read_by_their_bits_sign_and_meaning_of_zero(tmp_path: Pa
     assert level(tiff(tmp_path / "signed.tif", half, t339=2)) == [0.5] * 3
     assert level(tiff(tmp_path / "unsigned.tif", half)) == [0.25] * 3
     assert level(tiff(tmp_path / "white_is_zero.tif", half, t262=0)) == [0.75] * 3
+    unsigned = np.full(16, 3_000_000_000, "<u4").tobytes()  # which Pillow reads as a negative number
+    with pytest.raises(UserError, match="holds integers from 3000000000 to 3000000000"):
+        read_image(tiff(tmp_path / "unsigned.tif", unsigned, t258=32, t339=1))
     twelve = bytes([0x80, 0x08, 0x00]) * 8  # pairs of 0x800
     assert level(tiff(tmp_path / "twelve.tif", twelve, t258=12)) == [0.5001] * 3
 

@@ -84,3 +84,14 @@ def test_sound_that_cannot_be_is_refused_and_leaves_no_file(tmp_path: Path, soun
     with pytest.raises(UserError, match=message):
         write_video(tmp_path / "clip.mp4", moving_blocks(2), fps=8, sound=(sound, RATE))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [0, float("nan"), float("inf")])
+def test_a_rate_that_no_sound_has_is_refused(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(UserError, match=f"at {rate}"):
+        write_video(tmp_path / "clip.mp4", moving_blocks(2), fps=8, sound=(torch.zeros(1, 100), rate))  # type: ignore[arg-type]
+
+
+def test_sound_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be a tensor"):
+        write_video(tmp_path / "clip.mp4", moving_blocks(2), fps=8, sound=([0.0, 0.5], RATE))  # type: ignore[arg-type]

@@ -63,6 +63,26 @@ def about_another_loop(pipe: Any) -> None:
     )
 
 
+def why_no_report(num_seen: int, num_steps: int | None) -> str:
+    """What is missing for a report, after so many steps of a call that was said to have `num_steps` (None: unknown)."""
+    if not num_seen:
+        return "no call has finished since apply_easycache. Run the pipeline"
+    if num_steps is not None and num_seen <= num_steps:
+        return (
+            f"{num_seen} of {num_steps} steps of a call have run, and nothing has said that it is over. If it is, and "
+            "went as it should, call finish() on what apply_easycache returned; if it has fewer steps, correct "
+            "`num_inference_steps` in EasyCacheConfig"
+        )
+    known = (
+        "nothing says how many a call has or when it ends" if num_steps is None else f"a call should have {num_steps}"
+    )
+    return (
+        f"{num_seen} steps have run, and {known}. Set `num_inference_steps` in EasyCacheConfig (to {num_seen}, if that "
+        "was one call), apply EasyCache to the pipeline instead of the transformer, or call finish() on what "
+        "apply_easycache returned"
+    )
+
+
 def about_no_reuse(report: EasyCacheReport, config: EasyCacheConfig) -> None:
     """Say at the end of a call that nothing was reused, and why, where that was not clear from the beginning."""
     if report.num_reused or config.threshold == 0 or has_few_steps(config, report.num_steps):

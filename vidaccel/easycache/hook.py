@@ -120,7 +120,8 @@ class EasyCacheHook(ModelHook):
             )
         bound = self._signature.bind(module, *args, **kwargs)
         call = self._call(module, bound.arguments)
-        split = self.run.enter(self.transformer, call)
+        with self._undone_if_interrupted():  # `on_step` may raise
+            split = self.run.enter(self.transformer, call)
         if not split.reused:
             return self._compute(forward, args, kwargs, call=call, split=split)
         if split.computed:

@@ -82,7 +82,7 @@ class EasyCacheRun:
         self._recording = Recording()
         self._report: EasyCacheReport | None = None
         self._warned_rising = False
-        self._why_no_report = "no call has finished since apply_easycache. Run the pipeline"
+        self._why_away: str | None = None
 
     @property
     def config(self) -> EasyCacheConfig:
@@ -104,15 +104,13 @@ class EasyCacheRun:
 
         A call whose end cannot be known is not held on to: its tensors are released.
         """
-        num_seen = len(self._recording.steps)
-        if num_seen and self._places.at.num_steps is None and not self._resets_after_call:
+        num_seen, num_steps = len(self._recording.steps), self._places.at.num_steps
+        if num_seen and not self._resets_after_call and (num_steps is None or num_seen > num_steps):
             self._forget_history()
-            return (
-                f"{num_seen} steps have run, and nothing says how many a call has or when it ends. Set "
-                "`num_inference_steps` in EasyCacheConfig, apply EasyCache to the pipeline instead of the transformer, "
-                "or call finish() on what apply_easycache returned"
-            )
-        return None if self.report is not None else self._why_no_report
+            return advice.why_no_report(num_seen, num_steps)
+        if self.report is not None:
+            return None
+        return advice.why_no_report(num_seen, num_steps) if self._why_away is None else self._why_away
 
     def tensors(self) -> list[Tensor]:
         """The latent-sized tensors held at the moment."""
@@ -127,7 +125,7 @@ class EasyCacheRun:
 
     def stay_away(self, why: str) -> None:
         """A call ran without EasyCache, so that the report of an earlier one is not that of the last."""
-        self._report, self._why_no_report = None, why
+        self._report, self._why_away = None, why
 
     def finish(self) -> None:
         """End the generation under way: its report becomes the last one, its tensors are released.

@@ -72,11 +72,13 @@ def _denoiser_names(pipe: Any) -> list[str]:
 def _load(pipe: Any, part: str, lora: LoraFile, *, name: str) -> None:
     second = {"load_into_transformer_2": True} if part == "transformer_2" else {}
     kinds = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, OSError, SafetensorError)
+    layers: dict[str, set[str]] = {}
     try:
         source, options = _source(lora, getattr(pipe, part))
         layers = _layers(pipe.lora_state_dict(source, **options))
         pipe.load_lora_weights(source, adapter_name=name, **options, **second)
     except kinds as error:
+        _refuse_halves(lora, layers)  # the likely reason, which the error does not say
         raise UserError(
             f"The LoRA {lora.path.name} does not fit the {part} of {type(pipe).__name__} ({first_line(error)[:200]})."
         ) from error
@@ -119,12 +121,7 @@ def _check(denoiser: Any, lora: LoraFile, layers: Mapping[str, set[str]], *, nam
             f"The LoRA {lora.path.name} fits no layer of the {kind}: it is for another model, or named in a way that "
             "diffusers does not read."
         )
-    halves = sorted(layer for layer in adapted & layers.keys() if not {"A", "B"} <= set("".join(layers[layer])))
-    if halves:
-        raise UserError(
-            f"The LoRA {lora.path.name} is incomplete: of {len(halves)} layers, {halves[0]} among them, it has one "
-            "matrix of two."
-        )
+    _refuse_halves(lora, {layer: layers[layer] for layer in adapted & layers.keys()})
     homeless = sorted(layers.keys() - adapted)
     if homeless:
         logger.warning(
@@ -134,4 +131,13 @@ def _check(denoiser: Any, lora: LoraFile, layers: Mapping[str, set[str]], *, nam
             lora.path.name,
             kind,
             homeless[0],
+        )
+
+
+def _refuse_halves(lora: LoraFile, layers: Mapping[str, set[str]]) -> None:
+    halves = sorted(layer for layer, matrices in layers.items() if not {"A", "B"} <= set("".join(matrices)))
+    if halves:
+        raise UserError(
+            f"The LoRA {lora.path.name} is incomplete: of {len(halves)} layers, {halves[0]} among them, it has one "
+            "matrix of two."
         )

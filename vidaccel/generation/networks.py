@@ -17,9 +17,7 @@ import transformers
 
 from vidaccel.errors import UserError
 from vidaccel.generation.expert_files import TransformerFile
-from vidaccel.generation.single_file import load_single_file
-
-_NAMES_SAID = 3  # of the weights that are missing, or have no place
+from vidaccel.generation.single_file import load_single_file, some_weights
 
 
 def load_networks(
@@ -80,16 +78,10 @@ def check_report(report: Mapping[str, Any], *, place: Path, kind: type) -> None:
     if not any(wrong.values()) and not (surplus and issubclass(kind, diffusers.ModelMixin)):
         return
     wrong["has no place for"] = surplus
-    parts = [f"{words} {_some(names)}" for words, names in wrong.items() if names]
+    parts = [f"{words} {some_weights(names)}" for words, names in wrong.items() if names]
     raise UserError(
         f"The weights in {place} do not fill the {kind.__name__} of its config.json: the file {'; it '.join(parts)}."
     )
-
-
-def _some(names: list[str]) -> str:
-    """How many names, and the first few of them."""
-    rest = ", ..." if len(names) > _NAMES_SAID else ""
-    return f"{len(names)} weight{'s' * (len(names) > 1)} ({', '.join(names[:_NAMES_SAID])}{rest})"
 
 
 def _network_class(entry: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import GGUFQuantizationConfig
 from diffusers.loaders.single_file_model import FromOriginalModelMixin
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ from vidaccel.machine.private_names import kept_in_float32
 logger = logging.getLogger(__name__)
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, SafetensorError)
+_NAMES_SAID = 3  # of the weights that are missing, or have no place
 _SCALES = (".scale_weight", ".weight_scale")
 _NOT_WEIGHTS = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 
@@ -66,13 +68,31 @@ def load_single_file(kind: Any, file: TransformerFile, *, config: Path, dtype: t
         with _telling_what_is_left_over(file.path):
             network = kind.from_single_file(str(file.path) if file.is_gguf else _readable(file.path, dtype), **options)
     except NotImplementedError as error:  # a weight that nothing was read for cannot be moved
-        raise UserError(f"{file.path.name} lacks weights that a {kind.__name__} of {config} has.") from error
+        lacking = _lacking(kind, file.path, config)
+        names = f": {some_weights(lacking)}" if lacking else ""
+        raise UserError(f"{file.path.name} lacks weights that a {kind.__name__} of {config} has{names}.") from error
     except _UNREADABLE as error:
         raise UserError(
             f"{file.path.name} does not hold the weights of a {kind.__name__} as {config} describes it "
             f"({first_line(error)[:200]})."
         ) from error
     return network if file.is_gguf else _converted(network, dtype)
+
+
+def _lacking(kind: Any, path: Path, config: Path) -> list[str]:
+    """The weights that a file in diffusers' own naming lacks; empty for files in another, or packed ones."""
+    if path.suffix.lower() != ".safetensors":
+        return []
+    with init_empty_weights(), safe_open(path, framework="pt") as file:
+        wanted = kind.from_config(kind.load_config(config, local_files_only=True)).state_dict().keys()
+        lacking = sorted(wanted - set(file.keys()))
+    return lacking if 2 * len(lacking) < len(wanted) else []
+
+
+def some_weights(names: Sequence[str]) -> str:
+    """How many weights, and the names of the first few."""
+    rest = ", ..." if len(names) > _NAMES_SAID else ""
+    return f"{len(names)} weight{'s' * (len(names) > 1)} ({', '.join(names[:_NAMES_SAID])}{rest})"
 
 
 def _converted(network: Any, dtype: torch.dtype) -> Any:
@@ -94,14 +114,16 @@ def _telling_what_is_left_over(path: Path) -> Iterator[None]:
     listener = logging.Handler(logging.WARNING)
     listener.emit = records.append  # type: ignore[method-assign, assignment]
     library = logging.getLogger("diffusers.loaders.single_file_model")
-    level = library.level
+    level, propagate = library.level, library.propagate
     library.addHandler(listener)
     library.setLevel(logging.WARNING)
+    library.propagate = False  # its own line would repeat what is said here, or what the error says
     try:
         yield
     finally:
         library.removeHandler(listener)
         library.setLevel(level)
+        library.propagate = propagate
     if any("were not used" in record.getMessage() for record in records):
         logger.warning(
             "%s holds weights that the network has no place for; if the video is noise, it is for another --model.",

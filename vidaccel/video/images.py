@@ -25,7 +25,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEB
 _DEEP_MODES = ("I", "F")  # and I;16 in its byte orders
 _MOST_LEVEL = 65535
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 # What Pillow's readers raise for files that are damaged, found by damaging files of every format.
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, RuntimeError, struct.error)
 _USUAL_DURATION = Fraction(1, 10)  # of a frame that says none, as browsers show it
@@ -114,8 +114,11 @@ def _pixels(image: Any, name: str) -> Tensor:
 
 def _deep_grey(upright: Any, image: Any, name: str) -> np.ndarray:
     """Grey of more than 8 bits, (H, W) float32 in [0, 1]."""
-    values = np.asarray(upright).astype(np.float64)
     tags = getattr(image, "tag_v2", {})
+    levels = np.asarray(upright)
+    if upright.mode == "I" and _format_of(tags) == (32, _UNSIGNED):  # which Pillow reads as signed
+        levels = levels.view(np.uint32)
+    values = levels.astype(np.float64)
     least, most = float(values.min()), float(values.max())
     if upright.mode == "F":
         if not (least >= 0 and most <= 1):  # NaN too
@@ -138,8 +141,13 @@ def _deep_grey(upright: Any, image: Any, name: str) -> np.ndarray:
 
 def _full_scale(tags: Any) -> int:
     """The integer that is white: of TIFF files by their bits, where those are 16 or fewer."""
-    bits, kind = (tags.get(tag, (0,))[0] for tag in (_TIFF_BITS, _TIFF_SAMPLE_FORMAT))
+    bits, kind = _format_of(tags)
     return 2 ** (bits - (kind == _SIGNED)) - 1 if 8 < bits <= 16 else _MOST_LEVEL
+
+
+def _format_of(tags: Any) -> tuple[int, int]:
+    """Bits and kind of the numbers of a TIFF file; 0 bits for other files."""
+    return tags.get(_TIFF_BITS, (0,))[0], tags.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))[0]
 
 
 def _duration(image: Any) -> Fraction:

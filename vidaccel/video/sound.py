@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ def wave_file(beside: Path, waveform: Tensor, rate: int, *, seconds: float) -> I
 
     Raises UserError for another shape, for sound without samples and a rate below 1.
     """
-    if waveform.ndim != 2 or waveform.shape[0] not in (1, 2) or not waveform.shape[1] or rate < 1:
+    if not isinstance(waveform, Tensor):
+        raise UserError(f"Sound must be a tensor (channels, samples), got {type(waveform).__name__}.")
+    if waveform.ndim != 2 or waveform.shape[0] not in (1, 2) or not waveform.shape[1] or not 1 <= rate < math.inf:
         raise UserError(
             f"Sound must be (channels, samples) of 1 or 2 channels, not empty, got {tuple(waveform.shape)} at {rate}."
         )
