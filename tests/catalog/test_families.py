@@ -334,7 +334,7 @@ class TestCommand:
     def test_every_family_is_listed_with_its_pipeline_and_what_was_tested(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert run(["models"]) == 0
+        assert run(["models", "--families"]) == 0
         output = capsys.readouterr().out
         for family in CATALOG.families:
             assert f"\n{family.name} " in output
@@ -345,7 +345,7 @@ class TestCommand:
     def test_the_settings_listed_are_those_a_loaded_pipeline_gets(
         self, loaded: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert run(["models"]) == 0
+        assert run(["models", "--families"]) == 0
         entries = re.split(r"\n(?=\S)", capsys.readouterr().out)
         for family in (family for family in CATALOG.families if family.refusal is None):
             (entry,) = (entry for entry in entries if entry.split()[0] == family.name)

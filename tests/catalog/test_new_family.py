@@ -66,7 +66,7 @@ def folder(_storm: None, tmp_path: Path) -> Path:
 def test_a_new_family_is_listed_and_makes_a_video_from_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["models"]) == 0
+    assert run(["models", "--families"]) == 0
     assert "storm" in capsys.readouterr().out
     video = tmp_path / "video.mp4"
     command = ["generate", "rain", "--model", str(folder), "--output", str(video), "--device", "cpu"]

@@ -116,7 +116,10 @@ class TestGenerate:
         assert generate("a red circle") == 0
         before = (tmp_path / "out" / "a-red-circle-seed0.mp4").read_bytes()
         assert generate("a red circle", "--guidance-scale", "2") == 2
-        assert "--overwrite" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "--overwrite" in error
+        assert "request.guidance_scale is " in error
+        assert "asked for 2.0)" in error
         assert (tmp_path / "out" / "a-red-circle-seed0.mp4").read_bytes() == before
         assert generate("a red circle", "--guidance-scale", "2", "--overwrite") == 0
         assert (tmp_path / "out" / "a-red-circle-seed0.mp4").read_bytes() != before
@@ -301,6 +304,16 @@ def test_models_are_listed_with_their_source(capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "wan-tiny" in output
     assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in output
+    assert "tested: " not in output, "the families are a list of their own"
+    assert "--families" in output
+
+
+def test_a_model_name_with_a_slip_is_told_the_names_near_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "a ball", "--model", "wan-tniy"]) == 2
+    error = capsys.readouterr().err
+    assert "wan-tiny" in error
+    assert "cogvideox-2b" not in error
+    assert "`vidaccel models`" in error
 
 
 @pytest.mark.parametrize("name", COMMANDS)

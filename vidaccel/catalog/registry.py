@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,8 +46,12 @@ def spec_of(model: str) -> ModelSpec:
             f"{model} is one file and a model has more parts: give it as --transformer {model}, with the folder or Hub "
             "id that has the rest as --model."
         )
-    names = ", ".join(spec.name for spec in MODELS)
-    raise UserError(f"`model` must be one of {names}, a local folder or a Hub id (owner/name); got {model!r}.")
+    near = get_close_matches(model, [spec.name for spec in MODELS], n=3)
+    meant = f" Near to it: {', '.join(near)}." if near else ""
+    raise UserError(
+        "`model` must be a name that `vidaccel models` lists, a local folder or a Hub id (owner/name); "
+        f"got {model!r}.{meant}"
+    )
 
 
 def _spec_of_folder(folder: Path) -> ModelSpec:

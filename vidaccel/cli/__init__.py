@@ -49,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        say_error("interrupted; what is finished is kept, and the same command (of a session: --resume) goes on.")
+        say_error("interrupted; the same command goes on, that of a rollout with --checkpoint if --resume is added.")
     return code if isinstance(code, int) else 0
 
 

@@ -19,6 +19,8 @@ USAGE_ERRORS = cast(
 
 COMMANDS = {
     "generate": ("vidaccel.cli.generate", "Make one video for each prompt."),
+    "rollout": ("vidaccel.cli.rollout", "Make a video of any length in bounded memory, chunk after chunk."),
+    "session": ("vidaccel.cli.sessions", "Look at the saved session of a rollout, branch it, rewind it, clean it."),
     "compare": (
         "vidaccel.cli.compare",
         "Compare two videos, or two sets of saved frames, of the same size and length.",
@@ -29,8 +31,6 @@ COMMANDS = {
         "vidaccel.cli.bench",
         "Measurements under a fixed protocol; an interrupted one goes on where it stopped.",
     ),
-    "rollout": ("vidaccel.cli.rollout", "Make a video of any length in bounded memory, chunk after chunk."),
-    "session": ("vidaccel.cli.sessions", "Look at the saved session of a rollout, branch it, rewind it, clean it."),
     "train": (
         "vidaccel.training.app",
         "Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`.",
@@ -74,7 +74,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Faster video diffusion: generate videos with EasyCache, compare and measure them.",
+    help="Make videos faster with EasyCache and longer with rollouts, compare and measure them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

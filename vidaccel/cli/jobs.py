@@ -17,6 +17,7 @@ from typing import Any
 from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
 from vidaccel.errors import UserError
+from vidaccel.files.differences import differences
 from vidaccel.files.text import plain_values, read_prompt_file, write_json
 from vidaccel.generation.expert_files import LoraFile, TransformerFile
 from vidaccel.generation.options import check_options
@@ -25,6 +26,7 @@ from vidaccel.video.paths import VIDEO_SUFFIXES
 from vidaccel.video.rate import check_rate
 
 _SLUG_LENGTH = 60
+_SHOWN = 3  # differences that an error line names
 _MEDIA_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,3}")  # a folder may be called wan2.1
 
 
@@ -197,8 +199,19 @@ def _check_free(job: Job) -> None:
     taken = [path for path in job.files if path.exists() and path not in own]
     if taken:
         raise UserError(
-            f"{taken[0]} exists and was not made with these settings; give --overwrite or another --output."
+            f"{taken[0]} exists and was not made with these settings{_what_differs(job)}; give --overwrite or another "
+            "--output."
         )
+
+
+def _what_differs(job: Job) -> str:
+    """In brackets what the sidecar on disk records otherwise, the first of many; nothing where there is none."""
+    recorded = _read_object(job.sidecar).get("settings")
+    if not isinstance(recorded, dict):
+        return ""
+    found = [words for words in differences(recorded, plain_values(job.settings)) if "digest" not in words]
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return f" ({'; '.join([*found[:_SHOWN], *more])})" if found else ""
 
 
 def _check_files(job: Job) -> None:

@@ -20,6 +20,9 @@ _COLUMN = 26
 
 
 def models(
+    families: Annotated[
+        bool, typer.Option("--families", help="List the families of pipelines that EasyCache is tested on instead.")
+    ] = False,
     random: Annotated[
         tuple[str, Path] | None,
         typer.Option("--make-random", metavar="FAMILY DIR", help="Write a tiny random model of a family to a folder."),
@@ -29,13 +32,16 @@ def models(
         bool, typer.Option("--overwrite", help="--make-random: replace a model that is there.")
     ] = False,
 ) -> None:
-    """List the models that have a name; any other local folder or Hub id works too.
-
-    Then the families of pipelines that EasyCache is tested on.
-    """
+    """List the models that have a name; any other local folder or Hub id works too."""
     if random is not None:
         _make_random(*random, seed=seed, overwrite=overwrite)
-        return
+    elif families:
+        _say_families()
+    else:
+        _say_models()
+
+
+def _say_models() -> None:
     for spec in MODELS:
         size = spec.defaults
         _say_entry(
@@ -45,8 +51,12 @@ def models(
             f"{size.num_inference_steps} steps",
             _where(spec),
         )
+    say(f"\n`vidaccel models --families`: the {len(table.CATALOG.families)} families that EasyCache is tested on.")
+
+
+def _say_families() -> None:
     say(
-        "\nFamilies; `vidaccel models --make-random FAMILY DIR` writes a tiny random model of one. "
+        "Families; `vidaccel models --make-random FAMILY DIR` writes a tiny random model of one. "
         "What is tested with EasyCache:"
     )
     for name, sentence in CHECKS.items():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from vidaccel.errors import UserError
+from vidaccel.files.differences import differences
 from vidaccel.sessions import MAIN
 from vidaccel.sessions.branch import Branch
 from vidaccel.sessions.files import SessionFiles, SnapshotRule
@@ -235,25 +236,11 @@ def _check_free(folder: Path) -> None:
 
 
 def _check_settings(folder: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
-    if differences := list(_differences(stored, given)):
+    if found := list(differences(stored, given)):
         raise UserError(
-            f"{folder} was made with other settings: {'; '.join(differences)}. "
+            f"{folder} was made with other settings: {'; '.join(found)}. "
             "Ask for the session's values, or start another session."
         )
-
-
-def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in sorted({*stored, *given}):
-            place = f"{name}.{key}" if name else key
-            if key not in given:
-                yield f"{place} is {stored[key]!r} there and was not asked for"
-            elif key not in stored:
-                yield f"{place} is not set there, asked for {given[key]!r}"
-            else:
-                yield from _differences(stored[key], given[key], place)
-    elif stored != given:
-        yield f"{name} is {stored!r} there, asked for {given!r}"
 
 
 def _bytes_on_disk(paths: set[Path]) -> int:
