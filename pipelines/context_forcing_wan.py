@@ -390,12 +390,9 @@ def _repeated(given: Any, times: int) -> Any:
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> tuple[int, ...]:
     """A seed for every video, drawn from the generators."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise UserError(f"There must be a generator for each of the {count} videos, got {len(generator)}.")
-        sources: list[torch.Generator | None] = list(generator)
-    else:
-        sources = [generator] * count
+    sources = list(generator) if isinstance(generator, Sequence) else [generator] * count
+    if len(sources) != count:
+        raise UserError(f"There must be a generator for each of the {count} videos, got {len(sources)}.")
     return tuple(
         int(torch.randint(2**62, (1,), generator=source, device="cpu" if source is None else source.device))
         for source in sources

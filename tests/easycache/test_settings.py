@@ -41,7 +41,7 @@ def test_steps_of_a_schedule_beyond_the_last_one_are_told(caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("branches", ["cond", ("cond",), ("cond", "cond"), ("a", "b"), 5, (None, "cond")], ids=repr)
 def test_branches_of_a_batch_are_names_with_cond_among_them(branches: Any) -> None:
-    with pytest.raises(ValueError, match="`batched_guidance` must name the branches"):
+    with pytest.raises(ValueError, match="`batched_guidance` must name the guidance passes"):
         apply_easycache(tiny_wan_t2v(), batched_guidance=branches)
 
 

@@ -60,7 +60,7 @@ def apply_easycache(
     config: None for the published settings of the model (`vidaccel.catalog.presets`); where there are none the
         defaults are taken, and that is told.
     on_step: called with every decision when it is taken.
-    batched_guidance: if the loop puts several branches into one batch, their names in order, such as
+    batched_guidance: if the loop puts several guidance passes into one batch, their names in order, such as
         `("uncond", "cond")`; the slice named "cond" decides. None takes what is known of the pipeline.
     schedule: the steps to compute (counted from 0), in place of the rule: all others are reused as far as two earlier
         evaluations allow it. `[step.step_index for step in report.decisions if step.computed]` replays a report.
@@ -75,7 +75,7 @@ def apply_easycache(
         )
     if on_step is not None and not callable(on_step):
         raise ValueError(f"`on_step` must be a function of one StepDecision; got {on_step!r}.")
-    steps, branches = _checked_schedule(schedule), _checked_branches(batched_guidance)
+    steps, passes = _checked_schedule(schedule), _checked_passes(batched_guidance)
     transformers = find_transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
         _refuse_unsafe(name, transformer)
@@ -85,7 +85,7 @@ def apply_easycache(
         EasyCacheRule(config if steps is None else replace(config, **_ALWAYS_REUSE)),
         pipe=pipe,
         resets_after_call=_resets_after_call(pipe, transformers.values()),
-        batched_guidance=branches,
+        batched_guidance=passes,
         schedule=steps,
         on_step=on_step,
     )
@@ -184,15 +184,15 @@ def _checked_schedule(schedule: Iterable[int] | None) -> frozenset[int] | None:
     return frozenset(operator.index(step) for step in steps)
 
 
-def _checked_branches(branches: Sequence[str] | None) -> tuple[str, ...] | None:
-    if branches is None:
+def _checked_passes(passes: Sequence[str] | None) -> tuple[str, ...] | None:
+    if passes is None:
         return None
-    names = tuple(branches) if isinstance(branches, tuple | list) else ("",)
+    names = tuple(passes) if isinstance(passes, tuple | list) else ("",)
     is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names) != 1
     if not is_named or (names and CONDITIONAL not in names):
         raise ValueError(
-            f'`batched_guidance` must name the branches of a batch in order, "cond" among them, such as '
-            f'("uncond", "cond"), or be () if each has a call of its own; got {branches!r}.'
+            f'`batched_guidance` must name the guidance passes of a batch in order, "cond" among them, such as '
+            f'("uncond", "cond"), or be () if each has a call of its own; got {passes!r}.'
         )
     return names
 

@@ -1,7 +1,7 @@
 """The batch of one transformer call: which rows belong to which sample, and how to take and put them.
 
-With batched guidance a batch of B rows is several slices of equal size, one for each branch, and sample i is row i of
-every slice.
+With batched guidance a batch of B rows is several slices of equal size, one for each guidance pass, and sample i is row
+i of every slice.
 """
 
 from __future__ import annotations

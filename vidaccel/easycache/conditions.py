@@ -18,7 +18,7 @@ ROUNDING = 1e-6  # of a sum in float32, whose order may differ between tensors o
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a branch was given beside its latents: plain values, and tensors by identity and by `fingerprint`."""
+    """What a guidance pass was given beside its latents: plain values, and tensors by identity and by `fingerprint`."""
 
     settings: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
@@ -42,7 +42,7 @@ class Given:
 
 
 class Conditions:
-    """What every branch was given at its last evaluation, and whether that has changed.
+    """What every guidance pass was given at its last evaluation, and whether that has changed.
 
     A flag is False or True where the host knows, else a tensor of shape (), true or false on the device.
     """
@@ -59,7 +59,7 @@ class Conditions:
         self._unread: dict[str, bool | Tensor] = {}
 
     def has_changed(self, branch: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool | Tensor:
-        """Whether the branch is given something else than at its last evaluation; False if it has none.
+        """Whether the guidance pass is given something else than at its last evaluation; False if it has none.
 
         The flag is a tensor for other tensors that may be of equal values, as pipelines make them that prepare their
         conditions in every step.
@@ -79,11 +79,11 @@ class Conditions:
         return ~torch.stack([is_equal(one, other.to(one.device)) for one, other in pairs]).all()
 
     def are_made_anew(self, branch: str) -> bool:
-        """Whether the branch was last given other tensors than before, perhaps of equal values."""
+        """Whether the guidance pass was last given other tensors than before, perhaps of equal values."""
         return branch in self._anew
 
     def keep(self, branch: str, tensors: Mapping[str, Tensor]) -> None:
-        """The branch has been evaluated; what changed before that evaluation is to be read with the next step.
+        """The guidance pass has been evaluated; what changed before that evaluation is to be read with the next step.
 
         tensors: as given to `has_changed`, with those that are known only when the first output was seen.
         """
@@ -92,11 +92,11 @@ class Conditions:
         self.leave_unread(branch)
 
     def leave_unread(self, branch: str) -> None:
-        """The last flag of the branch is to be read with the next step."""
+        """The last flag of the guidance pass is to be read with the next step."""
         self._unread[branch] = self._flags[branch]
 
     def take_unread(self, branch: str) -> tuple[bool | Tensor, bool | Tensor]:
-        """The unread flag of this branch, and one for all others; they are read by that."""
+        """The unread flag of this guidance pass, and one for all others; they are read by that."""
         unread, self._unread = self._unread, {}
         own = unread.pop(branch, False)
         if any(flag is True for flag in unread.values()):

@@ -284,7 +284,7 @@ class ByValues:
           says that no call has begun since: both branches may be given the very same prompt.
         - Then the latents may differ as well: some image-to-video pipelines put other conditions into those of the
           unconditional branch.
-        - Pipelines of blocks show no present timestep and make the argument anew for every branch.
+        - Pipelines of blocks show no present timestep and make the argument anew for every guidance pass.
         """
         live, pipe_is_live = self._scheduler.is_live, self._scheduler.pipe_is_live
         if not is_identical(self._time, call.timestep):
