@@ -102,10 +102,7 @@ class ContextForcingWanPipeline(WanPipeline):
     # The parts of a rollout
 
     def memory_config(self, memory: MemoryPolicy | str | None = None) -> MemoryPolicy:
-        """The memory that is meant; None: the one the student was made for. Raises ValueError.
-
-        Words are read for the student's `chunk_frames`. An object is taken as it is, its `chunk_frames` not compared.
-        """
+        """None: the student's memory. Words take its `chunk_frames`, an object keeps its own. Raises ValueError."""
         if memory is not None and not isinstance(memory, str):
             return memory
         return parse_memory(memory or self._settings.memory, self._settings.chunk_frames)
