@@ -35,7 +35,7 @@ from vidaccel.rollout.fingerprint import session_settings
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.session_request import SessionRequest
-from vidaccel.rollout.start import Start, check_length
+from vidaccel.rollout.start import Start, check_length, check_number
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
 from vidaccel.sessions import MAIN
@@ -142,7 +142,7 @@ class ContextForcingWanPipeline(WanPipeline):
             self.memory_config(memory),
             height=height // side,
             width=width // side,
-            seeds=tuple(seeds),
+            seeds=seeds,
             decoder=decoder,
             device=self._execution_device,
         )
@@ -236,6 +236,7 @@ class ContextForcingWanPipeline(WanPipeline):
         )
         if asked is not None and state is not None:
             raise UserError("A rollout goes on from `state` or from a `session`; give one of them.")
+        check_number("max_sequence_length", max_sequence_length)
         student = self.student(num_inference_steps, guidance_scale)
         if state is None:
             decoder = StreamingDecoder(self.vae) if decode else None
@@ -312,9 +313,7 @@ class ContextForcingWanPipeline(WanPipeline):
         output_type: "np", "pt", "pil" or "latent".
         Returns a `WanPipelineOutput`, or a tuple without `return_dict`. Raises UserError.
         """
-        for name, value in (("num_frames", num_frames), ("num_videos_per_prompt", num_videos_per_prompt)):
-            if value < 1:
-                raise UserError(f"`{name}` must be at least 1, got {value}.")
+        check_number("num_videos_per_prompt", num_videos_per_prompt)
         if output_type not in ("np", "pt", "pil", "latent"):
             raise UserError(f"`output_type` must be np, pt, pil or latent; got {output_type!r}.")
         prompt, negative_prompt, prompt_embeds, negative_prompt_embeds = (
@@ -371,6 +370,8 @@ def _num_chunks(num_chunks: int | None, num_frames: int | None, prompt: Any, gri
     """The length of a rollout in chunks, None for no end. Raises UserError for two lengths and nothing to make."""
     if num_chunks is not None and num_frames is not None:
         raise UserError("The length of a rollout is `num_chunks` or `num_frames`; give one of them.")
+    if num_frames is not None:
+        check_number("num_frames", num_frames)
     length = num_chunks if num_frames is None else _timeline_of(prompt).num_chunks_of(grid, num_frames)
     check_length(grid, length)
     return length

@@ -295,9 +295,9 @@ def test_a_plain_wan_folder_takes_a_student_and_its_scheduler(tiny_wan_folder: P
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"num_frames": 0}, "`num_frames` must be at least 1, got 0"),
-        ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt` must be at least 1"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be at least 1, got 0"),
+        ({"num_frames": 0}, "`num_frames` must be a whole number of at least 1, got 0"),
+        ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt` must be a whole number of at least 1"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1, got 0"),
         ({"output_type": "gif"}, "`output_type` must be np, pt, pil or latent; got 'gif'"),
         ({"height": 24}, "multiples of 16 and 16, got 24 and 32"),
         ({"generator": [seeded()] * 2}, "a generator for each of the 1 videos, got 2"),

@@ -203,6 +203,14 @@ def test_a_session_of_another_model_or_of_changed_weights_is_refused(pipe: Any, 
         ({"session": "run", "branch_from": 1}, "--branch-from makes a new branch"),
         ({"session": "run", "resume": True, "snapshot_every": -1}, "at least 0 chunks"),
         ({"session": "run", "resume": True, "prompt": BLUE}, "asked for is 'a blue square'"),
+        ({"session": "run", "resume": True, "rewind": 0.5}, "`rewind` must be a whole number of at least 0 chunks"),
+        ({"session": "run", "branch": "b", "branch_from": 0.5}, "`branch_from` must be a whole number"),
+        ({"num_chunks": 0}, "`num_chunks` must be a whole number of at least 1, got 0"),
+        ({"num_chunks": "3"}, "`num_chunks` must be a whole number of at least 1, got '3'"),
+        ({"num_frames": -5}, "`num_frames` must be a whole number of at least 1, got -5"),
+        ({"max_sequence_length": 0}, "`max_sequence_length` must be a whole number of at least 1"),
+        ({"prompt": 5}, "`prompt` must be a text, or one for each"),
+        ({"image": torch.full((3, 32, 48), 200.0)}, r"floating in \[0, 1\], or uint8; got values from 200 to 200"),
         ({"num_chunks": 1, "num_frames": 9}, "`num_chunks` or `num_frames`; give one"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -215,6 +223,22 @@ def test_what_does_not_go_together_is_said_when_the_stream_is_asked_for(
     with pytest.raises(UserError, match=match):
         streamed(pipe, decode=False, **asked)
     Session.open(tmp_path / "run").close()  # and nothing is locked
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"seeds": 3}, "`seeds` must have a whole number for every video"),
+        ({"seeds": (1.5,)}, "`seeds` must have a whole number for every video"),
+        ({"num_inference_steps": 1.5}, "`num_inference_steps` must be a whole number"),
+        ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number"),
+        ({"memory": 3}, "`memory` must be a text such as"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_numbers_that_cannot_be_are_refused_by_the_call(pipe: Any, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        streamed(pipe, **changes)
 
 
 def test_a_stream_keeps_other_writers_out_until_it_is_closed(pipe: Any, tmp_path: Path) -> None:

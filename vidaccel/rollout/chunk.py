@@ -1,5 +1,6 @@
 """What goes into a rollout and what comes out: the student, the shots of a prompt timeline, the finished chunks."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,8 +32,12 @@ class Student:
     run: Pass | None = None
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}.")
+        if type(self.num_inference_steps) is not int or self.num_inference_steps < 1:
+            raise ValueError(
+                f"`num_inference_steps` must be a whole number of at least 1, got {self.num_inference_steps!r}."
+            )
+        if not isinstance(self.guidance_scale, int | float) or not math.isfinite(self.guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale!r}.")
 
     @property
     def num_branches(self) -> int:

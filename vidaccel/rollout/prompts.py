@@ -111,7 +111,7 @@ class PromptEncoder:
 
 def _for_each(prompt: str | Sequence[str], count: int, name: str) -> list[str]:
     """A text for every video."""
-    texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    texts = [prompt] * count if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
     if len(texts) != count or not all(isinstance(text, str) for text in texts):
         raise UserError(f"`{name}` must be a text, or one for each of the {count} videos (seeds); got {prompt!r}.")
     return texts

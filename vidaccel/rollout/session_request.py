@@ -38,8 +38,10 @@ class SessionRequest:
     snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.snapshot_every is not None and self.snapshot_every < 0:
-            raise UserError(f"`snapshot_every` must be at least 0 chunks, got {self.snapshot_every}.")
+        for name in ("snapshot_every", "branch_from", "rewind"):
+            count = getattr(self, name)
+            if count is not None and (type(count) is not int or count < 0):
+                raise UserError(f"`{name}` must be a whole number of at least 0 chunks, got {count!r}.")
         if self.branch_from is not None and self.branch == MAIN:
             raise UserError("--branch-from makes a new branch; name it with --branch.")
         if self.branch_from is None and self.from_branch != MAIN:

@@ -39,8 +39,13 @@ class Start:
     def of(cls, vae: Any, frames: Tensor, *, num_videos: int = 1, is_decoded: bool = False) -> Start:
         """The start of (f, 3, H, W) or (B, f, 3, H, W) frames; the first of a clip that does not divide are left out.
 
-        Raises UserError for frames of another shape, and for another number of clips than of videos.
+        Raises UserError for frames of another shape or outside [0, 1], and for another number of clips than of videos.
         """
+        if frames.is_floating_point() and not bool(((frames >= 0) & (frames <= 1)).all()):
+            raise UserError(
+                "The frames to begin with must be floating in [0, 1], or uint8; got values from "
+                f"{frames.min().item():g} to {frames.max().item():g}."
+            )
         whole = whole_start(vae, frames)
         if len(whole) not in (1, num_videos):
             raise UserError(f"There are {len(whole)} clips to begin with and {num_videos} videos; give one.")
@@ -90,7 +95,9 @@ def start_settings(frames: Tensor | None, *, stride: int, is_decoded: bool) -> d
 
 
 def check_length(grid: ChunkGrid, num_chunks: int | None) -> None:
-    """Raise UserError where what a video begins with is as long already as the video is to be."""
+    """Raise UserError for no number of chunks, and for a start that is as long already as the video is to be."""
+    if num_chunks is not None:
+        check_number("num_chunks", num_chunks)
     if grid.given_frames and num_chunks is not None and num_chunks <= grid.num_given_chunks:
         given = pixel_frames(grid.given_frames, grid.temporal_stride)
         what = "The image" if given == 1 else "The clip"
@@ -98,3 +105,9 @@ def check_length(grid: ChunkGrid, num_chunks: int | None) -> None:
             f"{what} that the video begins with has {given} frames, {given / grid.fps:g} s at {grid.fps:g} frames a "
             "second, and the whole video is to be no longer, so that there is nothing to make; ask for a longer video."
         )
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise UserError for what is no whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"`{name}` must be a whole number of at least 1, got {value!r}.")

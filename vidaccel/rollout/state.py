@@ -1,6 +1,6 @@
 """Everything that the next chunk of a rollout depends on, in one object that belongs to one rollout."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ def new_state(
     *,
     height: int,
     width: int,
-    seeds: tuple[int, ...] = (0,),
+    seeds: Sequence[int] = (0,),
     decoder: Decoder | None = None,
     device: torch.device | None = None,
 ) -> RolloutState:
@@ -124,8 +124,8 @@ def new_state(
     device: where the transformer computes, if its weights wait elsewhere (offload); None: where they are.
     Raises ValueError for sizes that the transformer or its positions do not allow, and for no seed.
     """
-    if not seeds:
-        raise ValueError("`seeds` must have one for every video, at least one; got none.")
+    if not isinstance(seeds, Sequence) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"`seeds` must have a whole number for every video, at least one, as (0,); got {seeds!r}.")
     transformer = student.transformer
     shape = transformer.memory_shape(height, width, batch_size=len(seeds))
     parameter: Tensor = transformer.patch_embedding.weight
@@ -140,7 +140,7 @@ def new_state(
         for _ in range(student.num_branches)
     ]
     size = (transformer.in_channels, height, width)
-    return RolloutState(memories=tuple(memories), seeds=tuple(map(int, seeds)), size=size, decoder=decoder)
+    return RolloutState(memories=tuple(memories), seeds=tuple(seeds), size=size, decoder=decoder)
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
