@@ -309,7 +309,7 @@ def test_a_plain_wan_folder_takes_a_student_and_its_scheduler(tiny_wan_folder: P
             {"prompt": None, "prompt_embeds": torch.zeros(1, 4, TEXT_DIM), "guidance_scale": 2.0},
             "negative_prompt_embeds",
         ),
-        ({"prompt": []}, "`seeds` must have one for every video"),
+        ({"prompt": []}, "`seeds` must have a whole number for every video"),
         ({"prompt": [1]}, "`prompt` must be a text"),
         ({"memory": "slow-fast:1"}, "A memory must be"),
         ({"image": torch.zeros(3, 16, 16)}, "scale and cut them first"),
