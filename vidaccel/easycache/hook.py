@@ -77,6 +77,10 @@ class EasyCacheHook(ModelHook):
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self._signature = inspect.signature(type(unwrap_module(module)).forward)
         self._traits = transformer_traits(unwrap_module(module))
+        self._find_adapters = partial(adapters_of, unwrap_module(module))
+        parameters = self._signature.parameters.values()
+        self._names = frozenset(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
+        self._required = frozenset(each.name for each in parameters if each.default is each.empty) - {"self"}
         return module
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -118,15 +122,22 @@ class EasyCacheHook(ModelHook):
                 f"{type(module).__name__} has {type(other).__name__} enabled beside EasyCache; "
                 "call disable_cache() or remove_easycache, one cache at a time."
             )
-        bound = self._signature.bind(module, *args, **kwargs)
-        call = self._call(module, bound.arguments)
+        arguments = self._named(module, args, kwargs)
+        call = self._call(module, arguments)
         with self._undone_if_interrupted():  # `on_step` may raise
             split = self.run.enter(self.transformer, call)
         if not split.reused:
             return self._compute(forward, args, kwargs, call=call, split=split)
         if split.computed:
+            bound = self._signature.bind(module, *args, **kwargs)
             return self._compute_some(module, forward, bound, call=call, split=split)
-        return self._packed(self.run.predict(call, split), split, bound)
+        return self._packed(self.run.predict(call, split), split, arguments)
+
+    def _named(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name; a call that names them all, as pipelines do, is spared what `bind` costs."""
+        if not args and self._required <= kwargs.keys() <= self._names:
+            return kwargs
+        return self._signature.bind(module, *args, **kwargs).arguments
 
     def _warn_that_it_stays_away(self, module: nn.Module) -> None:
         """Only training mode and gradients together are training; either alone is likely an oversight."""
@@ -171,7 +182,7 @@ class EasyCacheHook(ModelHook):
             groups = range(part.num_groups) if part is split.batch else split.computed
             computed = {group: piece for group, piece in zip(groups, pieces, strict=True) if group in split.computed}
             self.run.record(call, split, computed, span)
-        return self._packed({**predicted, **computed}, split, bound)
+        return self._packed({**predicted, **computed}, split, bound.arguments)
 
     def _selected(self, bound: inspect.BoundArguments, split: GroupSplit) -> tuple[inspect.BoundArguments, Batch]:
         """The arguments for the samples to compute, and their batch."""
@@ -179,9 +190,9 @@ class EasyCacheHook(ModelHook):
         chosen = select_rows(bound.arguments, rows, num_rows=num_rows, traits=self._traits)
         return inspect.BoundArguments(self._signature, OrderedDict(chosen)), split.batch.part(split.computed)
 
-    def _packed(self, pieces: Pieces, split: GroupSplit, bound: inspect.BoundArguments) -> Any:
+    def _packed(self, pieces: Pieces, split: GroupSplit, arguments: dict[str, Any]) -> Any:
         assert self._matchings is not None
-        return pack(join_outputs(pieces, self._matchings, split.batch), bound.arguments, self._output_type)
+        return pack(join_outputs(pieces, self._matchings, split.batch), arguments, self._output_type)
 
     @contextmanager
     def _undone_if_interrupted(self) -> Iterator[None]:
@@ -216,13 +227,15 @@ class EasyCacheHook(ModelHook):
             settings=settings,
             context=self.contexts.current,
             splits_batch=self._traits.splits_batch,
-            find_adapters=partial(adapters_of, unwrap_module(module)),
+            find_adapters=self._find_adapters,
         )
         return call if self._matchings is None else self._matched(call, self._matchings)
 
     @staticmethod
     def _matched(call: Call, matchings: Sequence[Matching]) -> Call:
         """The call with its sources taken apart: what is denoised, and what is given with it on further channels."""
+        if all(matching.dim is None for matching in matchings):
+            return call  # inputs and outputs of one shape
         pairs = list(zip(matchings, call.sources, strict=True))
         behind = {f"channels {index}": matching.behind(source) for index, (matching, source) in enumerate(pairs)}
         found = {name: tensor for name, tensor in behind.items() if tensor is not None}

@@ -13,10 +13,13 @@ from vidaccel.machine.timing import Moment, seconds_between
 
 @dataclass(kw_only=True)
 class Step:
-    """A step being recorded: its decision and what is only known later."""
+    """A step being recorded: its decision and what is only known later.
+
+    rates: of every sample, as their rules hold them; the largest is found when a report is made.
+    """
 
     decision: StepDecision
-    rate: Tensor | None = None
+    rates: tuple[Tensor, ...] = ()
     num_passes: int = 1
     num_done: int = 0
     spans: list[tuple[Moment, Moment]] = field(default_factory=list)
@@ -48,7 +51,7 @@ class Recording:
     def decisions(self) -> tuple[StepDecision, ...]:
         """All steps, with rates and times; one read for each device."""
         steps = [*self._earlier, *self.steps]
-        rates = _read([step.rate for step in steps])
+        rates = _read([step.rates for step in steps])
         return tuple(
             replace(
                 step.decision,
@@ -61,11 +64,20 @@ class Recording:
         )
 
 
-def _read(rates: list[Tensor | None]) -> list[float | None]:
-    """The rate of every step, in one read for each device."""
+def _read(rates: list[tuple[Tensor, ...]]) -> list[float | None]:
+    """The largest rate of every step, in one read for each device; reused steps have the tensors of the step before."""
+    largest = {_ids(each): torch.stack([rate.max() for rate in each]).max() for each in _distinct(rates)}
     values: dict[int, float] = {}
-    known = {index: rate for index, rate in enumerate(rates) if rate is not None}
+    known = {index: largest[_ids(each)] for index, each in enumerate(rates) if each}
     for device in {rate.device for rate in known.values()}:
         here = {index: rate for index, rate in known.items() if rate.device == device}
         values |= dict(zip(here, torch.stack([rate.float() for rate in here.values()]).tolist(), strict=True))
     return [values.get(index) for index in range(len(rates))]
+
+
+def _ids(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    return tuple(map(id, tensors))
+
+
+def _distinct(rates: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    return list({_ids(each): each for each in rates if each}.values())

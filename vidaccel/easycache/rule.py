@@ -152,6 +152,8 @@ class EasyCacheRule:
         predicted_change = self.transformation_rate * change / self._output_magnitude
         self._estimated_error = self._error + predicted_change
         allowed = (self._estimated_error < self.config.threshold) & (change > 0)  # false for NaN and infinity
+        if predicted_change.numel() == 1:  # the usual case: no kernels that find the largest of one
+            return torch.cat([predicted_change, self._estimated_error, allowed.to(predicted_change.dtype)])
         error = self._estimated_error.max()
         return torch.stack([predicted_change.max(), error, allowed.all().to(error.dtype)])
 
@@ -261,7 +263,7 @@ class EasyCacheRule:
         found: list[Any] = [self._statistic(value) for value in values]
         if wrong := [magnitude for magnitude in found if not isinstance(magnitude, Tensor)]:
             raise ValueError(f"`statistic` must return a tensor; got {_layout(wrong[0])}.")
-        return torch.cat([magnitude.reshape(-1) for magnitude in found])
+        return found[0].reshape(-1) if len(found) == 1 else torch.cat([magnitude.reshape(-1) for magnitude in found])
 
     def _deciding(self, tensor: Tensor) -> Tensor:
         """The rows of the branch that decides."""

@@ -8,7 +8,7 @@ each sample; nothing here adds to the rule.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,12 +43,19 @@ class GroupSplit:
 class _Prepared:
     """What a decision needs: for each group a reason to compute, or None and its numbers on the device.
 
-    values: whether the conditions of the deciding branch changed, whether those of another branch did, and whether the
-        last two evaluations had different ones; then three numbers for each group without a reason. None if all have.
+    flags: whether the conditions of the deciding branch changed, whether those of another branch did, and whether the
+        last two evaluations had different ones: what the host knows, else a tensor of shape ().
+    values: the flags that are tensors, then three numbers for each group without a reason. None if all groups have one.
     """
 
     reasons: list[Reason | None]
-    values: Tensor | None
+    flags: tuple[bool | Tensor, ...] = ()
+    values: Tensor | None = None
+
+    def split(self, numbers: Sequence[float]) -> tuple[list[bool], Iterator[float]]:
+        """All flags, and the numbers of the groups, of what was read of `values`."""
+        rest = iter(numbers)
+        return [bool(next(rest)) if isinstance(flag, Tensor) else flag for flag in self.flags], rest
 
 
 class EasyCacheRun:
@@ -161,8 +168,7 @@ class EasyCacheRun:
         pieces: Pieces = {}
         for group in split.reused:
             outputs = self._rules[group].predict(split.branch, _streams(call, split.batch, group))
-            rests = self._rests[split.branch, group]
-            pieces[group] = [Piece(output, rest) for output, rest in zip(outputs, rests, strict=True)]
+            pieces[group] = [Piece(*each) for each in zip(outputs, self._rests[split.branch, group], strict=True)]
         if not split.computed:
             self._close_pass()
         return pieces
@@ -194,8 +200,7 @@ class EasyCacheRun:
     def _close_pass(self) -> None:
         """A pass is done; after the last one of a call its tensors are not needed any more."""
         step = self._recording.steps[-1]
-        rates = [rule.transformation_rate.max() for rule in self._rules if rule.transformation_rate is not None]
-        step.rate = torch.stack(rates).max() if rates else None
+        step.rates = tuple(rule.transformation_rate for rule in self._rules if rule.transformation_rate is not None)
         step.num_done += 1
         if self._is_complete():
             self._forget_history()
@@ -264,12 +269,13 @@ class EasyCacheRun:
         if changed is True:
             reasons = [reason or "condition_changed" for reason in reasons]
         if None not in reasons:
-            return _Prepared(reasons=reasons, values=None)
+            return _Prepared(reasons=reasons)
         mixed, others = self._conditions.take_unread(branch)
-        device = call.latents.device
-        flags = [_number(flag, device) for flag in (changed, others, mixed)]
+        flags = (changed, others, mixed)
+        unread = [flag.to(call.latents.device).float().reshape(1) for flag in flags if isinstance(flag, Tensor)]
         asked = [self._rules[group].estimate(parts) for group, parts in enumerate(streams) if reasons[group] is None]
-        return _Prepared(reasons=reasons, values=torch.cat([torch.stack(flags), *asked]))
+        values = asked[0] if len(asked) == 1 and not unread else torch.cat([*unread, *asked])
+        return _Prepared(reasons=reasons, flags=flags, values=values)
 
     def _start_generation(self, place: Place, call: Call) -> None:
         if place.rises and len(self._recording.steps) == 1 and not self._warned_rising:
@@ -318,7 +324,8 @@ class EasyCacheRun:
         numbers: list[float] | None,
     ) -> StepDecision:
         """The decision of a step's first call; another network, or another branch in front, begins without history."""
-        change = self._change_of_model(transformer, call)
+        adapters = call.find_adapters()
+        change = self._change_of_model(transformer, adapters)
         is_other = len(self._rules) != batch.num_groups
         if change is not None or is_other or self._leader not in (None, place.branch):
             self._forget_history()
@@ -327,15 +334,16 @@ class EasyCacheRun:
             self._rules = [self._rule.fresh() for _ in range(batch.num_groups)]
         for rule in self._rules:
             rule.num_branches, rule.deciding_branch = batch.num_branches, batch.deciding_branch
-        self._active, self._adapters = transformer, call.find_adapters()
+        self._active, self._adapters = transformer, adapters
         if prepared is None:
             prepared = self._prepare(transformer, call, batch, step_index=place.step_index, branch=place.branch)
         forced: Reason | None = change or ("scheduled" if place.step_index in (self._schedule or ()) else None)
         reasons = [forced] * batch.num_groups if forced is not None else prepared.reasons
-        if None in reasons and prepared.values is not None:
-            numbers = prepared.values.tolist() if numbers is None else numbers
-            reasons = _with_changes(reasons, numbers[:3])
-        rest = iter((numbers or [])[3:])
+        if None in reasons and prepared.values is not None and numbers is None:
+            numbers = prepared.values.tolist()
+        flags, rest = ([], iter(())) if numbers is None else prepared.split(numbers)
+        if flags:
+            reasons = _with_changes(reasons, flags)
         decisions = [
             rule.decide(
                 _streams(call, batch, group),
@@ -350,15 +358,14 @@ class EasyCacheRun:
         computed = int(decision.computed)
         return replace(decision, transformer=transformer, section=self._recording.section, num_computed_passes=computed)
 
-    def _change_of_model(self, transformer: str, call: Call) -> Reason | None:
+    def _change_of_model(self, transformer: str, adapters: Hashable) -> Reason | None:
         if self._active not in (None, transformer):
             return "transformer_switch"
-        return "adapter_switch" if self._leader is not None and call.find_adapters() != self._adapters else None
+        return "adapter_switch" if self._leader is not None and adapters != self._adapters else None
 
     def _is_complete(self) -> bool:
         """Whether every pass of the last step is done, as far as the number of steps is known."""
-        at = self._places.at
-        return at.step_index + 1 == at.num_steps and self._recording.has_all_passes()
+        return self._places.at.step_index + 1 == self._places.at.num_steps and self._recording.has_all_passes()
 
     def _finish_if_complete(self) -> None:
         """Take a loop that does not say when it ends as finished once it is complete.
@@ -367,11 +374,6 @@ class EasyCacheRun:
         """
         if not self._resets_after_call and self._is_complete():
             self.finish()
-
-
-def _number(flag: bool | Tensor, device: torch.device) -> Tensor:
-    """0 or 1 on the device; filled in there, as a copy from the host would make it wait."""
-    return flag.to(device).float() if isinstance(flag, Tensor) else torch.full((), float(flag), device=device)
 
 
 def _streams(call: Call, batch: Batch, group: int) -> list[Tensor]:
@@ -388,7 +390,7 @@ def _split(branch: str, batch: Batch, reused: Sequence[bool]) -> GroupSplit:
     )
 
 
-def _with_changes(reasons: Sequence[Reason | None], flags: Sequence[float]) -> list[Reason | None]:
+def _with_changes(reasons: Sequence[Reason | None], flags: Sequence[bool]) -> list[Reason | None]:
     """The reasons of a step, with what was read of its conditions, see `_Prepared`."""
     now, others, mixed = flags
     change: Reason | None = "condition_changed" if now or others else ("no_history" if mixed else None)

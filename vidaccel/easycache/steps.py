@@ -234,6 +234,7 @@ class ByValues:
         self._conditions: dict[str, Identity | None] = {}
         self._timestep: Tensor | None = None
         self._prints: list[Tensor] = []
+        self._seen: tuple[dict[str, Identity | None], Tensor | None] = ({}, None)
 
     def locate(self, call: Call, at: Position) -> Place | Tensor:
         """The place, or questions: a tensor of 0 and 1 on the device whose values `answer` takes."""
@@ -294,13 +295,22 @@ class ByValues:
         repeated = all(is_identical(self._conditions.get(name), value) for name, value in call.conditions.items())
         return live or not repeated
 
-    @staticmethod
-    def _prints_of(call: Call) -> list[Tensor]:
+    def _prints_of(self, call: Call) -> list[Tensor]:
         """Of the latents, and of the conditions unless a name tells branches apart already."""
-        conditions = [call.conditions[name] for name in sorted(call.conditions)] if call.context is None else []
-        place = call.latents.device
-        whole = [fingerprint(value).to(place) * (2 + index) for index, value in enumerate(conditions)]
-        return [fingerprint(call.latents), torch.stack(whole).sum(0) if whole else torch.zeros(2, device=place)]
+        return [
+            fingerprint(call.latents),
+            self._print_of_conditions({} if call.context is not None else call.conditions, call.latents.device),
+        ]
+
+    def _print_of_conditions(self, conditions: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """One for all; that of the very tensors seen last is taken from there."""
+        seen, found = self._seen
+        same = seen.keys() == conditions.keys() and all(is_identical(seen[name], conditions[name]) for name in seen)
+        if found is None or not same or found.device != device:
+            whole = [fingerprint(conditions[name]).to(device) * (2 + k) for k, name in enumerate(sorted(conditions))]
+            found = torch.stack(whole).sum(0) if whole else torch.zeros(2, device=device)
+            self._seen = {name: identity_of(value) for name, value in conditions.items()}, found
+        return found
 
 
 class PlaceTracker:
