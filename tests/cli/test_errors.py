@@ -98,10 +98,10 @@ def test_a_prompt_file_without_prompts_is_refused(refused: Refused, tmp_path: Pa
     assert "cannot be read" in refused("--prompt-file", str(tmp_path / "prompts.txt"))
 
 
-def test_an_unknown_model_is_refused_with_the_known_names(refused: Refused) -> None:
+def test_an_unknown_model_is_refused_with_the_way_to_the_known_names(refused: Refused) -> None:
     line = refused("a red circle", model="no-such-model")
     assert "no-such-model" in line
-    assert "wan-tiny" in line
+    assert "`vidaccel models` lists" in line
 
 
 def test_a_hub_model_without_network_says_that_the_weights_are_missing(

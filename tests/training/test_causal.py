@@ -403,7 +403,7 @@ def test_the_commands_train_and_export_and_refuse_bad_input(
     for changes, text in (
         (["--memory", "big"], "`memory` or `layers` cannot be read"),
         (["--layers", "first"], "`memory` or `layers` cannot be read"),
-        (["--init", "nothing", "--output", str(tmp_path / "new")], "`model` must be one of"),
+        (["--init", "nothing", "--output", str(tmp_path / "new")], "`model` must be a name that"),
         ([], "holds a checkpoint"),
     ):
         result = CliRunner().invoke(training_app.app, [*train, *changes])
