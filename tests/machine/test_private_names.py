@@ -90,3 +90,8 @@ def test_modules_and_tensors_tell_what_was_done_to_them() -> None:
 
 def test_captions_are_cleaned_as_by_pixart() -> None:
     assert clean_caption("A  <b>red</b> ball") == "a red ball"
+
+
+@pytest.mark.parametrize("name", ["BaseState", "CacheContext", "StateManager"])
+def test_what_diffusers_keeps_to_itself_of_its_hooks_is_where_the_hook_imports_it_from(name: str) -> None:
+    assert inspect.isclass(getattr(import_module("diffusers.hooks.hooks"), name))
