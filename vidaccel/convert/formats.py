@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vidaccel.catalog.pipelines import named_class
 from vidaccel.convert.checkpoint import Checkpoint
 from vidaccel.errors import UserError
 
@@ -113,15 +113,9 @@ class Format:
         return self.target.startswith("transformers:")
 
 
-def find_class(path: str) -> Any:
-    """The class that `module:Name` names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
-
-
 def empty_model(form: Format, checkpoint: Checkpoint) -> tuple[nn.Module, Config]:
     """The model that the checkpoint becomes, without memory (meta device), and its settings."""
-    kind, given = find_class(form.target), checkpoint.config()
+    kind, given = named_class(form.target), checkpoint.config()
     if form.is_transformers:
         if not given:
             raise UserError(f"{checkpoint.folder} has no config.json, which {form.title} needs beside its weights.")

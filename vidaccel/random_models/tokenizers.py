@@ -7,8 +7,9 @@ like a real one.
 import re
 import string
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from typing import Any
+
+from vidaccel.catalog.pipelines import named_class
 
 _LETTERS = tuple(letter for letter in string.printable if not letter.isspace())
 _WORD_START = "\u2581"  # SentencePiece writes a space so
@@ -43,7 +44,7 @@ def llama_tokenizer(*, template: str | None = None) -> Any:
     """
     from transformers import LlamaTokenizer
 
-    start = [] if template is None else [_template_start(_named(template))]
+    start = [] if template is None else [_template_start(named_class(template))]
     marks = ("<|begin_of_text|>", "<|end_of_text|>", "<pad>", "<unk>", _WORD_START)
     return LlamaTokenizer(
         vocab=_numbered((*marks, *_byte_tokens())),
@@ -101,11 +102,6 @@ def _template_start(template: dict[str, Any]) -> str:
     longest = max((part for part in parts if part not in _LLAMA_MARKS), key=len)
     others = 1 + sum(1 if part in _LLAMA_MARKS else len(part) for part in parts if part is not longest)
     return longest[: len(longest) - (template["crop_start"] - others - 1)]
-
-
-def _named(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _numbered(tokens: Iterable[str]) -> dict[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from vidaccel.catalog.families.family import Component
+from vidaccel.catalog.pipelines import named_class
 from vidaccel.catalog.speed_shapes import Embedding, SpeedShape
 from vidaccel.machine.private_names import kept_in_float32
 
@@ -25,7 +25,7 @@ def random_pipeline(
     shape: SpeedShape, *, device: torch.device, dtype: torch.dtype, guidance_scale: float
 ) -> DiffusionPipeline:
     """The row's pipeline around its transformer with seeded random weights; encoders and decoders are left out."""
-    kind = _named(shape.pipeline)
+    kind = named_class(shape.pipeline)
     parts = {name: _make(part) for name, part in shape.parts.items()}
     if shape.guidance == "guider":
         parts["guider"] = parts["guider"].new(guidance_scale=guidance_scale)
@@ -75,9 +75,4 @@ def _fill(tensor: torch.Tensor, name: str, generator: torch.Generator) -> None:
 
 
 def _make(component: Component) -> Any:
-    return _named(component.kind)(**component.config)
-
-
-def _named(kind: str) -> Any:
-    module, _, name = kind.partition(":")
-    return getattr(import_module(module), name)
+    return named_class(component.kind)(**component.config)
