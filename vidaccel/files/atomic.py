@@ -58,8 +58,11 @@ def _remove_leftover_files(path: Path, suffix: str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` that takes its place if the block ends well, and is removed if it does not.
 
-    Raises `UserError` where it cannot be made. What stood there before is kept until the new one is complete.
+    Raises `UserError` where it cannot be made, and for a path such as "." that ends in no name. What stood there before
+    is kept until the new one is complete.
     """
+    if not path.name:
+        raise UserError(f"{path} cannot be written: give the name of a folder.")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, cast
 
 import torch
@@ -24,6 +21,7 @@ from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.catalog.table import family_named
 from vidaccel.errors import UserError
+from vidaccel.files.atomic import atomic_folder
 
 # What a request fills in from its own settings, under the names that some pipelines have for them.
 _FILLED_IN = {"frames", "video_length", "frame_rate", "negative_prompt", "pyramid_num_inference_steps_list"}
@@ -69,21 +67,11 @@ def make_random(family: Family | str, folder: str | Path, *, seed: int = 0, over
     _check_free(folder, overwrite=overwrite)
     pipe = build_random(family, seed=seed)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
-    try:
-        pipe.save_pretrained(unfinished)
-        (unfinished / SETTINGS_FILE).write_text(_settings_text(family), encoding="utf-8")
-        unfinished.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
+        with atomic_folder(folder) as unfinished:
+            pipe.save_pretrained(unfinished)
+            (unfinished / SETTINGS_FILE).write_text(_settings_text(family), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
