@@ -113,8 +113,11 @@ def _layers(weights: Mapping[str, torch.Tensor]) -> dict[str, set[str]]:
 
 
 def _check(denoiser: Any, lora: LoraFile, layers: Mapping[str, set[str]], *, name: str) -> None:
-    adapted = {place for place, module in denoiser.named_modules() if name in getattr(module, "lora_A", ())}
-    adapted |= {place for place, module in denoiser.named_modules() if name in getattr(module, "lokr_w1", ())}
+    adapted = {
+        place
+        for place, module in denoiser.named_modules()
+        if any(name in getattr(module, matrices, ()) for matrices in ("lora_A", "lokr_w1"))
+    }
     kind = type(denoiser).__name__
     if not adapted:
         raise UserError(
