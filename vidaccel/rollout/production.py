@@ -23,12 +23,10 @@ from vidaccel.rollout.resume import restore, save_chunk, shots_of_branch, usual_
 from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.start import Start
 from vidaccel.rollout.state import RolloutState
-from vidaccel.rollout.timeline import PromptChange, PromptSpan
+from vidaccel.rollout.timeline import ENDLESS, PromptChange, PromptSpan
 from vidaccel.sessions.branch import Branch
 from vidaccel.sessions.session import Session
 from vidaccel.video.streams import encode_segment
-
-_ENDLESS = 2**62  # chunks; about 10^11 years of video
 
 
 class Stream(Protocol):
@@ -149,7 +147,7 @@ class Production:
 
     @property
     def _end(self) -> int:
-        return _ENDLESS if self.num_chunks is None else self.num_chunks
+        return ENDLESS if self.num_chunks is None else self.num_chunks
 
     def is_exact(self, num_chunks: int) -> bool:
         """Whether the state after so many chunks is kept in the branch."""

@@ -15,9 +15,8 @@ from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.errors import UserError
 from vidaccel.machine.private_names import execution_device
 from vidaccel.rollout.chunk import Shot
-from vidaccel.rollout.timeline import ChunkGrid, PromptChange, PromptTimeline
+from vidaccel.rollout.timeline import ENDLESS, ChunkGrid, PromptChange, PromptTimeline
 
-_ENDLESS = 2**62  # chunks
 _BETWEEN = " | "  # prompts of several videos, in the name of their shot
 _EMBEDDINGS = re.compile(r"embeddings [0-9a-f]{16}")
 
@@ -56,7 +55,7 @@ class PromptEncoder:
         if embeddings is not None:
             return [self._given_shot(embeddings, negative)]
         if isinstance(prompt, PromptTimeline):
-            end = _ENDLESS if num_chunks is None else num_chunks
+            end = ENDLESS if num_chunks is None else num_chunks
             return [self._shot_of(change) for change in prompt.changes(grid, num_chunks=end)]
         assert prompt is not None
         return [self._shot(prompt)]

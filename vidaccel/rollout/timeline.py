@@ -19,6 +19,7 @@ from vidaccel.video.rate import check_rate
 
 Cut = Literal["soft", "hard"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
+ENDLESS = 2**62  # chunks; about 10^11 years of video
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")  # seconds, minutes:seconds, hours:minutes:seconds
 _SAME_PIXEL_FRAME = 1e-6  # of a pixel frame: what rounding makes of a start that is k / fps
 
