@@ -78,7 +78,7 @@ class FrameBuffers:
         tokens = num_frames * shape.tokens_per_frame
         size = (shape.num_layers, shape.batch_size, tokens, shape.num_heads, shape.head_dim)
         self.raw, self.keys, self.values = (torch.zeros(size, device=device, dtype=dtype) for _ in range(3))
-        self._table = RotaryTable(temporal=table.temporal.to(device), spatial=table.spatial.to(device))
+        self._table = table.to(device)
         head = (shape.batch_size, chunk_frames * shape.tokens_per_frame, 1, shape.head_dim)
         self._rotary = torch.zeros(2, *head, device=device)
         self._rotate_frames: Callable[..., None] = rotate_frames

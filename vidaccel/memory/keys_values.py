@@ -88,6 +88,11 @@ class KeyValueMemory:
         return self.buffers.rotary
 
     @property
+    def motions(self) -> Tensor | None:
+        """How the camera moves in the chunk's latent frames, (B, F) in patch columns; None: it holds."""
+        return None
+
+    @property
     def attention_mask(self) -> Tensor | None:
         """Which keys count, (B, 1, 1, S) bool; None while all samples remember equally many frames."""
         return self.buffers.mask

@@ -1,176 +1,46 @@
 """A chunk-causal Wan transformer: the weights and config of diffusers' `WanTransformer3DModel`, run chunk after chunk.
 
-Two ways that agree. With a memory: one chunk attends to what is remembered and to itself, and its keys and values are
-written into the memory's buffers (Context Forcing, arXiv 2602.06028; Self-Forcing, arXiv 2506.08009). Without: one
-full pass over all frames with a mask on the level of frames, for training and as the slow twin.
+Three ways that agree. With a memory: one chunk attends to what is remembered and to itself, and its keys and values are
+written into the memory's buffers (Context Forcing, arXiv 2602.06028; Self-Forcing, arXiv 2506.08009). With a history:
+the same with gradients, for training. Without either: one full pass over all frames with a mask on the level of
+frames, the slow twin.
 Shapes: latents (B, C, T, H, W) with T latent frames; tokens (B, L, heads * D), frame after frame.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # what diffusers looks for in a component's module
-from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
 from vidaccel.machine.private_names import is_context_parallel
 from vidaccel.memory.buffers import MemoryShape
-from vidaccel.memory.rotary import RotaryTable, rotate
-from vidaccel.models.split_attention import KeySplit, split_attention
+from vidaccel.memory.camera import Camera
+from vidaccel.memory.rotary import RotaryTable
+from vidaccel.models.causal_blocks import (
+    AttendedMemory,
+    CausalWanTransformerBlock,
+    History,
+    KeysValues,
+    PromptCache,
+    Rotary,
+)
 
-Rotary = tuple[Tensor, Tensor]
-KeysValues = tuple[Tensor, Tensor]
-LayerView = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class PromptCache:
-    """Keys and values of a prompt for the cross-attention of every block, each (B, text tokens, heads, D)."""
-
-    layers: tuple[KeysValues, ...]
-
-    def copy_(self, other: "PromptCache") -> None:
-        """Take over the values of a prompt of the same shape, where they lie: passes that were captured go on."""
-        for kept, new in zip(self.layers, other.layers, strict=True):
-            for side, changed in zip(kept, new, strict=True):
-                side.copy_(changed)
-
-
-class AttendedMemory(Protocol):
-    """What the transformer needs of a memory while it works on a chunk; `KeyValueMemory` is one."""
-
-    @property
-    def rotary(self) -> Rotary:
-        """Cosines and sines of the chunk's tokens, two tensors (B, L, 1, D)."""
-        ...
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """Which keys count, (B, 1, 1, S) bool; None: all."""
-        ...
-
-    def view(self, block_index: int) -> LayerView:
-        """Of one block: where the chunk's keys go before rotation (B, L, heads, D), and all attended keys and values
-        (B, S, heads, D), whose last L tokens are the chunk's and are written by the block."""
-        ...
-
-
-class ChunkSelfAttention:
-    """Self-attention over given tokens, or over a memory whose last tokens are those of the chunk.
-
-    split: how keys of a memory are attended to instead of by diffusers' backend, see `use_split_attention`.
-    """
-
-    _attention_backend = None
-    _parallel_config = None
-    split: KeySplit | None = None
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: Rotary | None = None,
-        view: LayerView | None = None,
-    ) -> Tensor:
-        assert rotary_emb is not None
-        if getattr(attn, "fused_projections", False):
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
-        value = value.unflatten(2, (attn.heads, -1))
-        query, rotated = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
-        if view is not None:
-            raw_keys, keys, values = view
-            raw_keys.copy_(key)
-            keys[:, -key.shape[1] :].copy_(rotated)
-            values[:, -key.shape[1] :].copy_(value)
-            rotated, value = keys, values
-        if self.split is not None and view is not None and attention_mask is None:
-            attended = split_attention(query, rotated, value, self.split)
-        else:
-            attended = dispatch_attention_fn(
-                query,
-                rotated,
-                value,
-                attn_mask=attention_mask,
-                backend=self._attention_backend,
-                parallel_config=self._parallel_config,
-            )
-        return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
-
-
-class PromptAttention:
-    """Cross-attention to keys and values of a prompt that are computed once."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: KeysValues | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: Rotary | None = None,
-    ) -> Tensor:
-        assert encoder_hidden_states is not None
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key, value = encoder_hidden_states
-        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
-
-
-class CausalWanTransformerBlock(WanTransformerBlock):
-    """diffusers' block with a time for every frame, cached prompts and an optional view of a memory."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.attn1.set_processor(cast(Any, ChunkSelfAttention()))
-        self.attn2.set_processor(cast(Any, PromptAttention()))
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: KeysValues,
-        temb: Tensor,
-        rotary_emb: Rotary,
-        attention_mask: Tensor | None = None,
-        view: LayerView | None = None,
-    ) -> Tensor:
-        """Tokens (B, L, dim) to tokens; temb: (B, frames or 1, 6, dim)."""
-        modulation = (self.scale_shift_table + temb.float()).unsqueeze(3).unbind(2)
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation  # each (B, frames or 1, 1, dim)
-        frames = temb.shape[1]
-        normed = self.norm1(hidden_states.float())
-        normed = (normed.unflatten(1, (frames, -1)) * (1 + scale) + shift).flatten(1, 2).type_as(hidden_states)
-        attended = self.attn1(normed, None, attention_mask, rotary_emb, view=view)
-        hidden_states = _gated(hidden_states, attended, gate)
-
-        normed = self.norm2(hidden_states.float()).type_as(hidden_states)
-        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states, None, None)
-
-        normed = self.norm3(hidden_states.float())
-        normed = (normed.unflatten(1, (frames, -1)) * (1 + ff_scale) + ff_shift).flatten(1, 2).type_as(hidden_states)
-        return _gated(hidden_states, self.ffn(normed), ff_gate)
-
-
-def _gated(hidden_states: Tensor, change: Tensor, gate: Tensor) -> Tensor:
-    gated = (change.float().unflatten(1, (gate.shape[1], -1)) * gate).flatten(1, 2)
-    return (hidden_states.float() + gated).type_as(hidden_states)
+CleanPass = Literal["chunk", "frame"]
+_MOTION_SCALE = 0.5  # of columns a latent frame: a pan of one screen in one chunk moves the embedded model by 2.7
 
 
 class CausalWanTransformer3DModel(WanTransformer3DModel):
     """Wan's transformer, causal from chunk to chunk; loads every text-to-video checkpoint of `WanTransformer3DModel`.
 
+    camera_dim: width of the layers that take the camera's motion; None: the student is not told of a camera.
+    clean_pass: what a finished chunk attends to while it is remembered: "chunk", what it attended to while it was made,
+        or "frame": every frame to itself alone, so that what is remembered of it does not depend on what came before.
     Keys are remembered before rotation, prompts can be cached (`cache_prompt`), and every frame may have its own
     timestep. Attention goes through diffusers' dispatcher, so `set_attention_backend` and `compile_repeated_blocks`
     work. Raises ValueError for a config with image embeddings.
@@ -198,6 +68,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         added_kv_proj_dim: int | None = None,
         rope_max_seq_len: int = 1024,
         pos_embed_seq_len: int | None = None,
+        camera_dim: int | None = None,
+        clean_pass: CleanPass = "chunk",
     ) -> None:
         if image_dim is not None or added_kv_proj_dim is not None:
             raise ValueError(
@@ -206,6 +78,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if patch_size[0] != 1:
             raise ValueError(f"`patch_size` must leave frames apart (first entry 1), got {tuple(patch_size)}.")
+        if clean_pass not in get_args(CleanPass):
+            raise ValueError(f"`clean_pass` must be one of {', '.join(get_args(CleanPass))}, got {clean_pass!r}.")
         super().__init__(
             patch_size=patch_size,
             num_attention_heads=num_attention_heads,
@@ -227,6 +101,10 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             CausalWanTransformerBlock(dim, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
             for _ in range(num_layers)
         )
+        if camera_dim is not None:
+            self.camera_embedder = TimestepEmbedding(2, camera_dim, out_dim=dim)
+            for parameter in self.camera_embedder.linear_2.parameters():
+                nn.init.zeros_(parameter)  # a student that begins from other weights begins as it was
 
     @property
     def _config(self) -> Any:
@@ -236,6 +114,16 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     def in_channels(self) -> int:
         """Channels of the latents."""
         return int(self._config.in_channels)
+
+    @property
+    def takes_camera(self) -> bool:
+        """Whether the student is told where its camera stands and how it moves."""
+        return self._config.camera_dim is not None
+
+    @property
+    def clean_pass(self) -> CleanPass:
+        """What a finished chunk attends to while it is remembered."""
+        return cast(CleanPass, self._config.clean_pass)
 
     def memory_shape(self, height: int, width: int, *, batch_size: int = 1) -> MemoryShape:
         """Sizes of a memory for latents of `height` x `width`. Raises ValueError where they do not fit the patches."""
@@ -265,12 +153,49 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         time, row, column = tables.split([rope.t_dim, rope.h_dim, rope.w_dim], dim=-1)
         row = row[:, :rows, None].expand(-1, -1, columns, -1)
         column = column[:, None, :columns].expand(-1, rows, -1, -1)
-        return RotaryTable(temporal=time, spatial=torch.cat([row, column], dim=-1).flatten(1, 2))
+        return RotaryTable(
+            temporal=time,
+            spatial=torch.cat([row, column], dim=-1).flatten(1, 2),
+            column_frequencies=torch.atan2(tables[1, 1, -rope.w_dim :], tables[0, 1, -rope.w_dim :]),
+        )
 
     def cache_prompt(self, encoder_hidden_states: Tensor) -> PromptCache:
         """Keys and values of a prompt (B, text tokens, text_dim) for every block."""
         text = self.condition_embedder.text_embedder(encoder_hidden_states)
         return PromptCache(tuple(_prompt_keys_values(block.attn2, text) for block in self.blocks))
+
+    def remember(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: PromptCache,
+        *,
+        positions: Tensor,
+        camera: Camera | None = None,
+        mask: Tensor | None = None,
+    ) -> History:
+        """What a chunk can attend to of finished frames (B, C, S, H, W), each encoded alone; with gradients.
+
+        positions: (S,) or (B, S) rotary positions. mask: (B, S) bool, which of the frames there are; None: all.
+        The student must be one whose `clean_pass` is "frame". Raises ValueError for another, and for a camera that
+        it does not take.
+        """
+        if self.clean_pass != "frame":
+            raise ValueError(
+                f"`remember` encodes frames alone, and the `clean_pass` of this student is {self.clean_pass!r}; "
+                "use a memory."
+            )
+        batch_size, _, num_frames, _, _ = hidden_states.shape
+        tokens = self._tokens(hidden_states)
+        rotary = self._rotary(hidden_states, positions, camera)
+        times = hidden_states.new_zeros(batch_size, num_frames, dtype=torch.float32)
+        _, modulation = self._time(times, tokens.dtype, self._motions(camera, batch_size, num_frames))
+        layers: list[KeysValues] = []
+        for block, prompt in zip(self.blocks, encoder_hidden_states.layers, strict=True):
+            tokens, keys, values = self._run(block, tokens, prompt, modulation, rotary, None, None, None, num_frames)
+            layers.append((keys, values))
+        if mask is not None:
+            mask = mask.repeat_interleave(tokens.shape[1] // num_frames, 1)
+        return History(tuple(layers), mask)
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -283,73 +208,120 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         attention_kwargs: dict[str, Any] | None = None,
         *,
         memory: AttendedMemory | None = None,
+        history: History | None = None,
+        alone: bool = False,
         chunk_frames: int | None = None,
         frame_positions: Tensor | None = None,
         visibility: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> Any:
         """Velocity for latents (B, C, T, H, W).
 
         timestep: (B,), or (B, T) with one for every frame.
         encoder_hidden_states: embeddings (B, text tokens, text_dim), or what `cache_prompt` made of them.
         memory: after its `begin_chunk`; then the latents are one chunk, and the memory gets its keys and values.
-            Without gradients only.
+            Without gradients only; positions and camera are the memory's.
+        history: what `remember` made of earlier frames; the latents are a chunk that sees it and itself.
+        alone: every frame sees itself only; with `memory` this is the clean pass "frame".
         chunk_frames: without a memory, frames of a chunk: a frame sees its own chunk and those before; None: all.
         visibility: instead, (T, T) bool: whether the frame of the row sees that of the column.
-        frame_positions: (T,) rotary positions, 0 to T - 1 by default.
+        frame_positions: (T,) or (B, T) rotary positions, 0 to T - 1 by default.
+        camera: of the T frames; None: it holds at 0.
         attention_kwargs: `scale` is the weight of LoRA layers in this pass, as in diffusers.
 
         Returns a `Transformer2DModelOutput`, or a tuple without `return_dict`. Raises ValueError for arguments that
-        exclude each other.
+        exclude each other, and for a camera that the student does not take.
         """
         batch_size, _, num_frames, height, width = hidden_states.shape
         mask: Tensor | None
         if memory is not None:
-            self._check_cached(chunk_frames, frame_positions, visibility)
-            rotary, mask = memory.rotary, memory.attention_mask
+            self._check_cached(history, chunk_frames, frame_positions, visibility, camera)
+            rotary, mask, motions = memory.rotary, memory.attention_mask, memory.motions
         else:
-            rotary = self._rotary(hidden_states, frame_positions)
-            mask = _token_mask(visibility, chunk_frames, like=hidden_states, tokens=rotary[0].shape[-3])
+            rotary, motions = self._rotary(hidden_states, frame_positions, camera), None
+            if camera is not None:
+                motions = camera.motions
+            mask = self._mask(hidden_states, rotary, history, chunk_frames, visibility)
         prompt = encoder_hidden_states
         if not isinstance(prompt, PromptCache):
             prompt = self.cache_prompt(prompt)
-        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
-        temb, modulation = self._time(timestep.view(batch_size, -1), tokens.dtype)
+        tokens = self._tokens(hidden_states)
+        if self.takes_camera and motions is None:
+            motions = tokens.new_zeros(batch_size, num_frames)
+        temb, modulation = self._time(timestep.view(batch_size, -1), tokens.dtype, motions)
         for index, block in enumerate(self.blocks):
-            inputs = (tokens, prompt.layers[index], modulation, rotary, mask)
-            if memory is not None:
-                tokens = block(*inputs, memory.view(index))
-            elif torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = cast(Any, self._gradient_checkpointing_func)(block, *inputs)
-            else:
-                tokens = block(*inputs)
+            view = None if memory is None else memory.view(index)
+            past = None if history is None else history.layers[index]
+            frames = num_frames if alone else 0
+            tokens = self._run(block, tokens, prompt.layers[index], modulation, rotary, mask, view, past, frames)
+            tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         sample = self._to_latents(tokens, temb, (num_frames, height, width))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return cast(Any, self._gradient_checkpointing_func)(block, *inputs)
+        return block(*inputs)
+
+    def _tokens(self, hidden_states: Tensor) -> Tensor:
+        tokens: Tensor = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        return tokens
+
+    def _mask(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary,
+        history: History | None,
+        chunk_frames: int | None,
+        visibility: Tensor | None,
+    ) -> Tensor | None:
+        tokens = rotary[0].shape[-3]
+        if history is None:
+            return _token_mask(visibility, chunk_frames, like=hidden_states, tokens=tokens)
+        if chunk_frames is not None or visibility is not None:
+            raise ValueError("`history` decides what is seen: leave out `chunk_frames` and `visibility`.")
+        return history.seen_with(tokens)
+
+    def _motions(self, camera: Camera | None, batch_size: int, num_frames: int) -> Tensor | None:
+        if camera is not None or not self.takes_camera:
+            return None if camera is None else camera.motions
+        return self.patch_embedding.weight.new_zeros(batch_size, num_frames)
 
     def _check_cached(self, *others: object) -> None:
         if any(other is not None for other in others):
             raise ValueError(
-                "`memory` decides what is seen: leave out `chunk_frames`, `frame_positions`, `visibility`."
+                "`memory` decides what is seen and where: leave out `history`, `chunk_frames`, `frame_positions`, "
+                "`visibility` and `camera`."
             )
         if torch.is_grad_enabled():
             raise ValueError("A pass with `memory` writes in place and has no gradients; call it in `torch.no_grad()`.")
         if is_context_parallel(self):
             raise ValueError("A pass with `memory` runs on one device; context parallelism is for passes without.")
 
-    def _rotary(self, hidden_states: Tensor, frame_positions: Tensor | None) -> Rotary:
-        if frame_positions is None:
+    def _rotary(self, hidden_states: Tensor, frame_positions: Tensor | None, camera: Camera | None) -> Rotary:
+        if camera is not None and not self.takes_camera:
+            raise ValueError("This student is not told of a camera (`camera_dim` of its config is None); leave it out.")
+        if frame_positions is None and camera is None:
             return self.rope(hidden_states)  # through the module, where diffusers' context parallelism splits it
-        cosines, sines = self.rotary_table(*hidden_states.shape[-2:]).at(frame_positions)
-        return cosines[None], sines[None]
+        if frame_positions is None:
+            frame_positions = torch.arange(hidden_states.shape[2], device=hidden_states.device)
+        if camera is not None:
+            frame_positions = frame_positions.expand(camera.columns.shape)
+        table = self.rotary_table(*hidden_states.shape[-2:])
+        cosines, sines = table.at(frame_positions, None if camera is None else camera.columns)
+        return (cosines, sines) if frame_positions.ndim == 2 else (cosines[None], sines[None])
 
-    def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _time(self, timestep: Tensor, dtype: torch.dtype, motions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Time embeddings (B, frames or 1, dim) and the six modulations of the blocks (B, frames or 1, 6, dim)."""
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep.flatten())
         frequencies = frequencies.to(next(embedder.time_embedder.parameters()).dtype)
-        temb = embedder.time_embedder(frequencies).to(dtype)
+        temb = embedder.time_embedder(frequencies).to(dtype).unflatten(0, timestep.shape)
+        if motions is not None:
+            scaled = (motions * _MOTION_SCALE).to(self.camera_embedder.linear_1.weight.dtype)
+            temb = temb + self.camera_embedder(torch.stack([scaled, scaled.abs()], dim=-1)).to(dtype)
         modulation = embedder.time_proj(embedder.act_fn(temb))
-        frames = timestep.shape[1]
-        return temb.unflatten(0, (-1, frames)), modulation.unflatten(0, (-1, frames)).unflatten(-1, (6, -1))
+        return temb, modulation.unflatten(-1, (6, -1))
 
     def _to_latents(self, tokens: Tensor, temb: Tensor, size: tuple[int, int, int]) -> Tensor:
         table = self.scale_shift_table.to(temb.device)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vidaccel.memory.keys_values import KeyValueMemory
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
+from vidaccel.models.causal_blocks import PromptCache
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.timeline import Cut
 
 Origin = Literal["made", "given", "saved"]

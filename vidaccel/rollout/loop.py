@@ -19,7 +19,7 @@ from vidaccel.machine.adapters import adapters_of, weight_places
 from vidaccel.machine.components import onload
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.transfer import sent
-from vidaccel.models.causal_wan import PromptCache
+from vidaccel.models.causal_blocks import PromptCache
 from vidaccel.models.fused_layers import separate_adapted_layers
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.passes import eager

@@ -17,7 +17,8 @@ from vidaccel.errors import UserError
 from vidaccel.machine.adapters import adapters_of
 from vidaccel.machine.private_names import is_compiled
 from vidaccel.memory.keys_values import KeyValueMemory
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
+from vidaccel.models.causal_blocks import PromptCache
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.fused_layers import fuse_layers
 from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout import PassMode

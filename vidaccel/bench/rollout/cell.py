@@ -19,7 +19,8 @@ from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig, MemoryIndex, MemoryPolicy, parse_slow_fast
 from vidaccel.memory.keys_values import KeyValueMemory
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel, PromptCache
+from vidaccel.models.causal_blocks import PromptCache
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.models.taehv import StreamingTinyDecoder
 from vidaccel.rollout import PassMode
 from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student
