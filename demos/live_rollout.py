@@ -29,10 +29,10 @@ from vidaccel.generation.generate import unknown_words
 from vidaccel.memory import MemoryConfig, MemoryPolicy
 from vidaccel.rollout.chunk import Chunk, Shot
 from vidaccel.rollout.decode import StreamingDecoder
+from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.production import Production, replay_segments
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import shots_of_branch
-from vidaccel.rollout.timeline import ChunkGrid
 from vidaccel.sessions import MAIN
 from vidaccel.sessions.branch import Branch
 from vidaccel.sessions.session import Session

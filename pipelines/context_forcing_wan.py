@@ -32,12 +32,13 @@ from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.fingerprint import session_settings
+from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.start import Start, check_length, check_number
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
-from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
+from vidaccel.rollout.timeline import PromptTimeline
 from vidaccel.sessions import MAIN
 
 

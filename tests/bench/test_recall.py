@@ -36,7 +36,7 @@ from vidaccel.bench.recall.trip import (
 )
 from vidaccel.cli import run
 from vidaccel.errors import UserError
-from vidaccel.rollout.timeline import pixel_frames
+from vidaccel.rollout.grid import pixel_frames
 from vidaccel.world import FRAME_SIZE, read_clip, render
 from vidaccel.world.scene import SEGMENT_FRAMES
 from vidaccel.world.sprites import LANDMARK_KINDS

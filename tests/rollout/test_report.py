@@ -13,8 +13,8 @@ from PIL import Image
 
 from vidaccel.memory import MemoryConfig, MemoryIndex
 from vidaccel.rollout.chunk import Chunk
+from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.report import RolloutReport, spread
-from vidaccel.rollout.timeline import ChunkGrid
 
 PARTS = ("sink", "slow", "fast")
 

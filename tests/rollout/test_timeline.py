@@ -3,11 +3,13 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.timeline import ChunkGrid, PromptSpan, PromptTimeline, pixel_frames, seconds_of
+from vidaccel.rollout.grid import ChunkGrid, pixel_frames, seconds_of
+from vidaccel.rollout.timeline import PromptSpan, PromptTimeline
 
 GRID = ChunkGrid(chunk_frames=3, fps=16)
 
@@ -148,6 +150,7 @@ def test_a_prompt_changes_exactly_at_its_chunk() -> None:
     changes = timeline.changes(GRID, num_chunks=5)
     assert [(change.chunk, change.span.prompt) for change in changes] == [(0, "a"), (1, "b"), (3, "c")]
     assert timeline.problems(GRID, num_chunks=5) == ()
+    assert timeline.grid_with_cuts(GRID).cuts == (3,)
 
 
 def test_a_prompt_that_is_never_shown_is_reported_with_the_reason() -> None:
@@ -162,9 +165,18 @@ def test_a_prompt_that_is_never_shown_is_reported_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"chunk_frames": 0}, {"fps": 0}, {"fps": 1000}, {"temporal_stride": 0}, {"given_frames": -1}]
+    "wrong",
+    [
+        {"chunk_frames": 0},
+        {"fps": 0},
+        {"fps": 1000},
+        {"temporal_stride": 0},
+        {"given_frames": -1},
+        {"cuts": (0,)},
+        {"cuts": (4, 2)},
+    ],
 )
-def test_a_grid_of_nothing_is_refused(wrong: dict[str, int]) -> None:
+def test_a_grid_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         ChunkGrid(**{"chunk_frames": 3, "fps": 16, **wrong})
 

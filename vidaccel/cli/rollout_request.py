@@ -24,11 +24,12 @@ from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout import PassMode
+from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.kept_session import SessionSettings
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
 from vidaccel.rollout.start import check_length, start_settings
-from vidaccel.rollout.timeline import ChunkGrid, PromptTimeline
+from vidaccel.rollout.timeline import PromptTimeline
 
 
 @dataclass(frozen=True, kw_only=True)

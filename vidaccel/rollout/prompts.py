@@ -15,7 +15,8 @@ from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.errors import UserError
 from vidaccel.machine.private_names import execution_device
 from vidaccel.rollout.chunk import Shot
-from vidaccel.rollout.timeline import ENDLESS, ChunkGrid, PromptChange, PromptTimeline
+from vidaccel.rollout.grid import ChunkGrid
+from vidaccel.rollout.timeline import ENDLESS, PromptChange, PromptTimeline
 
 _BETWEEN = " | "  # prompts of several videos, in the name of their shot
 _EMBEDDINGS = re.compile(r"embeddings [0-9a-f]{16}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from vidaccel.memory import MemoryPolicy
 from vidaccel.rollout.chunk import Chunk
-from vidaccel.rollout.timeline import ChunkGrid, pixel_frames
+from vidaccel.rollout.grid import ChunkGrid, pixel_frames
 
 PARTS = ("sink", "slow", "fast")
 _RECORDED = ("first_frame", "num_pixel_frames", "prompt", "similarity", "is_keyframe")

@@ -12,7 +12,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.rollout.chunk import Chunk
 from vidaccel.rollout.decode import encode_start, whole_start
-from vidaccel.rollout.timeline import ChunkGrid, pixel_frames
+from vidaccel.rollout.grid import ChunkGrid, pixel_frames
 from vidaccel.video.frames import as_float, rounded_to_uint8
 
 logger = logging.getLogger(__name__)

@@ -1,27 +1,22 @@
 """Which prompt holds when: prompts per span of time, and the chunk that each of them starts with.
 
 A rollout changes its prompt between chunks. A span starts with the first chunk whose first pixel frame is at or after
-the start of the span: never early, exact where the start is a chunk's, and less than one chunk late elsewhere. The
-first latent frame is one pixel frame and every later one `temporal_stride`, as in Wan's VAE (arXiv 2503.20314); a hard
-cut begins a video, so that its first latent frame is one pixel frame again.
+the start of the span: never early, exact where the start is a chunk's, and less than one chunk late elsewhere.
 """
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from vidaccel.errors import UserError
-from vidaccel.video.rate import check_rate
+from vidaccel.rollout.grid import ChunkGrid, seconds_of
 
 Cut = Literal["soft", "hard"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
 ENDLESS = 2**62  # chunks; about 10^11 years of video
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")  # seconds, minutes:seconds, hours:minutes:seconds
-_SAME_PIXEL_FRAME = 1e-6  # of a pixel frame: what rounding makes of a start that is k / fps
 
 
 @dataclass(frozen=True)
@@ -46,68 +41,6 @@ class PromptSpan:
             raise UserError("a span needs a prompt; say in a few words what the video shows.")
         if self.cut not in CUTS:
             raise UserError(f"`cut` must be one of {', '.join(CUTS)}; got {self.cut!r}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkGrid:
-    """Where chunks lie in time.
-
-    chunk_frames: latent frames of a chunk. fps: pixel frames a second. temporal_stride: pixel frames of a latent frame
-    after the first, which is one pixel frame. given_frames: latent frames of an image or a clip that the video begins
-    with; they are chunks of their own, of which the last may be shorter.
-
-    Raises UserError for numbers below these and for `fps` not above 0.
-    """
-
-    chunk_frames: int
-    fps: float
-    temporal_stride: int = 4
-    given_frames: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("chunk_frames", 1), ("temporal_stride", 1), ("given_frames", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        check_rate(self.fps)
-
-    def first_frame(self, chunk: int) -> int:
-        """Index of the chunk's first latent frame; `chunk` may be one past the last."""
-        made = max(0, chunk - self.num_given_chunks)
-        return min((chunk - made) * self.chunk_frames, self.given_frames) + made * self.chunk_frames
-
-    @property
-    def num_given_chunks(self) -> int:
-        """Chunks of the image or clip that the video begins with."""
-        return math.ceil(self.given_frames / self.chunk_frames)
-
-    def first_pixel_frame(self, chunk: int) -> int:
-        """Index of the chunk's first pixel frame, which is the number of pixel frames of all chunks before it."""
-        return pixel_frames(self.first_frame(chunk), self.temporal_stride)
-
-    def start_seconds(self, chunk: int) -> float:
-        """Time of the chunk's first pixel frame."""
-        return self.first_pixel_frame(chunk) / self.fps
-
-    def chunk_from(self, seconds: float) -> int:
-        """The first chunk whose first pixel frame is at or after `seconds`."""
-        return self.chunk_from_pixel(self.pixel_from(seconds))
-
-    def pixel_from(self, seconds: float) -> int:
-        """The first pixel frame at or after `seconds`."""
-        return math.ceil(seconds * self.fps - _SAME_PIXEL_FRAME)
-
-    def chunk_from_pixel(self, pixel: int) -> int:
-        """The first chunk whose first pixel frame is `pixel` or a later one."""
-        if pixel <= 0:
-            return 0
-        frame = 1 + math.ceil((pixel - 1) / self.temporal_stride)
-        if frame > self.given_frames:
-            return self.num_given_chunks + math.ceil((frame - self.given_frames) / self.chunk_frames)
-        return math.ceil(frame / self.chunk_frames)
-
-    def num_chunks(self, seconds: float) -> int:
-        """How many chunks a video of at least `seconds` takes; at least one."""
-        return max(1, self.chunk_from(seconds))
 
 
 @dataclass(frozen=True)
@@ -180,25 +113,25 @@ class PromptTimeline:
         """The spans that a rollout of `num_chunks` chunks shows, each with its first chunk; the first with chunk 0."""
         return tuple(change for change in self._changes(grid) if change.chunk < num_chunks)
 
+    def grid_with_cuts(self, grid: ChunkGrid) -> ChunkGrid:
+        """The grid with this timeline's hard cuts in it."""
+        return replace(grid, cuts=tuple(change.chunk for change in self._changes(grid) if _is_new_video(change)))
+
     def num_chunks(self, grid: ChunkGrid, seconds: float) -> int:
         """How many chunks a video of at least `seconds` takes; at least one."""
-        return self.num_chunks_of(grid, grid.pixel_from(seconds))
+        return self.grid_with_cuts(grid).num_chunks(seconds)
 
     def num_chunks_of(self, grid: ChunkGrid, num_pixel_frames: int) -> int:
         """How many chunks a video of at least `num_pixel_frames` takes; at least one."""
-        count = max(1, grid.chunk_from_pixel(num_pixel_frames))
-        while self.first_pixel_frame(count, grid) < num_pixel_frames:
-            count += 1
-        return count
+        return max(1, self.grid_with_cuts(grid).chunk_from_pixel(num_pixel_frames))
 
     def first_pixel_frame(self, chunk: int, grid: ChunkGrid) -> int:
         """Index of a chunk's first pixel frame, which is the number of pixel frames of all chunks before it."""
-        cuts = sum(_is_new_video(change) for change in self._changes(grid) if change.chunk < chunk)
-        return grid.first_pixel_frame(chunk) - cuts * _pixels_lost_at_hard_cut(grid)
+        return self.grid_with_cuts(grid).first_pixel_frame(chunk)
 
     def start_seconds(self, chunk: int, grid: ChunkGrid) -> float:
         """Time of a chunk's first pixel frame, which is the length of the video of the chunks before it."""
-        return self.first_pixel_frame(chunk, grid) / grid.fps
+        return self.grid_with_cuts(grid).start_seconds(chunk)
 
     def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
         """One line for every span that a rollout of `num_chunks` chunks does not show, with what to do about it."""
@@ -233,26 +166,10 @@ class PromptTimeline:
             if chunk > 0:
                 chunk = max(chunk, grid.num_given_chunks)
             if found and found[-1].chunk == chunk:
-                pixels_lost -= _is_new_video(found.pop()) * _pixels_lost_at_hard_cut(grid)
+                pixels_lost -= _is_new_video(found.pop()) * grid.lost_at_cut
             found.append(PromptChange(chunk, span))
-            pixels_lost += _is_new_video(found[-1]) * _pixels_lost_at_hard_cut(grid)
+            pixels_lost += _is_new_video(found[-1]) * grid.lost_at_cut
         return found
-
-
-def pixel_frames(num_latent_frames: int, temporal_stride: int) -> int:
-    """Pixel frames of the first `num_latent_frames` latent frames: 1 of the first, `temporal_stride` of the others."""
-    return 0 if num_latent_frames == 0 else 1 + (num_latent_frames - 1) * temporal_stride
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a time such as `12.5`, `1:05` or `1:00:30`. Raises UserError for anything else."""
-    found = _TIME.fullmatch(text.strip())
-    if found is None:
-        raise UserError(f"{text!r} is no time; write seconds (12.5), minutes (1:05) or hours (1:00:30).")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    if (found[2] and seconds >= 60) or (found[1] and minutes >= 60):
-        raise UserError(f"{text!r} is no time: after a colon minutes and seconds are below 60.")
-    return hours * 3600 + minutes * 60 + seconds
 
 
 def _spans_of_text(path: Path, text: str) -> list[PromptSpan]:
@@ -323,11 +240,6 @@ def _check_order(span: PromptSpan, before: PromptSpan | None) -> None:
 
 def _is_new_video(change: PromptChange) -> bool:
     return change.span.cut == "hard" and change.chunk > 0
-
-
-def _pixels_lost_at_hard_cut(grid: ChunkGrid) -> int:
-    """Pixel frames that a chunk is shorter whose first latent frame is one pixel frame."""
-    return grid.temporal_stride - 1
 
 
 def _short(text: str) -> str:
