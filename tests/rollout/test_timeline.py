@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vidaccel.errors import UserError
+from vidaccel.rollout.camera import CameraMove, CameraPath
 from vidaccel.rollout.grid import ChunkGrid, pixel_frames, seconds_of
 from vidaccel.rollout.timeline import PromptSpan, PromptTimeline
 
@@ -40,6 +41,48 @@ def test_a_list_of_objects_gives_the_same(tmp_path: Path, name: str) -> None:
     assert timeline == PromptTimeline((PromptSpan(0, "a"), PromptSpan(65, "b", "hard")))
 
 
+@pytest.mark.parametrize("line", ["0:02-0:02.75 | camera | right 1", "2 - 2.75|camera|right 1"])
+def test_lines_of_the_camera_stand_among_the_prompts(tmp_path: Path, line: str) -> None:
+    timeline = PromptTimeline.from_file(written(tmp_path, f"{line}\n0 a\n5 b\n1:06-1:07\t|\tcamera | left 0.5\n"))
+    assert timeline.spans == (PromptSpan(0, "a"), PromptSpan(5, "b"))
+    assert timeline.camera == CameraPath((CameraMove(2, 2.75, 1), CameraMove(66, 67, -0.5)))
+    entries = [
+        {"start_seconds": 0, "prompt": "a"},
+        {"start_seconds": 2, "end_seconds": 2.75, "camera": "right 1"},
+        {"start_seconds": "1:06", "end_seconds": "1:07", "camera": "left 0.5"},
+        {"start_seconds": 5, "prompt": "b"},
+    ]
+    assert PromptTimeline.from_file(written(tmp_path, json.dumps(entries), "timeline.json")) == timeline
+
+
+def test_a_prompt_may_speak_of_a_camera_between_bars(tmp_path: Path) -> None:
+    timeline = PromptTimeline.from_file(written(tmp_path, "0 a ball | camera | right 1\n3 | hard | camera | left 2\n"))
+    assert [span.prompt for span in timeline.spans] == ["a ball | camera | right 1", "camera | left 2"]
+    assert not timeline.camera.moves
+
+
+def test_a_camera_line_that_overlaps_the_one_before_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "0 a\n1-2 | camera | right 1\n# so\n1.5-3 | camera | left 1\n")
+    with pytest.raises(UserError, match=r"line 4: a camera move must start when the one before it has ended"):
+        PromptTimeline.from_file(path)
+    with pytest.raises(UserError, match="has no prompts"):
+        PromptTimeline.from_file(written(tmp_path, "1-2 | camera | right 1\n"))
+
+
+def test_a_timeline_has_one_camera() -> None:
+    still = PromptTimeline.single("a")
+    moving = still.with_camera("1-2 right 1")
+    assert moving.camera == CameraPath.parse("1-2 right 1")
+    assert moving.with_camera(None) == moving.with_camera("") == moving
+    assert still.with_camera(None) is still
+    with pytest.raises(UserError, match="camera lines and --camera"):
+        moving.with_camera("3-4 left 1")
+    assert "camera" not in still.to_dict()
+    assert PromptTimeline.from_dict(json.loads(json.dumps(moving.to_dict()))) == moving
+    (problem,) = still.with_camera("60-61 right 1").problems(GRID, num_chunks=10)
+    assert "camera move 'right 1' at 60 s is not made" in problem
+
+
 def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "timeline.txt"
     path.write_bytes("\ufeff0:00 a\r\n5 b\r\n".encode())
@@ -59,6 +102,14 @@ def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_line(tmp_pa
         ("7 | sudden | b", "one of soft, hard"),
         ("7 | b", "stands nothing or the cut"),
         ("0:00 again", "must start after"),
+        ("7 | camera | right 1", "no span of time"),
+        ("7-8 | camera | up 1", "no way of a camera"),
+        ("7-8 | camera | right", "no way of a camera"),
+        ("7-8 | camera | right nan", "no way of a camera"),
+        ("7-8 | camera | left -1", "no way of a camera"),
+        ("8-7 | camera | left 1", "ends after its start"),
+        ("1:99-2:00 | camera | left 1", "below 60"),
+        ("7-8 | hard | night", "is no time"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_file(tmp_path: Path, line: str, complaint: str) -> None:
@@ -79,6 +130,10 @@ def test_a_wrong_line_is_named_with_its_file(tmp_path: Path, line: str, complain
         ('{"start_seconds": null, "prompt": "b"}', "must be a number"),
         ('{"start_seconds": 3, "prompt": 4}', "needs a prompt"),
         ('{"start_seconds": 0, "prompt": "b"}', "must start after"),
+        ('{"start_seconds": 1, "camera": "right 1"}', "a camera move is an object"),
+        ('{"start_seconds": 1, "end_seconds": 2, "camera": "right 1", "prompt": "b"}', "a camera move is an object"),
+        ('{"start_seconds": 1, "end_seconds": true, "camera": "right 1"}', "must be a finite number"),
+        ('{"start_seconds": 1, "end_seconds": 2, "camera": 1}', "no way of a camera"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_file(tmp_path: Path, entry: str, complaint: str) -> None:

@@ -107,3 +107,11 @@ def seconds_of(text: str) -> float:
     if (found[2] and seconds >= 60) or (found[1] and minutes >= 60):
         raise UserError(f"{text!r} is no time: after a colon minutes and seconds are below 60.")
     return hours * 3600 + minutes * 60 + seconds
+
+
+def span_seconds(text: str) -> tuple[float, float]:
+    """From when until when a span such as `2-2.75` or `0:58 - 1:02` lasts. Raises UserError for anything else."""
+    start, dash, end = text.partition("-")
+    if not dash:
+        raise UserError(f"{text!r} is no span of time; write from and to, such as 2-2.75 or 0:58-1:02.")
+    return seconds_of(start), seconds_of(end)

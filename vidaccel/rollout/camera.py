@@ -1,0 +1,275 @@
+"""The way of the camera through a rollout, for students that are told of it: moves over time, in screens.
+
+A screen is one width of the picture; positive is to the right, and the camera starts at 0. A move begins with the first
+chunk that starts at or after its time, as a prompt does, and takes whole chunks. Within them it follows the ease of the
+storybook world: after a share p of its pixel frames it has made p - sin(2 pi p) / (4 pi) of its way, so that it sets
+off and arrives at half its mean speed.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vidaccel.errors import UserError
+from vidaccel.rollout.grid import ChunkGrid, span_seconds
+
+ChunkCamera = Callable[[int, int, int], tuple[list[float], list[float]]]
+"""Of a chunk (index, its first latent frame, how many): where the camera is in each, and how far it moved since the
+latent frame before, both in screens."""
+
+_MOVE = re.compile(r"(left|right)\s+(\S+)")
+_TIMED = re.compile(r"([\d.:]+\s*-\s*[\d.:]+)\s+(.+)")
+_STEPS = 2**20  # of a screen: positions are multiples, so that their sums are exact in any order
+_FORM = "`2-2.75 right 1, 6-6.75 left 0.5`: from and to in seconds, where to, how many screens"
+
+
+@dataclass(frozen=True)
+class CameraMove:
+    """The camera moves by `screens` picture widths between two times; to the right where that is above 0.
+
+    Raises UserError for times that are no numbers of at least 0 or do not follow each other, and for no way.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    screens: float
+
+    def __post_init__(self) -> None:
+        for name in ("start_seconds", "end_seconds", "screens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"`{name}` of a camera move must be a finite number, got {value!r}.")
+        if self.start_seconds < 0 or self.end_seconds <= self.start_seconds:
+            raise UserError(
+                "a camera move starts at 0 s or later and ends after its start, got "
+                f"{self.start_seconds:g} to {self.end_seconds:g} s."
+            )
+        if self.screens == 0:
+            raise UserError("a camera move of 0 screens moves nothing; where there is no move the camera holds.")
+
+    @classmethod
+    def of_words(cls, start_seconds: float, end_seconds: float, words: str) -> "CameraMove":
+        """A move by words such as `right 1` or `left 0.5`. Raises UserError for others."""
+        return cls(start_seconds, end_seconds, _screens_of(words))
+
+    @property
+    def words(self) -> str:
+        """Where to, and how many screens, as in `right 1`."""
+        return f"{'right' if self.screens > 0 else 'left'} {_plain(abs(self.screens))}"
+
+    def __str__(self) -> str:
+        return f"{_plain(self.start_seconds)}-{_plain(self.end_seconds)} {self.words}"
+
+
+@dataclass(frozen=True)
+class PlacedMove:
+    """A move and the chunks of a rollout that it takes, from `chunk` to before `end`.
+
+    is_late: it has to wait for the one before it, which takes the chunk that it would start with.
+    """
+
+    move: CameraMove
+    chunk: int
+    end: int
+    is_late: bool = False
+
+
+@dataclass(frozen=True)
+class CameraPath:
+    """The moves of a camera in order of time; before, between and after them it holds.
+
+    Raises UserError for moves that overlap or are out of order.
+    """
+
+    moves: tuple[CameraMove, ...] = ()
+
+    def __post_init__(self) -> None:
+        before: CameraMove | None = None
+        for move in self.moves:
+            check_follows(move, before)
+            before = move
+
+    @classmethod
+    def parse(cls, text: str) -> "CameraPath":
+        """The path of `2-2.75 right 1, 6-6.75 left 0.5`; times as `seconds_of` takes them. Raises UserError."""
+        moves: list[CameraMove] = []
+        for part in text.split(",") if text.strip() else ():
+            found = _TIMED.fullmatch(part.strip())
+            if found is None:
+                raise UserError(f"{part.strip()!r} is no camera move; write {_FORM}.")
+            moves.append(CameraMove.of_words(*span_seconds(found[1]), found[2]))
+        return cls(tuple(moves))
+
+    @classmethod
+    def of(cls, camera: "CameraPath | str | None") -> "CameraPath":
+        """A path, its text, or None for a camera that holds. Raises UserError for anything else."""
+        if camera is None or isinstance(camera, str):
+            return cls.parse(camera or "")
+        if not isinstance(camera, cls):
+            raise UserError(f"`camera` must be a text such as {_FORM}; or a `CameraPath`. Got {camera!r}.")
+        return camera
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CameraPath":
+        """What `to_dict` gave. Raises UserError for anything else."""
+        entries = values.get("moves")
+        fields = {"start_seconds", "end_seconds", "screens"}
+        if not isinstance(entries, list) or any(not isinstance(one, dict) or set(one) != fields for one in entries):
+            raise UserError(f"A camera path is an object with a list `moves`, got {str(values)[:80]}.")
+        return cls(tuple(CameraMove(**entry) for entry in entries))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The moves as plain values for JSON."""
+        return {"moves": [dict(vars(move)) for move in self.moves]}
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.moves))
+
+    def placed(self, grid: ChunkGrid) -> tuple[PlacedMove, ...]:
+        """Every move with its chunks: at least one, and as many as come nearest to its length.
+
+        A move that would start before the one before it has ended starts there.
+        """
+        found: list[PlacedMove] = []
+        for move in self.moves:
+            wanted, free = grid.chunk_from(move.start_seconds), found[-1].end if found else 0
+            chunk = max(wanted, free)
+            length = (move.end_seconds - move.start_seconds) * grid.fps
+            found.append(PlacedMove(move, chunk, _nearest_end(grid, chunk, length), is_late=wanted < free))
+        return tuple(found)
+
+    def on(self, grid: ChunkGrid) -> ChunkCamera:
+        """Where the camera is in the chunks of a rollout, for `rollout`."""
+        ways = [
+            (grid.first_pixel_frame(placed.chunk), grid.first_pixel_frame(placed.end), placed.move.screens)
+            for placed in self.placed(grid)
+        ]
+
+        def position(frame: int) -> float:
+            pixels = range(grid.pixels_before(frame), grid.pixels_before(frame + 1))
+            return round(_STEPS * sum(_position(ways, pixel) for pixel in pixels) / len(pixels)) / _STEPS
+
+        def camera(chunk: int, first_frame: int, num_frames: int) -> tuple[list[float], list[float]]:
+            positions = [position(frame) for frame in range(first_frame, first_frame + num_frames)]
+            before = [position(first_frame - 1) if first_frame else positions[0], *positions]
+            return positions, [here - there for there, here in zip(before, positions, strict=False)]
+
+        return camera
+
+    def positions(self, chunk: int, grid: ChunkGrid) -> list[float]:
+        """Where the camera is in each latent frame of a chunk, in screens: the mean of its pixel frames."""
+        return self.on(grid)(*_frames_of(chunk, grid))[0]
+
+    def motions(self, chunk: int, grid: ChunkGrid) -> list[float]:
+        """How far it moved since the latent frame before, in screens; 0 in the first latent frame of all.
+
+        At a hard cut the path goes on.
+        """
+        return self.on(grid)(*_frames_of(chunk, grid))[1]
+
+    def problems(self, grid: ChunkGrid, *, num_chunks: int) -> tuple[str, ...]:
+        """One line for every move that a rollout of `num_chunks` chunks does not make as it is asked for."""
+        end, last = grid.start_seconds(num_chunks), grid.start_seconds(num_chunks - 1)
+        apart = grid.chunk_frames * grid.temporal_stride / grid.fps
+        found = []
+        for placed in self.placed(grid):
+            name = f"The camera move {placed.move.words!r} at {placed.move.start_seconds:g} s"
+            begins, ends = grid.start_seconds(placed.chunk), grid.start_seconds(placed.end)
+            if placed.chunk >= num_chunks:
+                found.append(
+                    f"{name} is not made: the video of {end:g} s has its last chunk at {last:g} s; make the video "
+                    "longer or move the camera earlier."
+                )
+            elif placed.end > num_chunks:
+                found.append(
+                    f"{name} is not made to its end: it takes until {ends:g} s and the video has {end:g} s; make the "
+                    "video longer or move the camera earlier."
+                )
+            elif placed.is_late:
+                found.append(
+                    f"{name} begins at {begins:g} s, where the move before it ends: moves take whole chunks of "
+                    f"{apart:g} s; leave more time between the two."
+                )
+        return tuple(found)
+
+
+def check_follows(move: CameraMove, before: CameraMove | None) -> None:
+    """Raise UserError for a move that starts before the one before it has ended."""
+    if before is not None and move.start_seconds < before.end_seconds:
+        raise UserError(
+            f"a camera move must start when the one before it has ended, got {move.start_seconds:g} s and "
+            f"{before.end_seconds:g} s."
+        )
+
+
+def check_takes_camera(path: CameraPath, *, takes_camera: bool, student: str) -> None:
+    """Raise UserError for moves where the student is not told of a camera."""
+    if path.moves and not takes_camera:
+        raise UserError(
+            "Moves of the camera (--camera, in Python `camera`, camera lines of a timeline) are for students that are "
+            f"told of them, and {student} is not: leave it out and say the move in the prompt, such as `the camera "
+            "pans left`, or take a student whose transformer has a `camera_dim`."
+        )
+
+
+def goes_on(camera: ChunkCamera, past: Sequence[Sequence[float]], first_frame: int) -> ChunkCamera:
+    """The camera after chunks that were made with another one, or with this one.
+
+    past: where it was in the latent frames of each of them. first_frame: the first latent frame after them. From there
+    on it moves as `camera` says, from where it was.
+    """
+    if not past:
+        return camera
+    (planned,), _ = camera(len(past) - 1, first_frame - 1, 1)
+    moved = past[-1][-1] - planned
+
+    def going_on(chunk: int, first: int, num_frames: int) -> tuple[list[float], list[float]]:
+        if chunk < len(past):
+            positions = list(past[chunk])
+            before = [*(past[chunk - 1][-1:] if chunk else positions[:1]), *positions]
+            return positions, [here - there for there, here in zip(before, positions, strict=False)]
+        positions, motions = camera(chunk, first, num_frames)
+        return [position + moved for position in positions], motions
+
+    return going_on
+
+
+def _frames_of(chunk: int, grid: ChunkGrid) -> tuple[int, int, int]:
+    first = grid.first_frame(chunk)
+    return chunk, first, grid.first_frame(chunk + 1) - first
+
+
+def _nearest_end(grid: ChunkGrid, chunk: int, length: float) -> int:
+    """The chunk after `chunk` whose start comes nearest to so many pixel frames later; of two the earlier."""
+    wanted = grid.first_pixel_frame(chunk) + length
+    after = grid.chunk_from_pixel(math.ceil(wanted))
+    ends = [end for end in (after - 1, after) if end > chunk] or [chunk + 1]
+    return min(ends, key=lambda end: abs(grid.first_pixel_frame(end) - wanted))
+
+
+def _position(ways: Sequence[tuple[int, int, float]], pixel: int) -> float:
+    """Where the camera is in a pixel frame. ways: first pixel frame, the one after the last, screens."""
+    begun = [(min(1.0, (pixel - first) / (end - first)), screens) for first, end, screens in ways if pixel > first]
+    return sum(screens * _eased(progress) for progress, screens in begun)
+
+
+def _eased(progress: float) -> float:
+    return progress - math.sin(2 * math.pi * progress) / (4 * math.pi)
+
+
+def _screens_of(words: str) -> float:
+    found = _MOVE.fullmatch(words.strip()) if isinstance(words, str) else None
+    try:
+        screens = float(found[2]) if found is not None else math.nan
+    except ValueError:
+        screens = math.nan
+    if found is None or not math.isfinite(screens) or screens <= 0:
+        raise UserError(f"{words!r} is no way of a camera; write `right` or `left` and a number of screens: `right 1`.")
+    return screens if found[1] == "right" else -screens
+
+
+def _plain(number: float) -> str:
+    """A number as people write it, exact for those that they write."""
+    return f"{number:.12g}"
