@@ -33,10 +33,11 @@ from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.fingerprint import session_settings
 from vidaccel.rollout.grid import ChunkGrid
+from vidaccel.rollout.inputs import chunks_asked, drawn_seeds, repeated, start_of, timeline_of
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.session_request import SessionRequest
-from vidaccel.rollout.start import Start, check_length, check_number
+from vidaccel.rollout.start import check_number
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import PromptTimeline
 from vidaccel.sessions import MAIN
@@ -242,10 +243,10 @@ class ContextForcingWanPipeline(WanPipeline):
         if state is None:
             decoder = StreamingDecoder(self.vae) if decode else None
             state = self.new_state(student, height=height, width=width, seeds=seeds, memory=memory, decoder=decoder)
-        start = self._start(image, video, state, is_decoded=decode_start)
+        start = start_of(self, image, video, state, is_decoded=decode_start)
         given_frames = 0 if start is None else start.num_latent_frames
         grid = self.grid(fps=fps, given_frames=given_frames, memory=state.memory.policy)
-        length = _num_chunks(num_chunks, num_frames, prompt, grid)
+        length = chunks_asked(num_chunks, num_frames, prompt, grid)
         encoder = PromptEncoder(
             pipe=self,
             negative_prompt=negative_prompt,
@@ -265,25 +266,6 @@ class ContextForcingWanPipeline(WanPipeline):
             num_given_chunks=grid.num_given_chunks,
         )
         return made.session_chunks(opened, replay=replay)
-
-    def _start(self, image: Any, video: Any, state: RolloutState, *, is_decoded: bool) -> Start | None:
-        if image is None and video is None:
-            return None
-        if image is not None and video is not None:
-            raise UserError("A rollout begins with an image or a video, not both.")
-        side = self.vae_scale_factor_spatial
-        size = (state.size[1] * side, state.size[2] * side)
-        frames = video if image is None else image
-        if not isinstance(frames, Tensor):
-            frames = self.video_processor.preprocess(frames, *size) / 2 + 0.5
-        elif image is not None and frames.ndim == 3:
-            frames = frames[None]
-        if tuple(frames.shape[-2:]) != size:
-            raise UserError(
-                f"The frames to begin with are {tuple(frames.shape[-2:])} and the video is {size} (height, width); "
-                "scale and cut them first."
-            )
-        return Start.of(self.vae, frames, num_videos=len(state.seeds), is_decoded=is_decoded)
 
     @torch.no_grad()
     def __call__(
@@ -318,7 +300,7 @@ class ContextForcingWanPipeline(WanPipeline):
         if output_type not in ("np", "pt", "pil", "latent"):
             raise UserError(f"`output_type` must be np, pt, pil or latent; got {output_type!r}.")
         prompt, negative_prompt, prompt_embeds, negative_prompt_embeds = (
-            _repeated(given, num_videos_per_prompt)
+            repeated(given, num_videos_per_prompt)
             for given in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         )
         counted = prompt if prompt_embeds is None else prompt_embeds
@@ -334,7 +316,7 @@ class ContextForcingWanPipeline(WanPipeline):
             decode_start=decode_start,
             height=height,
             width=width,
-            seeds=_seeds(generator, count),
+            seeds=drawn_seeds(generator, count),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             memory=memory,
@@ -351,7 +333,7 @@ class ContextForcingWanPipeline(WanPipeline):
         if output_type == "latent":
             given_frames = sum(chunk.latents.shape[2] for chunk in made if chunk.origin == "given")
             grid = self.grid(fps=fps, given_frames=given_frames, memory=memory)
-            surplus = _timeline_of(prompt).first_pixel_frame(len(made), grid) - num_frames
+            surplus = timeline_of(prompt).first_pixel_frame(len(made), grid) - num_frames
             latents = torch.cat([chunk.latents for chunk in made], dim=2)
             result: Any = latents[:, :, : latents.shape[2] - surplus // self.vae_scale_factor_temporal]
         else:
@@ -360,39 +342,3 @@ class ContextForcingWanPipeline(WanPipeline):
                 pixels.transpose(1, 2).float() / 127.5 - 1, output_type=output_type
             )
         return WanPipelineOutput(frames=result) if return_dict else (result,)
-
-
-def _timeline_of(prompt: Any) -> PromptTimeline:
-    """The timeline that a length is counted by; prompts that are none have no cuts."""
-    return prompt if isinstance(prompt, PromptTimeline) else PromptTimeline.single("a prompt")
-
-
-def _num_chunks(num_chunks: int | None, num_frames: int | None, prompt: Any, grid: ChunkGrid) -> int | None:
-    """The length of a rollout in chunks, None for no end. Raises UserError for two lengths and nothing to make."""
-    if num_chunks is not None and num_frames is not None:
-        raise UserError("The length of a rollout is `num_chunks` or `num_frames`; give one of them.")
-    if num_frames is not None:
-        check_number("num_frames", num_frames)
-    length = num_chunks if num_frames is None else _timeline_of(prompt).num_chunks_of(grid, num_frames)
-    check_length(grid, length)
-    return length
-
-
-def _repeated(given: Any, times: int) -> Any:
-    """Prompts, or their embeddings, with each as often in a row as there are videos of it; one text is for all."""
-    if isinstance(given, Tensor):
-        return given.repeat_interleave(times, dim=0)
-    if given is None or isinstance(given, str | PromptTimeline):
-        return given
-    return [one for one in given for _ in range(times)]
-
-
-def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> tuple[int, ...]:
-    """A seed for every video, drawn from the generators."""
-    sources = list(generator) if isinstance(generator, Sequence) else [generator] * count
-    if len(sources) != count:
-        raise UserError(f"There must be a generator for each of the {count} videos, got {len(sources)}.")
-    return tuple(
-        int(torch.randint(2**62, (1,), generator=source, device="cpu" if source is None else source.device))
-        for source in sources
-    )
