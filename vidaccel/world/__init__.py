@@ -1,6 +1,6 @@
 """The storybook world: procedural scenes with captions and exact states, and an oracle that reads them from pixels."""
 
-from vidaccel.world.captions import Prompt, caption, unseen_prompts, vocabulary
+from vidaccel.world.captions import Prompt, caption, trip_caption, unseen_prompts, vocabulary
 from vidaccel.world.clip import Clip, make_clip
 from vidaccel.world.oracle import Reading, read_clip
 from vidaccel.world.render import render, subject_mask
@@ -17,10 +17,15 @@ from vidaccel.world.scene import (
     Scene,
     random_scene,
 )
+from vidaccel.world.trip import ReturnTrip, Trip, TripSpan, latent_cameras
+from vidaccel.world.trip_plan import CHANGES
+from vidaccel.world.trip_render import render_trips, trip_mask
+from vidaccel.world.trips import change_trip, random_trip, swapped, test_trip
 
 __all__ = [
     "BACKGROUNDS",
     "CAMERAS",
+    "CHANGES",
     "COLOURS",
     "FPS",
     "FRAME_SIZE",
@@ -31,13 +36,24 @@ __all__ = [
     "ObjectState",
     "Prompt",
     "Reading",
+    "ReturnTrip",
     "Scene",
+    "Trip",
+    "TripSpan",
     "caption",
+    "change_trip",
+    "latent_cameras",
     "make_clip",
     "random_scene",
+    "random_trip",
     "read_clip",
     "render",
+    "render_trips",
     "subject_mask",
+    "swapped",
+    "test_trip",
+    "trip_caption",
+    "trip_mask",
     "unseen_prompts",
     "vocabulary",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vidaccel.world.scene import COLOURS, FRAME_SIZE, Scene, random_scene
 from vidaccel.world.sprites import LANDMARK_KINDS
+from vidaccel.world.trip import Trip
 
 _SUBJECTS = {
     "ball": ("{colour} ball", "round {colour} ball"),
@@ -37,6 +38,7 @@ _SENTENCES = (
     "{place}, a {subject} {motion}{near}{camera}",
     "a {subject} {place} {motion}{near}{camera}",
 )
+_SENTENCE_WITHOUT_PLACE = "a {subject} {motion}{near}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,26 @@ def caption(scene: Scene, *, frame: int | None = None, paraphrase: int | None = 
     ).replace("a an ", "an ")  # fmt: skip
 
 
+def trip_caption(trip: Trip, chunk: int, *, paraphrase: int | None = None) -> str:
+    """Describe a chunk of a trip in one lower-case sentence: the subject, its motion and where it is, all along.
+
+    It never says what the camera does or sees: the landmark it may name is that of the subject's stop.
+    paraphrase: which wording; None takes the one that belongs to the trip's seed. What two spans have in common is
+        worded alike. Raises IndexError for a chunk outside the trip.
+    """
+    span = trip.span_at(chunk)
+    draw = random.Random(f"vidaccel trip caption {trip.seed if paraphrase is None else paraphrase}")
+    sentence = draw.choice(_SENTENCES)
+    subject, motion, place = draw.random(), draw.random(), draw.random()
+    return (sentence if span.names_place else _SENTENCE_WITHOUT_PLACE).format(
+        subject=_with_article(_wording(_SUBJECTS[span.subject.shape], subject).format(colour=span.subject.colour)),
+        motion=_wording(_MOTIONS[span.subject.motion], motion),
+        place=_wording(_PLACES[span.background], place),
+        near=f", near a {span.landmarks[trip.subject_stop].kind}" if span.names_landmark else "",
+        camera="",
+    ).replace("a an ", "an ")  # fmt: skip
+
+
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption can contain, in lower case, sorted."""
     tables = (_SUBJECTS, _MOTIONS, _PLACES, _CAMERAS)
@@ -100,6 +122,10 @@ def unseen_prompts(count: int, *, seed: int = 0) -> tuple[Prompt, ...]:
         )
         for scene in scenes
     )
+
+
+def _wording(wordings: tuple[str, ...], share: float) -> str:
+    return wordings[int(share * len(wordings))]
 
 
 def _with_article(subject: str) -> str:

@@ -8,6 +8,7 @@ stands between two.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,33 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vidaccel.world import palette
-from vidaccel.world.scene import CANVAS_WIDTH, FRAME_SIZE, GROUND_Y, Scene
+from vidaccel.world.scene import CANVAS_WIDTH, FRAME_SIZE, GROUND_Y, Landmark, Scene, Subject
 from vidaccel.world.sprites import LANDMARK_KINDS, LANDMARK_SIZE, SUBJECT_SIZE, landmark_sprites, subject_sprite
 
 FAR_PARALLAX = 0.4
 _SPECKS = 84
+
+
+class Look(Protocol):
+    """Everything that a picture depends on but the places of camera and subject."""
+
+    @property
+    def background(self) -> str: ...
+    @property
+    def subject(self) -> Subject: ...
+    @property
+    def landmarks(self) -> tuple[Landmark, ...]: ...
+    @property
+    def phases(self) -> tuple[float, ...]: ...
+
+
+class Filmed(Protocol):
+    """Something with a camera and a subject in every frame: a scene or a trip."""
+
+    @property
+    def num_frames(self) -> int: ...
+    def camera_x(self, frame: int) -> float: ...
+    def subject_xy(self, frame: int) -> tuple[float, float]: ...
 
 
 def render(
@@ -34,17 +57,8 @@ def render(
     num_frames: None renders up to the end of the shortest scene.
     Raises ValueError if a scene is shorter than that.
     """
-    num_frames = _checked_length(scenes, start, num_frames)
-    camera = _camera(scenes, start, num_frames)
-    near = _near_strip(scenes, camera, device)
-    far = _far_strip(scenes, camera, device)
-    frames = repeat(_sky(scenes, device), "b c h w -> b f c h w", f=num_frames)
-    for strip, parallax in ((far, FAR_PARALLAX), (near, 1.0)):
-        origin = (parallax * camera.amin(1, keepdim=True)).floor()
-        layer = _cut(strip, (parallax * camera - origin).to(device))
-        frames = frames * (1 - layer[:, :, 3:]) + layer[:, :, :3]
-    subject = _subjects(scenes, camera, start, device)
-    return (frames * (1 - subject[:, :, 3:4]) + subject[:, :, :3]).clamp(0, 1)
+    num_frames = checked_length(scenes, start, num_frames)
+    return draw_looks(scenes, *positions(scenes, start, num_frames), device=device)
 
 
 def subject_mask(
@@ -55,11 +69,28 @@ def subject_mask(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Share of every pixel that the moving subject covers; (B, F, H, W) float32 in [0, 1]."""
-    num_frames = _checked_length(scenes, start, num_frames)
-    return _subjects(scenes, _camera(scenes, start, num_frames), start, device)[:, :, 3]
+    num_frames = checked_length(scenes, start, num_frames)
+    return draw_subjects(scenes, positions(scenes, start, num_frames)[1], device=device)[:, :, 3]
 
 
-def _checked_length(scenes: Sequence[Scene], start: int, num_frames: int | None) -> int:
+def draw_looks(looks: Sequence[Look], camera: Tensor, subject_xy: Tensor, *, device: torch.device | str) -> Tensor:
+    """Pictures of looks from given places; (B, F, 3, H, W) float32 in [0, 1].
+
+    camera: left edge of the screen on the canvas, (B, F). subject_xy: middle of the subject on the screen, (B, F, 2).
+    """
+    near = _near_strip(looks, camera, device)
+    far = _far_strip(looks, camera, device)
+    frames = repeat(_sky(looks, device), "b c h w -> b f c h w", f=camera.shape[1])
+    for strip, parallax in ((far, FAR_PARALLAX), (near, 1.0)):
+        origin = (parallax * camera.amin(1, keepdim=True)).floor()
+        layer = _cut(strip, (parallax * camera - origin).to(device))
+        frames = frames * (1 - layer[:, :, 3:]) + layer[:, :, :3]
+    subject = draw_subjects(looks, subject_xy, device=device)
+    return (frames * (1 - subject[:, :, 3:4]) + subject[:, :, :3]).clamp(0, 1)
+
+
+def checked_length(scenes: Sequence[Filmed], start: int, num_frames: int | None) -> int:
+    """How many frames were asked for. Raises ValueError if a scene does not have them."""
     shortest = min(scene.num_frames for scene in scenes)
     if num_frames is None:
         num_frames = shortest - start
@@ -70,10 +101,14 @@ def _checked_length(scenes: Sequence[Scene], start: int, num_frames: int | None)
     return num_frames
 
 
-def _camera(scenes: Sequence[Scene], start: int, num_frames: int) -> Tensor:
-    """Left edge of every frame; (B, F) float64 on the CPU."""
-    rows = [[scene.camera_x(frame) for frame in range(start, start + num_frames)] for scene in scenes]
-    return torch.tensor(rows, dtype=torch.float64)
+def positions(scenes: Sequence[Filmed], start: int, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Left edge of every frame, (B, F), and the middle of the subject on the screen, (B, F, 2); float64 on the CPU."""
+    frames = range(start, start + num_frames)
+    camera = torch.tensor([[scene.camera_x(frame) for frame in frames] for scene in scenes], dtype=torch.float64)
+    middle = [[scene.subject_xy(frame) for frame in frames] for scene in scenes]
+    subject_xy = torch.tensor(middle, dtype=torch.float64)
+    subject_xy[..., 0] -= camera
+    return camera, subject_xy
 
 
 def _color(colors: Sequence[palette.Color], device: torch.device | str) -> Tensor:
@@ -81,19 +116,19 @@ def _color(colors: Sequence[palette.Color], device: torch.device | str) -> Tenso
     return torch.tensor(colors, dtype=torch.float32, device=device) / 255
 
 
-def _sceneries(scenes: Sequence[Scene], field: str, device: torch.device | str) -> Tensor:
-    return _color([getattr(palette.SCENERIES[scene.background], field) for scene in scenes], device)
+def _sceneries(looks: Sequence[Look], field: str, device: torch.device | str) -> Tensor:
+    return _color([getattr(palette.SCENERIES[look.background], field) for look in looks], device)
 
 
-def _sky(scenes: Sequence[Scene], device: torch.device | str) -> Tensor:
+def _sky(looks: Sequence[Look], device: torch.device | str) -> Tensor:
     """Sky with a sun or moon and, at night, stars; it does not move. (B, 3, H, W)."""
     y = (torch.arange(FRAME_SIZE, device=device) + 0.5) / GROUND_Y
     x = torch.arange(FRAME_SIZE, device=device) + 0.5
-    top, bottom = _sceneries(scenes, "sky_top", device), _sceneries(scenes, "sky_bottom", device)
+    top, bottom = _sceneries(looks, "sky_top", device), _sceneries(looks, "sky_bottom", device)
     mix = y.clamp(0, 1)[None, None, :, None]
     sky = top[:, :, None, None] * (1 - mix) + bottom[:, :, None, None] * mix
     sky = repeat(sky, "b c h 1 -> b c h w", w=FRAME_SIZE)
-    phases = torch.tensor([scene.phases for scene in scenes], dtype=torch.float32, device=device)
+    phases = torch.tensor([look.phases for look in looks], dtype=torch.float32, device=device)
     light_x = 64 + 44 * torch.sin(phases[:, 0])
     light_y = 24 + 8 * torch.sin(phases[:, 1])
     distance = torch.hypot(
@@ -101,9 +136,9 @@ def _sky(scenes: Sequence[Scene], device: torch.device | str) -> Tensor:
     )
     disc = (0.5 + 10 - distance).clamp(0, 1)[:, None]
     glow = 0.35 * torch.exp(-((distance - 10).clamp(min=0) / 9))[:, None]
-    is_night = torch.tensor([scene.background == "night" for scene in scenes], device=device)[:, None, None, None]
-    stars = repeat(_stars(device), "h w -> b 1 h w", b=len(scenes)) * is_night
-    light = _sceneries(scenes, "light", device)[:, :, None, None]
+    is_night = torch.tensor([look.background == "night" for look in looks], device=device)[:, None, None, None]
+    stars = repeat(_stars(device), "h w -> b 1 h w", b=len(looks)) * is_night
+    light = _sceneries(looks, "light", device)[:, :, None, None]
     coverage = torch.maximum(torch.maximum(disc, glow), stars)
     return sky * (1 - coverage) + light * coverage
 
@@ -128,38 +163,38 @@ def _columns(camera: Tensor, parallax: float, device: torch.device | str) -> Ten
     return (low[:, None] + torch.arange(width) + 0.5).to(device=device, dtype=torch.float32)
 
 
-def _far_strip(scenes: Sequence[Scene], camera: Tensor, device: torch.device | str) -> Tensor:
+def _far_strip(looks: Sequence[Look], camera: Tensor, device: torch.device | str) -> Tensor:
     """Hills, dunes, mountains or the sea; (B, 4, H, W_strip), premultiplied."""
     x = _columns(camera, FAR_PARALLAX, device)
-    phases = torch.tensor([scene.phases for scene in scenes], dtype=torch.float32, device=device)[:, 2:5, None]
+    phases = torch.tensor([look.phases for look in looks], dtype=torch.float32, device=device)[:, 2:5, None]
     waves = torch.sin(x[:, None] * torch.tensor([0.031, 0.067, 0.113], device=device)[:, None] + phases)
     roll = (waves * torch.tensor([0.6, 0.3, 0.1], device=device)[:, None]).sum(1)
-    heights = [palette.SCENERIES[scene.background].far_height for scene in scenes]
+    heights = [palette.SCENERIES[look.background].far_height for look in looks]
     level, swing = torch.tensor(heights, dtype=torch.float32, device=device).unbind(1)
     edge = GROUND_Y - level[:, None] - swing[:, None] * roll
     y = torch.arange(FRAME_SIZE, device=device) + 0.5
     coverage = (y[None, :, None] - edge[:, None, :] + 0.5).clamp(0, 1)[:, None]
     depth = ((y[None, :, None] - edge[:, None, :]) / 40).clamp(0, 1)[:, None] * 0.18
-    far = _sceneries(scenes, "far", device)[:, :, None, None]
-    haze = _sceneries(scenes, "sky_bottom", device)[:, :, None, None]
+    far = _sceneries(looks, "far", device)[:, :, None, None]
+    haze = _sceneries(looks, "sky_bottom", device)[:, :, None, None]
     return torch.cat([(far * (1 - depth) + haze * depth) * coverage, coverage], dim=1)
 
 
-def _near_strip(scenes: Sequence[Scene], camera: Tensor, device: torch.device | str) -> Tensor:
+def _near_strip(looks: Sequence[Look], camera: Tensor, device: torch.device | str) -> Tensor:
     """Ground with specks, and the landmarks that stand on it; (B, 4, H, W_strip), premultiplied."""
     x = _columns(camera, 1.0, device)
-    strip = torch.zeros(len(scenes), 4, FRAME_SIZE, x.shape[1], device=device)
-    for slot in range(len(scenes[0].landmarks)):
-        strip = _add_landmark(strip, [scene.landmarks[slot] for scene in scenes], x)
+    strip = torch.zeros(len(looks), 4, FRAME_SIZE, x.shape[1], device=device)
+    for slot in range(len(looks[0].landmarks)):
+        strip = _add_landmark(strip, [look.landmarks[slot] for look in looks], x)
     y = torch.arange(FRAME_SIZE, device=device) + 0.5
     coverage = (y - GROUND_Y + 0.5).clamp(0, 1)[None, None, :, None]
     shade = 1 - 0.12 * ((y - GROUND_Y) / (FRAME_SIZE - GROUND_Y)).clamp(0, 1)[None, None, :, None]
-    color = _sceneries(scenes, "ground", device)[:, :, None, None] * shade
+    color = _sceneries(looks, "ground", device)[:, :, None, None] * shade
     tile = _speck_tile(device)
     column = torch.remainder(x, CANVAS_WIDTH).long() % CANVAS_WIDTH
     for channel, field in ((0, "speck_dark"), (1, "speck_light")):
         speck = rearrange(tile[channel][:, column], "h b w -> b 1 h w")
-        color = color * (1 - speck) + _sceneries(scenes, field, device)[:, :, None, None] * speck
+        color = color * (1 - speck) + _sceneries(looks, field, device)[:, :, None, None] * speck
     return torch.cat(
         [strip[:, :3] * (1 - coverage) + color * coverage, strip[:, 3:] * (1 - coverage) + coverage], dim=1
     )
@@ -215,26 +250,23 @@ def _cut(strip: Tensor, position: Tensor) -> Tensor:
     return shifted + rearrange(right, "b f w c h -> b f c h w") * fraction
 
 
-def _subjects(scenes: Sequence[Scene], camera: Tensor, start: int, device: torch.device | str) -> Tensor:
-    """The subject of every scene on an empty screen; (B, F, 4, H, W), premultiplied."""
-    num_frames = camera.shape[1]
-    sprites = torch.stack([subject_sprite(scene.subject.shape, _gaze(scene)) for scene in scenes]).to(device)
-    sprites = _tinted(sprites, _color([palette.SUBJECT_COLOURS[scene.subject.colour] for scene in scenes], device))
-    middle = [[scene.subject_xy(frame) for frame in range(start, start + num_frames)] for scene in scenes]
-    position = torch.tensor(middle, dtype=torch.float64)
-    position[..., 0] -= camera
-    position = rearrange(position, "b f two -> (b f) two").to(device=device, dtype=torch.float32)
+def draw_subjects(looks: Sequence[Look], subject_xy: Tensor, *, device: torch.device | str) -> Tensor:
+    """The subject of every look on an empty screen; (B, F, 4, H, W), premultiplied."""
+    num_frames = subject_xy.shape[1]
+    sprites = torch.stack([subject_sprite(look.subject.shape, _gaze(look)) for look in looks]).to(device)
+    sprites = _tinted(sprites, _color([palette.SUBJECT_COLOURS[look.subject.colour] for look in looks], device))
+    position = rearrange(subject_xy, "b f two -> (b f) two").to(device=device, dtype=torch.float32)
     axis = torch.arange(FRAME_SIZE, device=device) + 0.5
     u = (axis[None, :] - position[:, :1]) / (SUBJECT_SIZE / 2)
     v = (axis[None, :] - position[:, 1:]) / (SUBJECT_SIZE / 2)
     grid = torch.stack(torch.broadcast_tensors(u[:, None, :], v[:, :, None]), dim=-1)
     sprites = repeat(sprites, "b c h w -> (b f) c h w", f=num_frames)
     layer = F.grid_sample(sprites, grid, padding_mode="zeros", align_corners=False)
-    return rearrange(layer, "(b f) c h w -> b f c h w", b=len(scenes))
+    return rearrange(layer, "(b f) c h w -> b f c h w", b=len(looks))
 
 
-def _gaze(scene: Scene) -> tuple[float, float]:
+def _gaze(look: Look) -> tuple[float, float]:
     """The subject looks where it goes."""
     return {"left": (-1.2, 0.4), "right": (1.2, 0.4), "hop": (0.0, -1.2), "loop": (0.9, -0.9)}.get(
-        scene.subject.motion, (0.0, 0.4)
+        look.subject.motion, (0.0, 0.4)
     )

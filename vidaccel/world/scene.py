@@ -157,7 +157,7 @@ def random_scene(seed: int, *, num_frames: int = 49, split: Split = "train") -> 
     if split not in ("train", "test"):
         raise ValueError(f'`split` must be "train" or "test", got {split!r}.')
     draw = random.Random(f"vidaccel world {split} {seed}")
-    colour, shape, motion, background = draw.choice(_COMBINATIONS[split])
+    colour, shape, motion, background = draw.choice(COMBINATIONS[split])
     camera = draw.choices(CAMERAS, weights=(5, 1, 1, 1))[0]
     camera_moves, subject_moves = _paths(draw, num_frames, camera, motion)
     return Scene(
@@ -180,7 +180,7 @@ def _combinations() -> dict[str, list[tuple[str, str, str, str]]]:
     return {"train": [x for x in every if x not in test], "test": [x for x in every if x in test]}
 
 
-_COMBINATIONS = _combinations()
+COMBINATIONS = _combinations()
 
 
 def _landmarks(draw: random.Random) -> tuple[Landmark, ...]:
