@@ -19,7 +19,7 @@ from torch import Tensor
 from vidaccel.training.architecture import TRANSFORMER_ARCHITECTURE, Vae, WordTokenizer
 from vidaccel.training.device import autocast
 from vidaccel.training.latents import caption_tokens, pooled_coverage, vae_depth
-from vidaccel.training.trip_rows import RowTables, row_tables
+from vidaccel.training.trip_rows import row_tables
 from vidaccel.training.vae_clip import encode_clip
 from vidaccel.world import FRAME_SIZE, Scene, caption, random_scene, render, subject_mask
 from vidaccel.world.captions import trip_caption
@@ -126,8 +126,15 @@ def build_trip_bank(
 
 def trip_bank(tensors: dict[str, Tensor], clips: Sequence[Clip]) -> TripBank:
     """The bank of tensors by their names in `TripBank`, with the rows that follow from the cameras of `clips`."""
-    tables: RowTables = row_tables(clips, chunk_frames=CHUNK_FRAMES)
-    return TripBank(**tensors, **tables._asdict(), clips=tuple(clips))
+    tables = row_tables(clips, chunk_frames=CHUNK_FRAMES)
+    return TripBank(
+        **tensors,
+        returns=tables.returns,
+        arrivals=tables.arrivals,
+        changes=tables.changes,
+        keyframes=tables.keyframes,
+        clips=tuple(clips),
+    )
 
 
 def clip_caption(clip: Clip, chunk: int) -> str:
