@@ -12,6 +12,8 @@ by place:
                                                                12 lies there already, 13 and 14 are copied to 4 and 5
     positions                  0 1 2 3 5  6  4  | 7  8  9      only 12 13 14 are rotated anew
 
+Of students that are told of a camera every frame also has the column at which its own camera stood, for as long as it
+is remembered: its keys are rotated for both.
 Shapes: buffers (layers, B, frames * tokens_per_frame, heads, D).
 """
 
@@ -23,21 +25,27 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.memory.camera import Camera
 from vidaccel.memory.rotary import RotaryTable, rotate_frames
 from vidaccel.memory.transfer import sent
 
 FrameKey = tuple[int, int | str | None]  # which frame, and which copy of it: the pass that it was taken from, or None
+_HELD = (0.0, 0.0)  # column and motion of a camera that holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryShape:
-    """Sizes of the buffers, which follow from a transformer's config and the size of the latents."""
+    """Sizes of the buffers, which follow from a transformer's config and the size of the latents.
+
+    has_camera: whether the transformer is told of a camera.
+    """
 
     num_layers: int
     batch_size: int
     tokens_per_frame: int
     num_heads: int
     head_dim: int
+    has_camera: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,7 @@ class FrameBuffers:
         self._table = table.to(device)
         head = (shape.batch_size, chunk_frames * shape.tokens_per_frame, 1, shape.head_dim)
         self._rotary = torch.zeros(2, *head, device=device)
+        self._motions = torch.zeros(shape.batch_size, chunk_frames, device=device) if shape.has_camera else None
         self._rotate_frames: Callable[..., None] = rotate_frames
         self.clear()
 
@@ -97,6 +106,11 @@ class FrameBuffers:
 
     def clear(self) -> None:
         """All places are free; the buffers stay as they are."""
+        # Of every frame that is remembered or being made: column and motion of its camera.
+        self._cameras: list[dict[int, tuple[float, float]]] = [{} for _ in range(self.shape.batch_size)]
+        self._free_places()
+
+    def _free_places(self) -> None:
         self.slots: list[list[FrameKey | None]] = [[None] * self.num_frames for _ in range(self.shape.batch_size)]
         self._positions: list[dict[FrameKey, int]] = [{} for _ in range(self.shape.batch_size)]  # of the rotated keys
         self.current = range(0)
@@ -109,6 +123,11 @@ class FrameBuffers:
         """Cosines and sines of the chunk's tokens, two tensors (B, L, 1, D)."""
         tokens = len(self.current) * self.shape.tokens_per_frame
         return self._rotary[0, :, :tokens], self._rotary[1, :, :tokens]
+
+    @property
+    def motions(self) -> Tensor | None:
+        """How the camera moves in the chunk's latent frames, (B, F) in patch columns; None without `has_camera`."""
+        return None if self._motions is None else self._motions[:, : len(self.current)]
 
     def view(self, block_index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of one block: the chunk's keys before rotation, all attended keys, all attended values."""
@@ -127,7 +146,7 @@ class FrameBuffers:
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return 3 * self.raw.nbytes + self._rotary.nbytes
+        return 3 * self.raw.nbytes + self._rotary.nbytes + (0 if self._motions is None else self._motions.nbytes)
 
     def mean_keys(self) -> Tensor:
         """Mean keys of the chunk being made, (layers, B, heads * D)."""
@@ -145,6 +164,17 @@ class FrameBuffers:
 
     # How the buffers follow
 
+    def set_camera(self, chunks: Sequence[Sequence[int]], camera: Camera | None) -> None:
+        """Where the camera of the chunk being made stands, for every sample its frames; None: it holds at 0."""
+        if self._motions is None:
+            return
+        points = [[_HELD] * len(frames) for frames in chunks]
+        if camera is not None:
+            sides = (side.tolist() for side in camera)
+            points = [list(zip(*rows, strict=True)) for rows in zip(*sides, strict=True)]
+        for cameras, frames, row in zip(self._cameras, chunks, points, strict=True):
+            cameras.update(zip(frames, row, strict=True))
+
     def arrange(self, layouts: Sequence[Layout]) -> None:
         """Lay the buffers out for a pass over the current chunk: remembered frames in front, the chunk behind them."""
         start = max(len(layout.kept) for layout in layouts)
@@ -155,7 +185,7 @@ class FrameBuffers:
         self.current = range(start, start + len(layouts[0].chunk))
         for sample, layout in enumerate(layouts):
             self._rotate_changed(sample, layout.kept)
-        self._set_rotary([list(layout.chunk.values()) for layout in layouts])
+        self._set_rotary([list(layout.chunk.items()) for layout in layouts])
         self._set_mask(self.current.start)
 
     def keep(self, chunks: Sequence[Sequence[int]]) -> None:
@@ -163,12 +193,15 @@ class FrameBuffers:
         for slots, frames in zip(self.slots, chunks, strict=True):
             for place, frame in zip(self.current, frames, strict=True):
                 slots[place] = (frame, None)
+        for slots, cameras in zip(self.slots, self._cameras, strict=True):
+            for frame in cameras.keys() - {slot[0] for slot in slots if slot}:
+                del cameras[frame]
         self.current = range(0)
 
     def write_anew(self, kept: Sequence[dict[FrameKey, int]], group_frames: int) -> Iterator[list[list[FrameKey]]]:
         """Give every frame a place in the order of `kept`; yields groups in turn, to be passed as if they were made."""
         rows = [list(positions) for positions in kept]
-        self.clear()
+        self._free_places()
         longest = max(len(row) for row in rows)
         for start in range(0, longest, group_frames):
             self.current = range(start, min(start + group_frames, longest))
@@ -176,7 +209,7 @@ class FrameBuffers:
                 slots[start : self.current.stop] = (row + [None] * longest)[start : self.current.stop]
             padded = [[*row, *[row[-1]] * (longest - len(row))][start : self.current.stop] for row in rows]
             samples = zip(padded, kept, strict=True)
-            self._set_rotary([[positions[frame] for frame in group] for group, positions in samples])
+            self._set_rotary([[(slot[0], positions[slot]) for slot in group] for group, positions in samples])
             self._set_mask(self.current.stop)
             yield padded
 
@@ -219,17 +252,32 @@ class FrameBuffers:
         rows, rotations = (
             sent(torch.tensor(values), self.raw.device) for values in (places, [positions[frame] for frame in changed])
         )
-        cosines, sines = (part.unflatten(0, (len(changed), -1)) for part in self._table.at(rotations))
+        columns, _ = self._camera_of([[frame for frame, _ in changed]], first_sample=sample)
+        turns = self._table.at(rotations, None if columns is None else columns[0])
+        cosines, sines = (part.unflatten(0, (len(changed), -1)) for part in turns)
         for raw, keys in zip(self.raw[:, sample], self.keys[:, sample], strict=True):
             sides = (side.unflatten(0, (-1, self.shape.tokens_per_frame)) for side in (raw, keys))
             self._rotate_frames(*sides, rows, cosines, sines)
         self._positions[sample] = dict(positions)
 
-    def _set_rotary(self, positions: Sequence[Sequence[int]]) -> None:
-        values = sent(torch.tensor(positions), self.raw.device)
+    def _set_rotary(self, chunks: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Positions and camera of the chunk being made: for every sample frames, each with its position."""
+        values = sent(torch.tensor([[position for _, position in chunk] for chunk in chunks]), self.raw.device)
+        columns, motions = self._camera_of([[frame for frame, _ in chunk] for chunk in chunks])
         tokens = values.shape[1] * self.shape.tokens_per_frame
-        for part, buffer in zip(self._table.at(values), self._rotary, strict=True):
+        for part, buffer in zip(self._table.at(values, columns), self._rotary, strict=True):
             buffer[:, :tokens].copy_(part)
+        if self._motions is not None and motions is not None:
+            self._motions[:, : motions.shape[1]].copy_(motions)
+
+    def _camera_of(self, chunks: Sequence[Sequence[int]], first_sample: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        """Columns and motions (samples, frames) of the frames of samples from `first_sample` on, on the device."""
+        if self._motions is None:
+            return None, None
+        known = self._cameras[first_sample:]
+        points = [[cameras.get(frame, _HELD) for frame in row] for cameras, row in zip(known, chunks, strict=False)]
+        columns, motions = sent(torch.tensor(points, dtype=torch.float32), self.raw.device).unbind(-1)
+        return columns, motions
 
     def _set_mask(self, first_counted: int) -> None:
         """Tell apart the places in use of every sample, where they differ; from `first_counted` on all are."""
@@ -243,16 +291,27 @@ class FrameBuffers:
 
     # Saving
 
-    def save_state(self) -> tuple[dict[str, Tensor], list[list[list[Any] | None]]]:
-        """Keys before rotation and values of the places in use, as views; and what lies where, as JSON values."""
+    def save_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Keys before rotation and values of the places in use, as views; and as JSON values what lies where.
+
+        With a camera also its column and motion for every frame that is remembered.
+        """
         used = max(place + 1 if slot else 0 for row in self.slots for place, slot in enumerate(row))
         tokens = used * self.shape.tokens_per_frame
         slots = [[None if slot is None else list(slot) for slot in row] for row in self.slots]
-        return {"keys": self.raw[:, :, :tokens], "values": self.values[:, :, :tokens]}, slots
+        values: dict[str, Any] = {"slots": slots}
+        if self.shape.has_camera:
+            values["cameras"] = [[[frame, *at] for frame, at in cameras.items()] for cameras in self._cameras]
+        return {"keys": self.raw[:, :, :tokens], "values": self.values[:, :, :tokens]}, values
 
-    def load_state(self, tensors: Mapping[str, Tensor], slots: Sequence[Sequence[Any]]) -> None:
-        """Take over what `save_state` gave. Raises UserError, and changes nothing, if it is of another shape."""
-        keys = tensors["keys"]
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take over what `save_state` gave; without a camera in it, one that holds at 0.
+
+        Raises UserError, and changes nothing, if it is of another shape.
+        """
+        keys, slots = tensors["keys"], values["slots"]
+        if "cameras" in values and not self.shape.has_camera:
+            raise UserError("The saved memory has a camera, of which this student is not told; take the one it is of.")
         wanted = (*self.raw.shape[:2], keys.shape[2] if keys.ndim == 5 else -1, *self.raw.shape[3:])
         fits = keys.shape == tensors["values"].shape == wanted and keys.shape[2] <= self.raw.shape[2]
         if not fits or keys.dtype != self.raw.dtype or len(slots) != self.shape.batch_size:
@@ -262,5 +321,7 @@ class FrameBuffers:
             )
         self.clear()
         self.slots = [[None if slot is None else (slot[0], slot[1]) for slot in row] for row in slots]
+        for cameras, row in zip(self._cameras, values.get("cameras", ()), strict=False):
+            cameras.update({frame: (column, motion) for frame, column, motion in row})
         for buffer, saved in ((self.raw, keys), (self.values, tensors["values"])):
             buffer[:, :, : keys.shape[2]].copy_(saved)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.answers import check_entries, check_policy
 from vidaccel.memory.buffers import FrameBuffers, Layout, MemoryShape
+from vidaccel.memory.camera import Camera
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.official import check_keys_can_follow
@@ -89,8 +90,8 @@ class KeyValueMemory:
 
     @property
     def motions(self) -> Tensor | None:
-        """How the camera moves in the chunk's latent frames, (B, F) in patch columns; None: it holds."""
-        return None
+        """How the camera moves in the chunk's latent frames, (B, F) in patch columns; None: there is no camera."""
+        return self.buffers.motions
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -113,20 +114,24 @@ class KeyValueMemory:
         """The index of every sample."""
         return self._indexes
 
-    def begin_chunk(self, num_frames: int | None = None) -> None:
+    def begin_chunk(self, num_frames: int | None = None, *, camera: Camera | None = None) -> None:
         """Make room for a chunk of `num_frames` (`chunk_frames` by default): evict, promote, rotate.
 
-        A chunk that was begun and not committed begins again, with nothing left of its passes. Raises UserError in the
-        official mode, whose passes change the memory.
+        camera: of the chunk's frames, on the host; they are remembered with it. None: it holds at 0.
+        A chunk that was begun and not committed begins again, with nothing left of its passes or its camera. Raises
+        UserError in the official mode, whose passes change the memory, and ValueError for a camera of another size or
+        for a transformer that is not told of one.
         """
         if self._is_changed_by_pass:
             raise UserError(
                 "The memory was changed by passes of a chunk that was interrupted, as the official mode does; go on "
                 "from a saved state, or use the clean mode."
             )
+        self._check_camera(camera, self.policy.chunk_frames if num_frames is None else num_frames)
         for index in self._indexes:
             index.begin_chunk(num_frames)
         self._check_entries()
+        self.buffers.set_camera([index.current for index in self._indexes], camera)
         self._arrange()
 
     def observe(self, similarity: Tensor | None = None) -> Tensor | None:
@@ -181,15 +186,15 @@ class KeyValueMemory:
         The tensors are the frames in use; rotated keys follow from them. They are views of the buffers: write or clone
         them before the next chunk.
         """
-        tensors, slots = self.buffers.save_state()
+        tensors, values = self.buffers.save_state()
         if self._previous is not None:
             tensors["previous"] = self._previous
-        return tensors, {"indexes": [index.state() for index in self.indexes], "slots": slots}
+        return tensors, {"indexes": [index.state() for index in self.indexes], **values}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what `save_state` gave. Raises UserError if it is of another memory."""
         indexes = [MemoryIndex.from_state(self.policy, state) for state in values["indexes"]]
-        self.buffers.load_state(tensors, values["slots"])
+        self.buffers.load_state(tensors, values)
         self._indexes, self._is_changed_by_pass, self._similarity = indexes, False, None
         self._previous = tensors["previous"].to(self.device) if "previous" in tensors else None
 
@@ -197,13 +202,26 @@ class KeyValueMemory:
         """Let the remembered frames be written anew, under another prompt for one.
 
         Yields groups of at most `chunk_frames` frames in the order of their positions, for every sample its frames;
-        the caller runs a pass at timestep 0 with their latents before it takes the next group. A sample with fewer
-        frames than the others gets its last frame repeated, which is then not kept.
+        the caller runs a pass at timestep 0 with their latents before it takes the next group; positions and camera
+        are those of the group. A sample with fewer frames than the others gets its last frame repeated, which is then
+        not kept.
         """
         kept = [layout.kept for layout in self._layouts()]
         for groups in self.buffers.write_anew(kept, self.policy.chunk_frames):
             yield tuple(tuple(frame for frame, _ in group) for group in groups)
         self._previous = self._mean_of_last_chunk()
+
+    def _check_camera(self, camera: Camera | None, num_frames: int) -> None:
+        if camera is None:
+            return
+        if not self.shape.has_camera:
+            raise ValueError("This memory is of a transformer that is not told of a camera; leave it out.")
+        wanted = (self.shape.batch_size, num_frames)
+        if not camera.columns.shape == camera.motions.shape == wanted:
+            raise ValueError(
+                f"The camera of this chunk must have columns and motions {wanted} (videos, latent frames), got "
+                f"{tuple(camera.columns.shape)} and {tuple(camera.motions.shape)}."
+            )
 
     def _layouts(self) -> list[Layout]:
         layouts = []

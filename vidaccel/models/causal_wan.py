@@ -136,6 +136,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             tokens_per_frame=(height // rows) * (width // columns),
             num_heads=self._config.num_attention_heads,
             head_dim=self._config.attention_head_dim,
+            has_camera=self.takes_camera,
         )
 
     def rotary_table(self, height: int, width: int) -> RotaryTable:
@@ -237,6 +238,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         if memory is not None:
             self._check_cached(history, chunk_frames, frame_positions, visibility, camera)
             rotary, mask, motions = memory.rotary, memory.attention_mask, memory.motions
+            if alone:  # where a frame stands says nothing about itself: not even a last bit is to depend on it
+                rotary = self._rotary(hidden_states, hidden_states.new_zeros(num_frames, dtype=torch.long), None)
         else:
             rotary, motions = self._rotary(hidden_states, frame_positions, camera), None
             if camera is not None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -13,7 +13,25 @@ from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.timeline import Cut
 
 Origin = Literal["made", "given", "saved"]
-Pass = Callable[[Tensor, Tensor, PromptCache, KeyValueMemory], Tensor]
+ChunkCamera = Callable[[int, int, int], tuple[list[float], list[float]]]
+"""Where the camera stands in the latent frames of a chunk, and how far it moved since the frame before each.
+
+Called with the number of the chunk, its first latent frame in the whole rollout, and how many it has; gives two lists
+with a number for each frame, in screens (widths of the picture), to the right. All videos of a rollout share it.
+"""
+
+
+class Pass(Protocol):
+    """One pass over a chunk that a memory has room for."""
+
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory, /, *, alone: bool = False
+    ) -> Tensor:
+        """Velocity (B, C, F, H, W) of latents at `timestep` (B,). alone: every frame sees itself only.
+
+        `alone` is asked for in the pass that remembers a chunk, by students whose `clean_pass` is "frame".
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +41,7 @@ class Student:
     scheduler: a flow-matching scheduler of diffusers whose `step` takes `generator`; with `stochastic_sampling` it
         re-noises the estimate at every step, as few-step students are trained.
     guidance_scale: 1 leaves guidance out, as distilled students do.
-    run: a pass over one chunk: (latents, timestep (B,), prompt, memory) to velocity; None: the transformer itself.
+    run: how passes are run, by the transformer as it is if None.
     """
 
     transformer: CausalWanTransformer3DModel
@@ -76,6 +94,7 @@ class Chunk:
         is counted under); on a GPU the time until the work was queued, up to the decoding, which waits for the pixels.
     origin: "made" now; "given": of the image or clip that the video begins with; "saved": in a session before.
     sink, slow, fast: frames remembered after it, of the first sample; similarity: of its keys with the chunk before.
+    camera: what `ChunkCamera` gave for it; None: the camera holds at 0.
     """
 
     index: int
@@ -89,4 +108,5 @@ class Chunk:
     fast: tuple[int, ...]
     is_keyframe: bool
     similarity: float | None
+    camera: tuple[list[float], list[float]] | None = None
     origin: Origin = "made"

@@ -7,9 +7,11 @@ not matter. Latents are (B, C, F, H, W), normalised as the transformer takes the
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,26 +19,36 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.machine.adapters import adapters_of, weight_places
 from vidaccel.machine.components import onload
+from vidaccel.memory.camera import Camera
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.transfer import sent
 from vidaccel.models.causal_blocks import PromptCache
 from vidaccel.models.fused_layers import separate_adapted_layers
-from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.chunk import Chunk, ChunkCamera, Pass, Shot, Student
 from vidaccel.rollout.passes import eager
 from vidaccel.rollout.state import RolloutState
 
 
-def rollout(student: Student, state: RolloutState, shots: Sequence[Shot], *, num_chunks: int) -> Iterator[Chunk]:
+def rollout(
+    student: Student,
+    state: RolloutState,
+    shots: Sequence[Shot],
+    *,
+    num_chunks: int,
+    camera: ChunkCamera | None = None,
+) -> Iterator[Chunk]:
     """Make chunks until `num_chunks` are done in all; yields each when it is finished. Arguments are checked at once.
 
     state: before the first chunk, or after any; between two chunks it may be saved. A chunk that was interrupted, by an
         error or Ctrl-C, has not happened: the state goes on with it as if for the first time.
     shots: prompts in the order of `start_chunk`, the first at 0. A list may be added to between two chunks: a shot
         that starts with the next chunk is entered there.
-    Raises ValueError for shots out of order, UserError for a state or prompts that are not of this student.
+    camera: where the camera of every chunk stands; None: it holds at 0.
+    Raises ValueError for shots out of order, UserError for a state or prompts that are not of this student, and for a
+    camera where the student is not told of one.
     """
-    check_rollout(student, state, shots)
-    return _made(_Runner(student, state), shots, num_chunks)
+    check_rollout(student, state, shots, camera)
+    return _made(_Runner(student, state, camera), shots, num_chunks)
 
 
 def _made(runner: "_Runner", shots: Sequence[Shot], num_chunks: int) -> Iterator[Chunk]:
@@ -44,11 +56,13 @@ def _made(runner: "_Runner", shots: Sequence[Shot], num_chunks: int) -> Iterator
         yield runner.next_chunk(shot_at(shots, runner.state.num_chunks))
 
 
-def ingest(student: Student, state: RolloutState, shot: Shot, latents: Tensor) -> Iterator[Chunk]:
+def ingest(
+    student: Student, state: RolloutState, shot: Shot, latents: Tensor, *, camera: ChunkCamera | None = None
+) -> Iterator[Chunk]:
     """Remember given latents (B, C, F, H, W), of an image or a clip, as if they had been made; yields their chunks.
 
-    Those that the state has seen already are left out. Arguments are checked at once. Raises UserError for latents of
-    another size, and in the official mode.
+    Those that the state has seen already are left out. Arguments are checked at once. camera: as `rollout` takes it.
+    Raises UserError for latents of another size, in the official mode, and for a camera as `rollout` does.
     """
     _check_shot(student, state, shot)
     _check_can_be_given(state)
@@ -57,7 +71,7 @@ def ingest(student: Student, state: RolloutState, shot: Shot, latents: Tensor) -
             f"The rollout is of {len(state.seeds)} videos with latents of size {state.size} (channels, height, width); "
             f"got {tuple(latents.shape)} to begin with."
         )
-    return _ingested(_Runner(student, state), shot, latents)
+    return _ingested(_Runner(student, state, camera), shot, latents)
 
 
 @torch.no_grad()
@@ -68,16 +82,24 @@ def _ingested(runner: "_Runner", shot: Shot, latents: Tensor) -> Iterator[Chunk]
 
 
 @torch.no_grad()
-def replay(student: Student, state: RolloutState, shots: Sequence[Shot], chunks: Iterator[Tensor]) -> None:
+def replay(
+    student: Student,
+    state: RolloutState,
+    shots: Sequence[Shot],
+    chunks: Iterator[Tensor],
+    *,
+    camera: ChunkCamera | None = None,
+) -> None:
     """Bring the state to where it was after `chunks`, from their latents: one pass a chunk instead of all.
 
-    The passes are those that wrote the memory, so that the state is the same bit for bit; pixels are decoded anew.
+    The passes are those that wrote the memory, so that the state is the same bit for bit, if the camera is the one they
+    were made with; pixels are decoded anew.
     Raises UserError as `ingest` does.
     """
     for shot in shots:
         _check_shot(student, state, shot)
     _check_can_be_given(state)
-    runner = _Runner(student, state)
+    runner = _Runner(student, state, camera)
     for latents in chunks:
         runner.ingest_chunk(shot_at(shots, state.num_chunks), latents)
 
@@ -89,14 +111,16 @@ def _on_host(frames: Tensor) -> Tensor:
     return torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True).copy_(frames)
 
 
-def check_rollout(student: Student, state: RolloutState, shots: Sequence[Shot]) -> None:
+def check_rollout(
+    student: Student, state: RolloutState, shots: Sequence[Shot], camera: ChunkCamera | None = None
+) -> None:
     """What `rollout` checks, and raises, for those who call it later."""
     starts = [shot.start_chunk for shot in shots]
     if not shots or starts[0] != 0 or starts != sorted(set(starts)):
         raise ValueError(f"`shots` must begin at chunk 0 and follow each other, got starts {starts}.")
     for shot in shots:
         _check_shot(student, state, shot)
-    _Runner(student, state)
+    _Runner(student, state, camera)
 
 
 def _check_shot(student: Student, state: RolloutState, shot: Shot) -> None:
@@ -130,14 +154,16 @@ class _Runner:
 
     student: Student
     state: RolloutState
+    camera: ChunkCamera | None = None
     _prompts: tuple[PromptCache, ...] = ()
     _shot: Shot | None = None
     _weights: Hashable = None
     _seconds: dict[str, float] = field(default_factory=dict)
+    _screens: tuple[list[float], list[float]] | None = None  # of the chunk being made: what `camera` gave
     _noise: tuple[int, list[torch.Generator], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a state that was made for another number of branches or another number format."""
+        """Refuse a state of another number of branches or another number format, and a camera nobody is told of."""
         student, memories = self.student, self.state.memories
         if len(memories) != student.num_branches:
             raise UserError(
@@ -150,23 +176,44 @@ class _Runner:
                 f"The memory of this rollout is {memories[0].dtype} and the transformer is now {dtype}; convert it "
                 "back or begin anew."
             )
+        if self.camera is not None and not student.transformer.takes_camera:
+            raise UserError(
+                "This student is not told of a camera (`camera_dim` in its config.json is missing or null); leave the "
+                "camera out, or take a student that is."
+            )
 
     @torch.no_grad()
     def next_chunk(self, shot: Shot) -> Chunk:
         self._enter(shot)
         began = time.perf_counter()
-        for memory in self.state.memories:
-            memory.begin_chunk()
+        self._begin(self.state.memory.policy.chunk_frames)
         latents = self._denoise()
         self._seconds = {"denoising": time.perf_counter() - began}
         return self._finish(shot, latents, is_made=True)
 
     def ingest_chunk(self, shot: Shot, latents: Tensor) -> Chunk:
         self._enter(shot)
-        for memory in self.state.memories:
-            memory.begin_chunk(latents.shape[2])
+        self._begin(latents.shape[2])
         self._seconds = {"denoising": 0.0}
         return self._finish(shot, latents.to(self._device))
+
+    def _begin(self, num_frames: int) -> None:
+        """Let the memories make room for a chunk, and tell them where its camera stands."""
+        state, camera = self.state, None
+        self._screens = None
+        if self.camera is not None:
+            self._screens = self.camera(state.num_chunks, state.num_frames, num_frames)
+            if not all(len(side) == num_frames and all(map(math.isfinite, side)) for side in self._screens):
+                raise ValueError(
+                    f"The camera of chunk {state.num_chunks} must be finite positions and motions of {num_frames} "
+                    f"latent frames, got {self._screens!r}."
+                )
+            config: Any = self.student.transformer.config
+            across = state.size[2] // config.patch_size[2]
+            columns, motions = torch.tensor(self._screens, dtype=torch.float32) * across
+            camera = Camera(columns.expand(len(state.seeds), -1), motions.expand(len(state.seeds), -1))
+        for memory in state.memories:
+            memory.begin_chunk(num_frames, camera=camera)
 
     @property
     def _device(self) -> torch.device:
@@ -271,13 +318,19 @@ class _Runner:
 
     def _clean_pass(self, latents: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> None:
         """Write the keys and values of finished latents: a pass at timestep 0, whose velocity nobody needs."""
-        self._pass(latents, latents.new_zeros(latents.shape[0]), prompt, memory)
+        inputs = (latents.to(memory.dtype), latents.new_zeros(latents.shape[0]), prompt, memory)
+        if self.student.transformer.clean_pass == "frame":
+            self._run(*inputs, alone=True)
+        else:
+            self._run(*inputs)
 
     def _pass(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
         """Velocity (float32) of one pass."""
-        times = timestep.expand(latents.shape[0])
-        run = self.student.run or eager(self.student.transformer)
-        return run(latents.to(memory.dtype), times, prompt, memory).float()
+        return self._run(latents.to(memory.dtype), timestep.expand(latents.shape[0]), prompt, memory).float()
+
+    @property
+    def _run(self) -> Pass:
+        return self.student.run or eager(self.student.transformer)
 
     def _finish(self, shot: Shot, latents: Tensor, *, is_made: bool = False) -> Chunk:
         """Write the memory, decode, count; an error before the end leaves the state as it was.
@@ -315,6 +368,7 @@ class _Runner:
             fast=tuple(frame + state.shot_start for frame in index.fast),
             is_keyframe=index.is_keyframe,
             similarity=None if similarity is None else float(similarity[0]),
+            camera=self._screens,
             origin="made" if is_made else "given",
         )
         state.num_chunks, state.num_frames = state.num_chunks + 1, state.num_frames + latents.shape[2]

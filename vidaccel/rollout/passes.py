@@ -7,6 +7,7 @@ Arranging the memory and remembering a chunk stay outside. State belongs to the 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, get_args
 from weakref import WeakKeyDictionary
 
@@ -59,8 +60,10 @@ def make_pass(transformer: CausalWanTransformer3DModel, mode: PassMode) -> Pass:
 def eager(transformer: CausalWanTransformer3DModel) -> Pass:
     """The transformer as it is."""
 
-    def run(latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
-        velocity: Tensor = transformer(latents, timestep, prompt, memory=memory, return_dict=False)[0]
+    def run(
+        latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory, *, alone: bool = False
+    ) -> Tensor:
+        velocity: Tensor = transformer(latents, timestep, prompt, memory=memory, alone=alone, return_dict=False)[0]
         return velocity
 
     return run
@@ -128,30 +131,34 @@ class CapturedPass:
     """A pass that is recorded when it comes a second time, and replayed from then on.
 
     What is recorded is bound to a memory, a prompt's cache, and the numbers of remembered and of new frames; when one
-    of them changes the recording is dropped. A memory that needs a mask (samples that remember differently) is passed
-    unrecorded. Not for several threads.
+    of them changes the recording is dropped. Passes over frames alone are recorded beside those over chunks. A memory
+    that needs a mask (samples that remember differently) is passed unrecorded. Not for several threads.
     """
 
     def __init__(self, run: Pass, record: Recorder) -> None:
         self._run, self._record = run, record
-        self._shelves: WeakKeyDictionary[KeyValueMemory, _Shelf] = WeakKeyDictionary()
+        self._shelves: WeakKeyDictionary[KeyValueMemory, dict[bool, _Shelf]] = WeakKeyDictionary()  # by `alone`
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory, *, alone: bool = False
+    ) -> Tensor:
         """Velocity (B, C, F, H, W), a new tensor."""
+        run = partial(self._run, alone=True) if alone else self._run
         if memory.attention_mask is not None:
-            return self._run(latents, timestep, prompt, memory)
-        shelf = self._shelves.get(memory)
+            return run(latents, timestep, prompt, memory)
+        shelves = self._shelves.setdefault(memory, {})
+        shelf = shelves.get(alone)
         if shelf is None or not shelf.fits(latents, timestep, prompt, memory):
             if shelf is not None and shelf.recording is not None:
                 shelf.recording.close()
-            self._shelves[memory] = _Shelf(prompt, memory.attended_frames, latents.clone(), timestep.clone())
-            return self._run(latents, timestep, prompt, memory)
+            shelves[alone] = _Shelf(prompt, memory.attended_frames, latents.clone(), timestep.clone())
+            return run(latents, timestep, prompt, memory)
         shelf.latents.copy_(latents)
         shelf.timestep.copy_(timestep)
         if shelf.recording is None:
             inputs = (shelf.latents, shelf.timestep, prompt, memory)
-            shelf.recording = self._record(lambda: self._run(*inputs))
+            shelf.recording = self._record(lambda: run(*inputs))
         shelf.recording.replay()
         return shelf.recording.output.clone()
 

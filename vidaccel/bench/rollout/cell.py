@@ -146,10 +146,12 @@ class _ChunkTimes:
         self._attended_frames = 0
 
     def timed_pass(self, run: Pass) -> Pass:
-        def timed(latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> Tensor:
+        def timed(
+            latents: Tensor, timestep: Tensor, prompt: PromptCache, memory: KeyValueMemory, *, alone: bool = False
+        ) -> Tensor:
             self._attended_frames = memory.attended_frames
             self._mark("pass")
-            velocity = run(latents, timestep, prompt, memory)
+            velocity = run(latents, timestep, prompt, memory, alone=alone)
             self._mark("passed")
             return velocity
 
