@@ -32,12 +32,14 @@ def test_the_warped_steps_of_the_official_code_follow_from_shift_5():
 def test_noise_levels_are_uniform_times_shifted_and_stay_within_their_bounds():
     drawn = draw_score_sigmas(20_000, torch.Generator().manual_seed(1))
     low, high = shifted_sigmas(torch.tensor([0.02, 0.98]))
-    assert drawn.min() >= low and drawn.max() <= high
+    assert drawn.min() >= low
+    assert drawn.max() <= high
     times = drawn / (3 - 2 * drawn)  # the shift undone
     counts = torch.histc(times, bins=8, min=0.02, max=0.98)
     assert (counts - 2500).abs().max() < 250
     clamped = draw_score_sigmas(1000, torch.Generator().manual_seed(1), times=(0, 1), shift=1.0, bounds=(0.2, 0.6))
-    assert clamped.min() == pytest.approx(0.2) and clamped.max() == pytest.approx(0.6)
+    assert clamped.min() == pytest.approx(0.2)
+    assert clamped.max() == pytest.approx(0.6)
 
 
 def test_clean_latents_come_back_exactly_from_their_velocity_at_every_step():
