@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_causal import CONFIG, causal_model, memory_of, text, video
+from tests.support.tiny_causal import CONFIG, HEIGHT, WIDTH, causal_model, memory_of, text, told_model, video
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
+from vidaccel.memory.camera import Camera
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.rotary import rotate
 
@@ -259,3 +260,110 @@ def test_the_worked_example_of_the_buffers_is_what_they_do() -> None:
         (13, None): 5,
         (14, None): 6,
     }
+
+
+OFFICIAL = MemoryConfig(**SMALL, keyframe_rule="uniform", mode="official")
+UNIFORM = MemoryConfig(**SMALL, keyframe_rule="uniform")
+
+
+def path(num_frames: int, seed: int = 5) -> Camera:
+    """Two cameras, one for each sample, that stand somewhere else in every frame."""
+    draw = torch.Generator().manual_seed(seed)
+    return Camera(*(4 * torch.randn(2, num_frames, generator=draw) for _ in range(2)))
+
+
+def of_chunk(whole: Camera, index: int) -> Camera:
+    return Camera(*(side[:, 3 * index : 3 * index + 3] for side in whole))
+
+
+def assert_rotated_for_own_camera(memory: KeyValueMemory, whole: Camera) -> None:
+    """All remembered keys that the next pass attends to, as they are read and as they should be."""
+    table, tokens = told_model().rotary_table(HEIGHT, WIDTH), memory.shape.tokens_per_frame
+    for sample, index in enumerate(memory.indexes):
+        entries, stop = index.entries, memory.buffers.current.start
+        slots = [(entry.frame, entry.source if entry.is_copy else None) for entry in entries]
+        places = dict(zip(slots, index.positions, strict=True))
+        for place, slot in enumerate(memory.buffers.slots[sample][:stop]):
+            span, column = slice(place * tokens, (place + 1) * tokens), whole.columns[sample, slot[0], None]
+            turns = table.at(torch.tensor([places[slot]]), column)
+            for raw, keys in zip(
+                memory.buffers.raw[:, sample, span], memory.buffers.keys[:, sample, span], strict=True
+            ):
+                torch.testing.assert_close(keys, rotate(raw, *turns), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [UNIFORM, OFFICIAL], ids=["clean", "official"])
+def test_keys_are_rotated_for_the_camera_of_their_own_frame_wherever_they_go(config: MemoryConfig):
+    """After moves and copies, after being written anew and after being saved, for two videos with two cameras."""
+    model, memory, frames, whole = told_model(), memory_of(told_model(), config, batch_size=2), video(30, 2), path(30)
+    motions = set()
+    for number, chunk in enumerate(frames.split(3, dim=2)):
+        memory.begin_chunk(camera=of_chunk(whole, number))
+        assert_rotated_for_own_camera(memory, whole)
+        assert torch.equal(memory.motions, of_chunk(whole, number).motions)
+        motions.add(memory.motions.data_ptr())
+        for time in (900.0, 0.0):
+            model(chunk, torch.full((2,), time), text(2), memory=memory, alone=time == 0)
+            if time:
+                memory.observe()
+        memory.commit()
+        if number == 6 and config is UNIFORM:
+            for group, _ in zip(memory.rebuild(), range(9), strict=False):
+                for sample, row in enumerate(group):
+                    assert torch.equal(memory.motions[sample], whole.motions[sample, list(row)])
+                latents = torch.stack([frames[sample, :, list(row)] for sample, row in enumerate(group)])
+                model(latents, torch.zeros(2), text(2, seed=9), memory=memory, alone=True)
+        if number == 8:
+            tensors, values = memory.save_state()
+            saved = {name: part.clone() for name, part in tensors.items()}
+            memory = memory_of(told_model(), config, batch_size=2)
+            memory.load_state(saved, values)
+            motions.clear()
+    assert len(motions) == 1  # passes are captured with the place where they lie
+    remembered = {slot[0] for row in memory.buffers.slots for slot in row if slot}
+    assert all(set(cameras) == remembered for cameras in memory.buffers._cameras)
+
+
+def test_a_chunk_that_begins_again_has_its_new_camera():
+    memory, whole = memory_of(told_model(), UNIFORM, batch_size=2), path(6)
+    memory.begin_chunk(camera=of_chunk(whole, 0))
+    other = [part.clone() for part in memory.rotary]
+    memory.begin_chunk()
+    plain = told_model().rotary_table(HEIGHT, WIDTH).at(torch.arange(3))
+    assert all(torch.equal(part[0], wanted) for part, wanted in zip(memory.rotary, plain, strict=True))
+    assert not memory.motions.any()
+    memory.begin_chunk(camera=of_chunk(whole, 0))
+    assert all(torch.equal(part, before) for part, before in zip(memory.rotary, other, strict=True))
+
+
+def test_a_camera_that_is_of_another_size_or_that_nobody_is_told_of_is_refused():
+    told, plain = memory_of(told_model(), UNIFORM, batch_size=2), memory_of(causal_model(), UNIFORM, batch_size=2)
+    with pytest.raises(ValueError, match="not told of a camera"):
+        plain.begin_chunk(camera=path(3))
+    for camera in (path(2), Camera(path(3).columns, path(2).motions), Camera(*(side[:1] for side in path(3)))):
+        with pytest.raises(ValueError, match=r"columns and motions \(2, 3\)"):
+            told.begin_chunk(camera=camera)
+    told.begin_chunk(2, camera=path(2))
+    assert told.motions.shape == (2, 2)
+    assert plain.motions is None
+
+
+def test_where_the_camera_stands_is_never_read_back_from_the_device():
+    """On the device without contents a read is an error; on a GPU it would be a wait."""
+    model = told_model()
+    table = model.rotary_table(HEIGHT, WIDTH)
+    memory = KeyValueMemory(UNIFORM, model.memory_shape(HEIGHT, WIDTH, batch_size=2), table, device="meta")
+    for number in range(8):
+        memory.begin_chunk(camera=of_chunk(path(24), number))
+        memory.commit()
+    assert memory.indexes[0].slow
+
+
+def test_a_student_that_is_told_of_no_camera_keeps_nothing_of_it():
+    plain, told = memory_of(causal_model(), UNIFORM), memory_of(told_model(), UNIFORM)
+    for memory in (plain, told):
+        memory.begin_chunk()
+        memory.commit()
+    assert told.bytes_by_part()["reserved"] - plain.bytes_by_part()["reserved"] == 3 * 4  # a motion a frame, float32
+    assert plain.buffers._cameras == [{}]
+    assert set(told.save_state()[1]) - set(plain.save_state()[1]) == {"cameras"}

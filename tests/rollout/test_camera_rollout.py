@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,40 +11,16 @@ import torch
 
 from tests.support.slow_frames import SlowFrames
 from tests.support.slow_rollout import Sampling
-from tests.support.tiny_causal import CONFIG, HEIGHT, WIDTH, causal_model, shot, state_of, student
+from tests.support.tiny_causal import CONFIG, HEIGHT, WIDTH, causal_model, shot, state_of, student, told_model, walk
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Chunk, ChunkCamera, Shot, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import ingest, replay, rollout
 from vidaccel.rollout.state import RolloutState
 
 SMALL = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, keyframe_rule="uniform")
 SHOTS = [shot("a"), shot("b", 5), shot("c", 8, cut="hard"), shot("d", 11)]
 CHUNKS = 13
-
-
-def told_model(**changes: Any) -> CausalWanTransformer3DModel:
-    """A random transformer with a camera that matters, whose remembered frames were encoded alone."""
-    torch.manual_seed(0)
-    model = CausalWanTransformer3DModel(**{**CONFIG, "camera_dim": 8, "clean_pass": "frame", **changes}).eval()
-    for parameter in model.camera_embedder.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def walk(seed: int = 0) -> ChunkCamera:
-    """A camera that goes where chance takes it, within a screen or two of 0."""
-
-    def screens(frame: int) -> float:
-        return random.Random(f"{seed} {frame}").uniform(-2, 2)
-
-    def camera(chunk: int, first: int, count: int) -> tuple[list[float], list[float]]:
-        places = [screens(frame) for frame in range(first, first + count)]
-        before = screens(first - 1) if first else places[0]
-        return places, [now - then for now, then in zip(places, [before, *places], strict=False)]
-
-    return camera
 
 
 def same(first: Sequence[Chunk], second: Sequence[Chunk]) -> bool:

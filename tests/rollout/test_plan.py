@@ -158,13 +158,15 @@ def test_an_exact_state_on_disk_has_the_planned_size(tiny: RolloutPlan) -> None:
     assert sum(tensor.nbytes for tensor in saved.values()) - latents == tiny.state_bytes
 
 
+@pytest.mark.parametrize("camera", [{}, {"camera_dim": 8, "clean_pass": "frame"}], ids=["plain", "camera"])
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_memory_prompt_and_decoder_hold_what_was_planned(batch_size: int) -> None:
+def test_memory_prompt_and_decoder_hold_what_was_planned(batch_size: int, camera: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    transformer = CausalWanTransformer3DModel.from_config(TINY_TRANSFORMER)
+    transformer = CausalWanTransformer3DModel.from_config(TINY_TRANSFORMER | camera)
     vae = AutoencoderKLWan.from_config(dict(TINY.vae)).eval()
     memory = MemoryConfig(sink_frames=1, slow_frames=2, fast_frames=3, chunk_frames=2)
-    planned = plan(size=replace(TINY_SIZE, memory=memory, batch_size=batch_size))
+    model = replace(TINY, transformer=TINY_TRANSFORMER | camera)
+    planned = plan(model, replace(TINY_SIZE, memory=memory, batch_size=batch_size))
 
     student = Student(transformer=transformer, scheduler=None)
     state = new_state(student, memory, height=8, width=12, seeds=tuple(range(batch_size)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from vidaccel.memory import MemoryConfig
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.chunk import Chunk, ChunkCamera, Shot, Student
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.state import RolloutState, new_state
 
@@ -33,6 +34,29 @@ HEIGHT, WIDTH = 4, 6
 def causal_model(**changes: Any) -> CausalWanTransformer3DModel:
     torch.manual_seed(0)
     return CausalWanTransformer3DModel(**{**CONFIG, **changes}).eval()
+
+
+def told_model(**changes: Any) -> CausalWanTransformer3DModel:
+    """A random transformer with a camera that matters, whose remembered frames were encoded alone."""
+    torch.manual_seed(0)
+    model = CausalWanTransformer3DModel(**{**CONFIG, "camera_dim": 8, "clean_pass": "frame", **changes}).eval()
+    for parameter in model.camera_embedder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def walk(seed: int = 0) -> ChunkCamera:
+    """A camera that goes where chance takes it, within a screen or two of 0."""
+
+    def screens(frame: int) -> float:
+        return random.Random(f"{seed} {frame}").uniform(-2, 2)
+
+    def camera(chunk: int, first: int, count: int) -> tuple[list[float], list[float]]:
+        places = [screens(frame) for frame in range(first, first + count)]
+        before = screens(first - 1) if first else places[0]
+        return places, [now - then for now, then in zip(places, [before, *places], strict=False)]
+
+    return camera
 
 
 def text(batch_size: int = 1, seed: int = 0) -> Tensor:

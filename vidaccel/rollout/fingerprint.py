@@ -60,7 +60,13 @@ def model_digests(pipe: Any) -> list[str]:
     folders = [one for one in (folder, shared_folder(folder)) if one is not None]
     if folder.is_dir() and all(Path(name_or_path(part.config) or "").parent in folders for part in parts):
         return [folder_digest(one) for one in folders]
-    return [_digest(part.state_dict()) for part in parts]
+    return [_digest(part.state_dict(), _beside_weights(part)) for part in parts]
+
+
+def _beside_weights(part: Any) -> str:
+    """What else decides the numbers of a part that was put together in memory; nothing where it is as it always was."""
+    clean_pass = getattr(part, "clean_pass", "chunk")
+    return "" if clean_pass == "chunk" else f"clean pass {clean_pass}"
 
 
 def adapters(transformer: Any) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +123,9 @@ def transformer_parts(
     transformer.blocks = transformer.blocks[:_ENOUGH_BLOCKS]
     with torch.no_grad():
         state.memory.begin_chunk()
-    working = peak_bytes(lambda: transformer(latents, timestep, prompt, memory=state.memory), device=device)
+    kinds = (False, True) if transformer.clean_pass == "frame" else (False,)
+    passes = [partial(transformer, latents, timestep, prompt, memory=state.memory, alone=alone) for alone in kinds]
+    working = max(peak_bytes(one, device=device) for one in passes)
     prompt_bytes = size.num_branches * sum(keys.nbytes + values.nbytes for keys, values in prompt.layers)
     return [
         PlanPart(name="transformer", num_bytes=weights, description="weights"),
