@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.support.slow_frames import SlowFrames
 from tests.support.slow_rollout import Sampling
 from tests.support.tiny_causal import CONFIG, HEIGHT, WIDTH, causal_model, shot, state_of, student, told_model, walk
 from vidaccel.errors import UserError
-from vidaccel.memory import MemoryConfig
+from vidaccel.memory import ChunkPass, Entry, MemoryConfig, MemoryPolicy, Part, being_made
 from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.fingerprint import model_digests
 from vidaccel.rollout.loop import ingest, replay, rollout
 from vidaccel.rollout.state import RolloutState
 
@@ -121,3 +125,118 @@ def test_a_camera_that_does_not_fit_the_chunk_is_refused() -> None:
     for wrong in (([0.0], [0.0]), ([0.0] * 3, [0.0, float("nan"), 0.0])):
         with pytest.raises(ValueError, match="The camera of chunk 0 must be finite positions and motions of 3"):
             made(model, state_of(model, SMALL), camera=lambda *_, wrong=wrong: wrong, until=1)
+
+
+def entries_of(state: RolloutState) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys before rotation and values of every remembered frame of the first video, all layers."""
+    memory = state.memory
+    sides = [
+        part.unflatten(2, (-1, memory.shape.tokens_per_frame))[:, 0]
+        for part in (memory.buffers.raw, memory.buffers.values)
+    ]
+    slots = enumerate(memory.buffers.slots[0])
+    return {slot[0]: tuple(side[:, place].clone() for side in sides) for place, slot in slots if slot}
+
+
+def are_equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("clean_pass", ["frame", "chunk"])
+def test_what_is_remembered_of_a_frame_alone_does_not_depend_on_what_came_before(clean_pass: str) -> None:
+    """Another past, and another policy that remembers more and has the frame elsewhere: the same bits."""
+    model = student(told_model(clean_pass=clean_pass), num_inference_steps=1)
+    draw = torch.Generator().manual_seed(1)
+    size = (1, CONFIG["in_channels"], 12, HEIGHT, WIDTH)
+    past, other, now = (torch.randn(size, generator=draw) for _ in range(3))
+    found = []
+    for before, policy in ((past, SMALL), (other, SMALL), (past, MemoryConfig.full(24))):
+        state = state_of(model, policy)
+        list(ingest(model, state, shot(), torch.cat([before, now], dim=2), camera=walk()))
+        found.append(entries_of(state))
+    shared = [frame for frame in found[0] if frame >= 12]
+    assert len(shared) == 7
+    for another in found[1:]:
+        assert all(are_equal(found[0][frame], another[frame]) for frame in shared) == (clean_pass == "frame")
+
+
+@pytest.mark.parametrize("clean_pass", ["frame", "chunk"])
+def test_the_frames_in_a_window_are_enough_to_go_on(clean_pass: str) -> None:
+    """Another policy is given the latents of a rollout: once all, and once those that it still has in the end."""
+    model, window = student(told_model(clean_pass=clean_pass), num_inference_steps=1), MemoryConfig.sliding_window(6)
+    latents = torch.cat([chunk.latents for chunk in made(model, state_of(model, SMALL), [shot()], until=8)], dim=2)
+    rest = []
+    for first in (0, 18):
+        state = state_of(model, window)
+        state.num_chunks, state.num_frames, state.shot_start = first // 3, first, first
+        list(ingest(model, state, shot(), latents, camera=walk()))
+        rest.append(made(model, state, [shot()], camera=walk()))
+    assert same(*rest) == (clean_pass == "frame")
+
+
+def test_a_soft_cut_writes_every_remembered_frame_alone() -> None:
+    """After it a frame is what it would be had it been made under the new prompt, whatever group it was passed in."""
+    model = student(told_model(), num_inference_steps=1)
+    chunks = made(model, state_of(model, SMALL), [shot("a")], until=8, camera=walk())
+    state = state_of(model, SMALL)
+    list(rollout(model, state, [shot("a"), shot("b", 8)], num_chunks=9, camera=walk()))
+    fresh = state_of(model, MemoryConfig.full(24))
+    latents = torch.cat([chunk.latents for chunk in chunks], dim=2)
+    list(ingest(model, fresh, shot("b"), latents, camera=walk()))
+    wanted, found = entries_of(fresh), entries_of(state)
+    rewritten = [frame for frame in found if frame < 24]
+    assert len(rewritten) == 9
+    for frame in rewritten:
+        for one, other in zip(found[frame], wanted[frame], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hiding(MemoryPolicy):
+    """Everything, but that some frames are forgotten when a chunk begins: the parts shrink anywhere, at any time."""
+
+    num_frames: int
+    hidden: Mapping[int, tuple[int, ...]]  # first frame of a chunk, what is forgotten then
+    chunk_frames: int = 3
+
+    @property
+    def part_frames(self) -> Mapping[Part, int]:
+        return {"fast": self.num_frames}
+
+    def start(self) -> list[int]:
+        return []
+
+    def begin(self, kept: list[int], frames: range) -> list[int]:
+        return [frame for frame in kept if frame not in self.hidden.get(frames.start, ())]
+
+    def commit(self, kept: list[int], done: ChunkPass) -> tuple[list[int], bool]:
+        return [*kept, *done.frames], False
+
+    def entries(self, kept: list[int], current: range) -> tuple[Entry, ...]:
+        return (*(Entry(frame, "fast") for frame in kept), *being_made(current))
+
+
+def test_a_policy_may_hide_any_remembered_frame_between_two_chunks() -> None:
+    """The first, the last, every other one, and in the end all of them; with a soft cut on what is left."""
+    hidden = {9: (0, 8), 12: (1, 3, 5, 7), 15: (2, 14), 18: (), 21: tuple(range(21))}
+    policy = Hiding(num_frames=27, hidden=hidden)
+    model, shots = student(told_model(), num_inference_steps=2), [shot("a"), shot("b", 6)]
+    state, kept = state_of(model, policy), []
+    chunks = []
+    for chunk in rollout(model, state, shots, num_chunks=9, camera=walk()):
+        chunks.append(chunk.latents)
+        kept.append(chunk.fast)
+    assert kept[3] == (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)
+    assert kept[4] == (2, 4, 6, 9, 10, 11, 12, 13, 14)
+    assert kept[7] == (21, 22, 23)
+    slow = SlowFrames(model.transformer, policy, Sampling(), 0, (HEIGHT, WIDTH), walk())
+    expected = slow.make([(one, 0) for one in shots], 9)
+    torch.testing.assert_close(torch.cat(chunks, dim=2)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_in_memory_that_remember_otherwise_are_another_model_for_a_session() -> None:
+    digests = []
+    for clean_pass in ("chunk", "frame"):
+        model = told_model(clean_pass=clean_pass)
+        digests.append(model_digests(SimpleNamespace(config=SimpleNamespace(), transformer=model)))
+    assert digests[0] != digests[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.support.sliding_window import SlidingWindow
+from tests.support.tiny_causal import walk
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig, MemoryPolicy
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
@@ -26,6 +28,7 @@ from vidaccel.models.split_attention import (
 )
 from vidaccel.models.taehv import StreamingTinyDecoder, TinyWanDecoder
 from vidaccel.rollout import PassMode
+from vidaccel.rollout.camera import ChunkCamera
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.passes import CapturedPass, captured, compiled, eager, make_pass, speed_up
@@ -43,7 +46,7 @@ def _nothing_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def tiny_student(*, guidance: float = 1.0, seed: int = 0) -> Student:
+def tiny_student(*, guidance: float = 1.0, seed: int = 0, **changes: Any) -> Student:
     torch.manual_seed(seed)
     transformer = CausalWanTransformer3DModel(
         num_attention_heads=2,
@@ -54,6 +57,7 @@ def tiny_student(*, guidance: float = 1.0, seed: int = 0) -> Student:
         freq_dim=16,
         ffn_dim=24,
         num_layers=2,
+        **changes,
     ).eval()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True)
     return Student(transformer=transformer, scheduler=scheduler, num_inference_steps=STEPS, guidance_scale=guidance)
@@ -72,6 +76,7 @@ def made(
     num_prompts: int = 1,
     compile_memory: bool = False,
     policy: MemoryPolicy = MEMORY,
+    camera: ChunkCamera | None = None,
 ) -> Made:
     """A rollout with a cut to the next prompt after every 6 chunks."""
     generator = torch.Generator().manual_seed(1)
@@ -84,7 +89,7 @@ def made(
     for memory in state.memories if compile_memory else ():
         memory.compile()
     result = Made([], [])
-    for chunk in rollout(student, state, shots, num_chunks=NUM_CHUNKS):
+    for chunk in rollout(student, state, shots, num_chunks=NUM_CHUNKS, camera=camera):
         result.chunks.append(chunk)
         result.attended.append(state.memory.attended_frames)
     return result
@@ -207,6 +212,27 @@ def test_recorded_passes_make_the_same_video_bit_for_bit(guidance: float, num_pr
     live = [one for one in recorder.recordings if not one.is_closed]
     assert len(live) == student.num_branches
     assert all(one.num_replays for one in recorder.recordings)
+
+
+def test_passes_over_frames_alone_are_recorded_beside_those_over_chunks() -> None:
+    """With a camera, whose motions lie where the recordings read them."""
+    student, recorder = tiny_student(camera_dim=8, clean_pass="frame"), FakeRecorder()
+    run = CapturedPass(eager(student.transformer), recorder)
+
+    def noted(*inputs: Any, alone: bool = False) -> Tensor:
+        kinds.append(alone)
+        return run(*inputs, alone=alone)
+
+    kinds: list[bool] = []
+    expected, found = made(student, camera=walk()), made(with_run(student, noted), camera=walk())
+    assert_same(expected, found)
+    assert kinds == [False] * STEPS + [True] + kinds[STEPS + 1 :]
+    assert kinds.count(True) == NUM_CHUNKS
+    twice = {9, 10, 11, 12}  # frames that the passes of two chunks attend to; a chunk has one pass over frames alone
+    assert len(recorder.recordings) == len({3, 6, *twice}) + len(twice)
+    assert sum(not one.is_closed for one in recorder.recordings) == 2
+    made(with_run(student, compiled(student.transformer, backend=(counter := CompileCounterWithBackend("aot_eager")))))
+    assert counter.frame_count == 4  # two for chunks, two for frames alone
 
 
 def test_passes_over_a_memory_of_another_policy_are_recorded_like_any_other() -> None:
