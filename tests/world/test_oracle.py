@@ -1,5 +1,7 @@
 """The oracle reads rendered truth back."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,3 +68,14 @@ def test_the_oracle_sees_a_wrong_colour():
 def test_a_clip_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"got \(9, 3, 64, 64\)"):
         world.read_clip(torch.zeros(9, 3, 64, 64))
+
+
+def test_sky_and_ground_are_near_to_those_of_the_background_and_far_in_a_mixture():
+    scenes = [next(s for s in scenes_of(60, "train") if s.background == name) for name in world.BACKGROUNDS]
+    clips = [world.render([scene], num_frames=5)[0] for scene in scenes]
+    for place, clip in enumerate(clips):
+        distances = world.background_distances(clip)[:, [0, 2]].amax(1)
+        assert int(distances.argmin()) == place
+        assert float(distances[place]) < 5
+    for one, other in itertools.combinations(clips, 2):
+        assert float(world.background_distances((one + other) / 2)[:, [0, 2]].amax(1).min()) > 12

@@ -159,3 +159,20 @@ def test_the_page_about_the_world_quotes_a_real_caption_and_every_word():
     page = (Path(__file__).parents[2] / "docs" / "world.md").read_text(encoding="utf-8")
     assert f'"{world.make_clip(7, num_frames=1).caption}"' in page
     assert set(world.vocabulary()) <= set(re.findall(r"[a-z]+", page))
+
+
+def test_a_prompt_in_the_words_of_the_captions_is_read_back_into_what_it_asks_for():
+    for seed in range(300):
+        scene = world.random_scene(seed)
+        asked = world.asked_by(world.caption(scene))
+        assert (asked.colour, asked.shape, asked.motion, asked.background) == attributes(scene)
+        assert asked.camera == scene.camera or (asked.camera is None and scene.camera == "hold")
+        assert (asked.landmark is not None) == (" near " in world.caption(scene))
+    for seed in range(100):
+        trip = world.change_trip(seed, "landmark")
+        asked = world.asked_by(world.trip_caption(trip, 5))
+        assert asked.landmark == trip.span_at(5).landmarks[trip.subject_stop].kind
+        assert asked.camera is None
+    assert world.asked_by("stars in the street, near a house of cards") == world.Asked(
+        colour=None, shape=None, motion=None, background=None, landmark="house", camera=None
+    )

@@ -1,8 +1,8 @@
 """The storybook world: procedural scenes with captions and exact states, and an oracle that reads them from pixels."""
 
-from vidaccel.world.captions import Prompt, caption, trip_caption, unseen_prompts, vocabulary
+from vidaccel.world.captions import Asked, Prompt, asked_by, caption, trip_caption, unseen_prompts, vocabulary
 from vidaccel.world.clip import Clip, make_clip
-from vidaccel.world.oracle import Reading, read_clip
+from vidaccel.world.oracle import Reading, background_distances, read_clip
 from vidaccel.world.render import render, subject_mask
 from vidaccel.world.scene import (
     BACKGROUNDS,
@@ -31,6 +31,7 @@ __all__ = [
     "FRAME_SIZE",
     "MOTIONS",
     "SHAPES",
+    "Asked",
     "Clip",
     "FrameState",
     "ObjectState",
@@ -40,6 +41,8 @@ __all__ = [
     "Scene",
     "Trip",
     "TripSpan",
+    "asked_by",
+    "background_distances",
     "caption",
     "change_trip",
     "latent_cameras",

@@ -1,6 +1,8 @@
 """Captions of the storybook world: a small grammar in which every attribute has several wordings."""
 
 import random
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vidaccel.world.scene import COLOURS, FRAME_SIZE, Scene, random_scene
@@ -52,6 +54,33 @@ class Prompt:
     background: str
     camera: str
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the words of a prompt ask for; None where they say nothing of it. landmark: its kind."""
+
+    colour: str | None
+    shape: str | None
+    motion: str | None
+    background: str | None
+    landmark: str | None
+    camera: str | None
+
+
+def asked_by(prompt: str) -> Asked:
+    """Read a prompt in the words of the captions back into what it asks for."""
+    words = re.findall(r"[a-z]+", prompt.lower())
+    text = " ".join(words)
+    near = re.search(r"\bnear an? (\w+)", text)
+    return Asked(
+        colour=next((word for word in words if word in COLOURS), None),
+        shape=next((word for word in words if word in _SUBJECTS), None),
+        motion=_named_in(text, _MOTIONS),
+        background=_named_in(text, _PLACES),
+        landmark=near[1] if near and near[1] in LANDMARK_KINDS else None,
+        camera=_named_in(text, _CAMERAS),
+    )
 
 
 def caption(scene: Scene, *, frame: int | None = None, paraphrase: int | None = None) -> str:
@@ -126,6 +155,11 @@ def unseen_prompts(count: int, *, seed: int = 0) -> tuple[Prompt, ...]:
 
 def _wording(wordings: tuple[str, ...], share: float) -> str:
     return wordings[int(share * len(wordings))]
+
+
+def _named_in(text: str, table: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The value of which the text has a wording."""
+    return next((value for value, wordings in table.items() for one in wordings if one and one in text), None)
 
 
 def _with_article(subject: str) -> str:

@@ -201,13 +201,22 @@ def _camera(path: Tensor) -> str:
     return "pan right" if end > 0 else "pan left"
 
 
-def _background(video: Tensor) -> str:
-    """The background whose sky, horizon and ground are closest in colour."""
-    mean = video.mean(0)
+def background_distances(video: Tensor) -> Tensor:
+    """How far the sky, horizon and ground of a clip are in colour from those of each of `BACKGROUNDS`.
+
+    video: (F, 3, 128, 128) in [0, 1]. Root of the mean square over the channels, in levels of 0 to 255; (backgrounds,
+    3). Hills and landmarks stand before the horizon, so that in a scene of the world only sky and ground are near.
+    """
+    mean = video.float().mean(0)
     rows = (slice(0, 12), slice(52, 64), slice(GROUND_Y + 4, FRAME_SIZE))
     seen = torch.stack([mean[:, row].flatten(1).median(1).values for row in rows])
     known = torch.tensor([_band_colors(name) for name in BACKGROUNDS], device=video.device) / 255
-    return BACKGROUNDS[int((known - seen).square().sum((1, 2)).argmin())]
+    return (known - seen).square().mean(2).sqrt() * 255
+
+
+def _background(video: Tensor) -> str:
+    """The background whose sky, horizon and ground are closest in colour."""
+    return BACKGROUNDS[int(background_distances(video).square().sum(1).argmin())]
 
 
 def _band_colors(background: str) -> list[list[float]]:
