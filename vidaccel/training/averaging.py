@@ -16,15 +16,22 @@ class WeightAverage:
         self.parameters = list(parameters)
         self.decay = decay
         self.values: list[Tensor] = [parameter.detach().clone() for parameter in parameters]
-        self._updates = 0
+        self.num_updates = 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the current weights."""
-        self._updates += 1
-        decay = min(self.decay, self._updates / (self._updates + _YOUNG_STEPS))
+        self.num_updates += 1
+        decay = min(self.decay, self.num_updates / (self.num_updates + _YOUNG_STEPS))
         current = [parameter.detach() for parameter in self.parameters]
         torch._foreach_lerp_(self.values, current, 1 - decay)
+
+    @torch.no_grad()
+    def load(self, values: Sequence[Tensor], *, num_updates: int) -> None:
+        """Go on from an average of `num_updates` updates."""
+        for mine, value in zip(self.values, values, strict=True):
+            mine.copy_(value)
+        self.num_updates = num_updates
 
     @contextmanager
     def applied(self) -> Iterator[None]:

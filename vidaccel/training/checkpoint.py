@@ -1,8 +1,8 @@
 """Checkpoints of a training: averaged weights in float32 and one JSON file that says which files count.
 
 A checkpoint is flat and its files are small, so that it travels easily. New weights are written under new names and
-`state.json` is replaced last, so an interruption leaves the old checkpoint or the new one. There is no optimizer
-state: a resumed training starts from the averaged weights with fresh statistics and a short warm-up.
+`state.json` is replaced last, so an interruption leaves the old checkpoint or the new one. Optimizers are kept only by
+a distillation; any other training that is resumed starts from the averaged weights with a short warm-up.
 """
 
 import json
@@ -37,6 +37,7 @@ class TrainingState:
     history: the finished rounds before it, each with its `steps`, `seconds` and `recipe`.
     latents_mean, latents_std: normalisation of the latents per channel (transformer only).
     origin: what made the weights, where it was something else than `vidaccel train` alone; the card says it.
+    progress: what else a distillation that was stopped needs to go on as if it had not been; see `CausalDistillation`.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class TrainingState:
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     origin: str | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
@@ -69,7 +71,8 @@ def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Te
     names = []
     for index, shard in enumerate(_shards(tensors)):
         names.append(f"weights-{state.step:06d}-{index}.safetensors")
-        save_file(shard, folder / names[-1])
+        with atomic_write(folder / names[-1]) as unfinished:  # a step may be saved twice
+            save_file(shard, unfinished)
     text = json.dumps({**asdict(state), "files": names}, indent=2)
     with atomic_write(folder / STATE_FILE) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""The rule of the comparison of teachers, on made-up arms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vidaccel.bench.teachers.rule import decide
+
+TRIPS = 260
+
+
+def cell(share: float, *, valid: float = 1.0, swapped: float = 0.0) -> dict[str, list[bool]]:
+    def some(part: float) -> list[bool]:
+        return [index < round(part * TRIPS) for index in range(TRIPS)]
+
+    return {"as_seen": some(share), "valid": some(valid), "swapped": some(swapped)}
+
+
+def arm(view: str, seed: int, *, seen: float, **changes: Any) -> dict[str, Any]:
+    valid = changes.pop("valid", 1.0)
+    cells = {
+        "memory": cell(seen, valid=valid),
+        "blank": cell(changes.pop("blank", 0.02)),
+        "window": cell(changes.pop("window", 0.02)),
+        "swap": cell(0.0, swapped=changes.pop("swapped", 0.95)),
+        "first visit": cell(0.0, valid=changes.pop("first_valid", 1.0)),
+    }
+    return {"start": "ignore", "seed": seed, "view": view, "updates": 250, "cells": cells, **changes}
+
+
+def arms(long: dict[str, Any], short: dict[str, Any], *, seeds: int = 3) -> list[dict[str, Any]]:
+    return [
+        arm(view, seed, **dict(values)) for seed in range(seeds) for view, values in (("long", long), ("short", short))
+    ]
+
+
+def failed(records: list[dict[str, Any]]) -> list[str]:
+    return [check["check"] for check in decide(records, start="ignore")["checks"] if not check["holds"]]
+
+
+def test_the_claim_holds_where_the_long_arm_recalls_and_all_controls_say_so():
+    found = decide(arms({"seen": 0.97}, {"seen": 0.02}), start="ignore")
+    assert found["verdict"] == "holds"
+    assert len(found["checks"]) == 3 + 1 + 3 + 2
+    assert found["missing"] == ""
+    assert found["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("long", "short", "words"),
+    [
+        ({"seen": 0.97, "blank": 0.15}, {"seen": 0.02}, ["as_seen of the long arm, blank"]),
+        ({"seen": 0.97, "window": 0.15}, {"seen": 0.02}, ["as_seen of the long arm, window"]),
+        ({"seen": 0.97, "swapped": 0.7}, {"seen": 0.02}, ["swapped of the long arm, swap"]),
+        ({"seen": 0.97, "valid": 0.9}, {"seen": 0.02}, ["validity on returns, long - short"]),
+        ({"seen": 0.97, "first_valid": 0.9}, {"seen": 0.02}, ["validity on first visits, long - short"]),
+        ({"seen": 0.22}, {"seen": 0.02}, ["lower bound of the pooled gain"]),
+    ],
+)
+def test_every_condition_can_fail_the_claim_alone(long: dict[str, Any], short: dict[str, Any], words: list[str]):
+    records = arms(long, short)
+    assert failed(records) == words
+    assert decide(records, start="ignore")["verdict"] == "fails"
+
+
+def test_a_long_arm_that_is_clearer_than_the_short_one_is_no_failure():
+    assert failed(arms({"seen": 0.97}, {"seen": 0.02, "valid": 0.5, "first_valid": 0.5})) == []
+
+
+def test_one_seed_without_the_gain_is_enough_to_fail():
+    records = arms({"seen": 0.97}, {"seen": 0.02})
+    records[2] = arm("long", 1, seen=0.15)
+    assert failed(records) == ["gain of as_seen, seed 1"]
+
+
+def test_bounds_belong_to_the_success_but_the_lower_bound_must_be_above():
+    records = arms({"seen": 0.5, "blank": 0.1, "swapped": 0.8}, {"seen": 0.3})
+    checks = {check["check"]: check for check in decide(records, start="ignore")["checks"]}
+    assert checks["gain of as_seen, seed 0"]["holds"]
+    assert not checks["lower bound of the pooled gain"]["holds"]
+
+
+def test_too_few_seeds_trips_or_unequal_updates_decide_nothing():
+    good = ({"seen": 0.97}, {"seen": 0.02})
+    assert decide(arms(*good, seeds=2), start="ignore")["verdict"] == "not decided"
+    assert decide(arms(*good), start="short")["verdict"] == "not decided"
+    unequal = arms(*good)
+    unequal[0] |= {"updates": 251}
+    found = decide(unequal, start="ignore")
+    assert (found["verdict"], found["seeds"]) == ("not decided", [1, 2])
+    few = arms(*good)
+    for record in few:
+        record["cells"] = {
+            name: {key: values[:100] for key, values in one.items()} for name, one in record["cells"].items()
+        }
+    assert decide(few, start="ignore")["missing"] == "100 of 256 trips"
