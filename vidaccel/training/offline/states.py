@@ -1,0 +1,141 @@
+"""States of chunks that are being denoised, with all that the network sees beside them, as a store keeps them.
+
+Shapes: n states; latents (n, C, frames, h, w) bf16, S slots for remembered frames and f frames of the chunk. Latents
+are rounded before a teacher is asked, so that a target belongs to exactly the state that is stored beside it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.memory.camera import Camera
+from vidaccel.models.causal_blocks import History, PromptCache
+from vidaccel.training.architecture import FLOW_SHIFT, Transformer
+from vidaccel.training.chunk_batch import ChunkContext
+from vidaccel.training.device import autocast
+
+Embed = Callable[[Tensor], Tensor]  # tokens (n, length) to embeddings (n, text length, text_dim)
+STORED = torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """n noisy chunks and what they are denoised beside.
+
+    noisy: (n, C, f, h, w) at noise levels sigmas, (n,). context: remembered frames in slot order, (n, C, S, h, w), of
+    which those of mask, (n, S) bool, are there. columns, motions: of the camera in the S + f frames, (n, S + f).
+    tokens: of the prompt, (n, length).
+    """
+
+    noisy: Tensor
+    sigmas: Tensor
+    context: Tensor
+    mask: Tensor
+    columns: Tensor
+    motions: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+    def rows(self, rows: Tensor | slice) -> "States":
+        """Some of them."""
+        return States(**{name: tensor[rows] for name, tensor in self.tensors().items()})
+
+    def at(self, noisy: Tensor, sigmas: Tensor) -> "States":
+        """The same chunks elsewhere on their way."""
+        return replace(self, noisy=noisy.to(STORED), sigmas=sigmas)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as a store takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of(cls, records: Mapping[str, Tensor], device: torch.device) -> "States":
+        """From the tensors of a store; others are left out."""
+        return cls(**{field.name: records[field.name].to(device) for field in fields(cls)})
+
+    @classmethod
+    def joined(cls, parts: Sequence["States"]) -> "States":
+        """All of several."""
+        tensors = [part.tensors() for part in parts]
+        return cls(**{name: torch.cat([one[name] for one in tensors]) for name in tensors[0]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryView:
+    """What of the remembered frames a network is shown: the last `frames` of them, None: all that the student has.
+
+    Raises ValueError for less than one frame.
+    """
+
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"`frames` of a history must be at least 1 or None, got {self.frames}.")
+
+    @classmethod
+    def parse(cls, text: str) -> "HistoryView":
+        """The view of that name. Raises UserError for another text."""
+        word, _, number = text.partition(":")
+        if text == "own":
+            return cls()
+        if word == "last" and number.isascii() and number.isdigit() and int(number) > 0:
+            return cls(frames=int(number))
+        raise UserError(f"`history` must be own or last:N with N frames, such as last:3; got {text!r}.")
+
+    @property
+    def name(self) -> str:
+        """`own` or `last:N`, as fingerprints have it."""
+        return "own" if self.frames is None else f"last:{self.frames}"
+
+    def of(self, mask: Tensor) -> Tensor:
+        """The frames of `mask` (n, S) that are shown."""
+        if self.frames is None:
+            return mask
+        later = mask.flip(1).cumsum(1).flip(1)
+        return mask & (later <= self.frames)
+
+
+def context_of_states(network: Transformer, states: States, embeddings: Tensor, *, view: HistoryView) -> ChunkContext:
+    """What passes over the chunks have in common: prompt and shown history of `network`, encoded once.
+
+    Positions are those of a rollout: what is shown counts from 0, the chunk follows.
+    """
+    num_slots, size = states.mask.shape[1], states.noisy.shape[2]
+    mask = view.of(states.mask)
+    counted = mask.long().cumsum(1)
+    past, own = (
+        Camera(states.columns[:, part], states.motions[:, part]) for part in (slice(num_slots), slice(num_slots, None))
+    )
+    with autocast(mask.device):
+        prompt = network.cache_prompt(embeddings)
+        history = network.remember(
+            states.context.float(), prompt, positions=(counted - 1).clamp(min=0), camera=past, mask=mask
+        )
+    return ChunkContext(prompt, history, own, counted[:, -1:] + torch.arange(size, device=mask.device))
+
+
+def first_of(context: ChunkContext, count: int) -> ChunkContext:
+    """That of the first `count` chunks."""
+    history = context.history
+    return ChunkContext(
+        PromptCache(_first(context.prompt.layers, count)),
+        History(_first(history.layers, count), None if history.mask is None else history.mask[:count]),
+        Camera(*(part[:count] for part in context.camera)),
+        context.positions[:count],
+    )
+
+
+def noise_levels(num_steps: int) -> list[float]:
+    """From 1 to 0 with Wan's shift; `num_steps` + 1 of them."""
+    times = [1 - step / num_steps for step in range(num_steps + 1)]
+    return [FLOW_SHIFT * time / (1 + (FLOW_SHIFT - 1) * time) for time in times]
+
+
+def _first(layers: tuple[tuple[Tensor, Tensor], ...], count: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    return tuple((keys[:count], values[:count]) for keys, values in layers)
