@@ -207,16 +207,24 @@ def background_distances(video: Tensor) -> Tensor:
     video: (F, 3, 128, 128) in [0, 1]. Root of the mean square over the channels, in levels of 0 to 255; (backgrounds,
     3). Hills and landmarks stand before the horizon, so that in a scene of the world only sky and ground are near.
     """
-    mean = video.float().mean(0)
-    rows = (slice(0, 12), slice(52, 64), slice(GROUND_Y + 4, FRAME_SIZE))
-    seen = torch.stack([mean[:, row].flatten(1).median(1).values for row in rows])
-    known = torch.tensor([_band_colors(name) for name in BACKGROUNDS], device=video.device) / 255
-    return (known - seen).square().mean(2).sqrt() * 255
+    return _band_distances(video.float().mean(0, keepdim=True))[0]
+
+
+def nearest_backgrounds(pictures: Tensor) -> Tensor:
+    """The background whose sky, horizon and ground are closest in colour, of (N, 3, H, W); its index, (N,)."""
+    return _band_distances(pictures).square().sum(2).argmin(1)
 
 
 def _background(video: Tensor) -> str:
-    """The background whose sky, horizon and ground are closest in colour."""
-    return BACKGROUNDS[int(background_distances(video).square().sum(1).argmin())]
+    return BACKGROUNDS[int(nearest_backgrounds(video.mean(0, keepdim=True)))]
+
+
+def _band_distances(pictures: Tensor) -> Tensor:
+    """Sky, horizon and ground of (N, 3, H, W) to those of each background, in levels; (N, backgrounds, 3)."""
+    rows = (slice(0, 12), slice(52, 64), slice(GROUND_Y + 4, FRAME_SIZE))
+    seen = torch.stack([pictures[:, :, row].flatten(2).median(2).values for row in rows], dim=1)
+    known = torch.tensor([_band_colors(name) for name in BACKGROUNDS], device=pictures.device) / 255
+    return (known - seen[:, None]).square().mean(3).sqrt() * 255
 
 
 def _band_colors(background: str) -> list[list[float]]:

@@ -204,3 +204,18 @@ _LANDMARKS: Mapping[str, Sequence[Part]] = {
     ),
 }  # fmt: skip
 LANDMARK_KINDS = tuple(_LANDMARKS)
+
+
+@functools.cache
+def landmark_parts() -> Mapping[tuple[int, int, int], Tensor]:
+    """Where landmarks have a colour that is not their accent: by colour, the share of each pixel it takes.
+
+    Each is (kinds, *LANDMARK_SIZE), in the order of `LANDMARK_KINDS`.
+    """
+    colors = {color: None for parts in _LANDMARKS.values() for _, color in parts if color is not None}
+    return {color: torch.stack([_share(parts, color) for parts in _LANDMARKS.values()]) for color in colors}
+
+
+def _share(parts: Sequence[Part], color: tuple[int, int, int]) -> Tensor:
+    """Share of each pixel that one colour takes: it is painted as the accent, and the others as nothing."""
+    return paint([(shape, None if part == color else INK) for shape, part in parts], *LANDMARK_SIZE)[4]
