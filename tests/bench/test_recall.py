@@ -1,10 +1,10 @@
-"""The recall benchmark: its measures on pictures with a known shift, its way there and back, all of it at toy size."""
+"""The recall benchmark: students that remember all or nothing get the figures they must; then all of it at toy size."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,341 +12,426 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_models import tiny_student
-from vidaccel.bench.recall.pictures import (
-    BAND,
-    compare_places,
-    landmark_map,
-    resemblance,
-    sharpness,
-    still,
-    subject_area,
-)
-from vidaccel.bench.recall.recall import RecallBench, Visits, named_memory
-from vidaccel.bench.recall.settings import Settings
-from vidaccel.bench.recall.summary import similarity_rows, summarise_recall
-from vidaccel.bench.recall.trip import (
-    NUM_SEGMENTS,
-    RETURNS,
-    TripGrid,
-    encode_trips,
-    plan_trips,
-    rendered_windows,
-    take_trips,
-)
+from tests.support.tiny_models import tiny_student, tiny_transformer
+from vidaccel.bench.recall import trips as trips_module
+from vidaccel.bench.recall.blank import MemoryWithout
+from vidaccel.bench.recall.cells import CELLS, RecallCell
+from vidaccel.bench.recall.pictures import COLUMNS, pixels_of, save_places, strip_of
+from vidaccel.bench.recall.recall import RecallBench
+from vidaccel.bench.recall.summary import chance_of, entropy_of, summarise_recall
+from vidaccel.bench.recall.tables import recall_markdown
+from vidaccel.bench.recall.trips import RecallTrips, batches, target_frames, trip_camera
 from vidaccel.cli import run
 from vidaccel.errors import UserError
-from vidaccel.rollout.grid import pixel_frames
-from vidaccel.world import FRAME_SIZE, read_clip, render
-from vidaccel.world.scene import SEGMENT_FRAMES
-from vidaccel.world.sprites import LANDMARK_KINDS
+from vidaccel.memory import parse_memory
+from vidaccel.memory.index import MemoryIndex
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.rollout.chunk import Chunk
+from vidaccel.world import FRAME_SIZE, ReturnTrip, render_trips
+from vidaccel.world import test_trip as unseen_trip
+from vidaccel.world.sprites import LANDMARK_SIZE
 
-GRID = TripGrid(chunk_frames=3, stride=4)
-
-
-def place(*, posts: dict[int, tuple[float, float, float]], seed: int | None = None) -> Tensor:
-    """A picture (3, 128, 128) with a grey background and posts, 14 pixels wide, at these columns."""
-    picture = torch.full((3, FRAME_SIZE, FRAME_SIZE), 0.5)
-    for column, colour in posts.items():
-        picture[:, 50:100, column : column + 14] = torch.tensor(colour)[:, None, None]
-    if seed is not None:
-        picture += 0.02 * torch.rand(picture.shape, generator=torch.Generator().manual_seed(seed))
-    return picture
+SHORT = "away:1"  # one chunk between the visits: ten chunks in all
+PIXELS = 3 * 8 * 8  # channels of latents that are pixels
 
 
-RED, BLUE = (0.8, 0.2, 0.2), (0.2, 0.2, 0.8)
+# Cells
 
 
-@pytest.mark.parametrize("shift", [-30, -7, 0, 12, 32])
-def test_a_place_that_is_seen_again_from_beside_is_the_same_at_the_known_shift(shift: int) -> None:
-    earlier = place(posts={40: RED, 70: BLUE}, seed=0)
-    later = earlier.roll(shift, dims=2)
-    found = compare_places(earlier, later)
-    assert found.shift == shift
-    assert found.psnr == math.inf
-    assert found.ssim == pytest.approx(1)
-    assert found.colour_difference == pytest.approx(0, abs=1e-4)
-    assert resemblance(earlier, later) == pytest.approx(1, abs=0.01)
+@pytest.mark.parametrize("text", CELLS)
+def test_a_cell_is_written_as_it_is_read(text: str) -> None:
+    assert RecallCell.parse(text).name == text
 
 
-def test_a_shift_beyond_the_search_is_another_place() -> None:
-    earlier = place(posts={20: RED}, seed=0)
-    assert resemblance(earlier, earlier.roll(60, dims=2)) < 0.1
+def test_words_of_a_cell_come_in_any_order_and_usual_ones_are_left_out() -> None:
+    cell = RecallCell.parse("return/steps:8/blank/window:9/away:20")
+    assert cell.name == "return/window:9/blank/away:20/steps:8"
+    assert (cell.trips_name, cell.truth_name, cell.plain_name) == ("return/away:20", "return/away:20/truth", "return")
+    assert RecallCell.parse("return/away:6") == RecallCell(kind="return")
+    assert RecallCell.parse("own").trips_name == RecallCell.parse("return/swap").trips_name == "return"
+    assert RecallCell.parse("return/swap").truth_name == "return/swap/truth"
 
 
-def test_landmarks_of_other_colours_and_at_other_distances_resemble_less() -> None:
-    earlier = place(posts={40: RED, 70: BLUE})
-    recoloured, moved = place(posts={40: BLUE, 70: RED}), place(posts={40: RED, 100: BLUE})
-    assert resemblance(earlier, recoloured) < 0.8
-    assert resemblance(earlier, moved) == pytest.approx(0.5, abs=0.05)  # one of two posts fits
-    difference = compare_places(earlier, recoloured).colour_difference
-    assert difference is not None
-    assert difference > 20
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("returns", "A cell begins with return, three, shift, own; got 'returns'"),
+        ("return/blank/swap", "says twice what its control is"),
+        ("return/away:0", "at least 1 chunk away"),
+        ("return/steps:x", "steps must be a number of steps, as steps:8"),
+        ("return/huge", "A memory must be slow-fast"),
+        ("own/blank", "has no prefix that could be a blank"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        RecallBench(output=Path("x"), cells=(text,))
 
 
-def test_the_colour_difference_is_that_of_the_landmarks_alone_in_levels() -> None:
-    earlier, later = place(posts={50: RED}), place(posts={50: (0.8, 0.2, 0.5)})
-    assert compare_places(earlier, later).colour_difference == pytest.approx(0.3 * 255 / 3, abs=0.01)
-
-
-def test_an_empty_picture_has_no_landmarks_to_resemble() -> None:
-    empty = place(posts={})
-    assert compare_places(empty, place(posts={50: RED})).colour_difference is None
-    assert resemblance(empty, place(posts={50: RED})) == 0
-    assert resemblance(place(posts={50: RED}), empty) == 0
-
-
-def test_what_is_hidden_does_not_count() -> None:
-    earlier = place(posts={20: RED, 80: BLUE})
-    later = place(posts={20: RED, 80: (0.9, 0.9, 0.1)})
-    hidden = torch.zeros(FRAME_SIZE, FRAME_SIZE, dtype=torch.bool)
-    hidden[:, 78:96] = True
-    nothing = torch.zeros_like(hidden)
-    assert compare_places(earlier, later).psnr < 20
-    for areas in ((hidden, nothing), (nothing, hidden), (hidden, hidden)):
-        found = compare_places(earlier, later, hidden=areas)
-        assert (found.shift, found.psnr) == (0, math.inf)
-        assert found.ssim == pytest.approx(1)
-        assert found.colour_difference == pytest.approx(0, abs=1e-4)
-    with pytest.raises(UserError, match="everything is hidden"):
-        compare_places(earlier, later, hidden=(~nothing, nothing))
-
-
-def test_rows_above_and_below_the_band_do_not_count() -> None:
-    earlier = place(posts={50: RED})
-    later = earlier.clone()
-    later[:, : BAND.start], later[:, BAND.stop :] = 0, 1
-    assert compare_places(earlier, later).psnr == math.inf
-    assert torch.equal(landmark_map(earlier), landmark_map(later))
-
-
-def test_a_blur_costs_sharpness_and_a_still_forgets_what_passes() -> None:
-    picture = place(posts={40: RED}, seed=1)
-    blurred = torch.nn.functional.avg_pool2d(picture[None], 5, stride=1, padding=2, count_include_pad=False)[0]
-    assert sharpness(blurred) < sharpness(picture) / 5
-    assert sharpness(place(posts={})) == 0
-    frames = torch.stack([place(posts={10 + 16 * t: BLUE}) for t in range(7)])
-    assert torch.equal(still(frames), place(posts={}))
-
-
-def test_pictures_that_cannot_be_compared_are_refused() -> None:
-    with pytest.raises(UserError, match="one size, wider than 64"):
-        compare_places(torch.zeros(3, 128, 64), torch.zeros(3, 128, 64))
-    with pytest.raises(UserError, match="one size"):
-        compare_places(torch.zeros(3, 128, 128), torch.zeros(3, 128, 96))
-
-
-def test_the_world_itself_is_recognised_and_the_hidden_area_covers_its_subject() -> None:
-    trips = plan_trips(2)
-    windows = rendered_windows(trips, GRID, (0, 2, 4, 6))
-    visits = Visits(windows)
-    for number, trip in enumerate(trips):
-        away = visits.compared("away", number)
-        assert (away["resemblance"], away["recognised"], away["shift"]) == (pytest.approx(1), 1, 0)
-        assert away["psnr"] == "inf"
-        home = visits.compared("home", number)
-        assert float(home["psnr"]) > 35
-        assert home["resemblance"] is None
-        seen = visits.seen(0, number)
-        assert seen["colour"] == trip.scene.subject.colour
-        assert seen["background"] == trip.scene.background
-        assert visits.seen(2, number)["colour"] is None
-        assert away["resemblance_of_others"] < 0.9
-
-
-def test_the_hidden_area_lies_around_the_subject_and_is_empty_without_one() -> None:
-    trip = plan_trips(1)[0]
-    clip = render([trip.scene], start=60, num_frames=17)[0]
-    reading = read_clip(clip)
-    area = subject_area(reading, FRAME_SIZE, FRAME_SIZE)
-    for frame in range(60, 77):
-        subject = trip.scene.state(frame).objects[0]
-        assert area[round(subject.screen_y), round(subject.screen_x)]
-    assert 0.05 < float(area.float().mean()) < 0.5
-    assert not subject_area(replace(reading, colour=None), FRAME_SIZE, FRAME_SIZE).any()
-
-
-def test_the_way_leads_to_the_same_two_places_twice_and_no_prompt_names_a_landmark() -> None:
-    for trip in plan_trips(6, seed=2):
-        scene = trip.scene
-        holds = {place: [scene.camera_x(s * SEGMENT_FRAMES + 50) for s in RETURNS[place]] for place in RETURNS}
-        assert holds["home"][0] == holds["home"][1]
-        assert holds["away"][0] == holds["away"][1]
-        assert abs(holds["home"][0] - holds["away"][0]) > FRAME_SIZE
-        assert [scene.camera_move(s * SEGMENT_FRAMES) == "hold" for s in range(NUM_SEGMENTS)] == [True, False] * 3 + [
-            True
-        ]
-        assert len(trip.prompts) == NUM_SEGMENTS
-        assert scene.subject.colour in trip.prompts[0]
-        assert not any(kind in text.split() for kind in LANDMARK_KINDS for text in trip.prompts)
-    assert plan_trips(2, seed=1)[0].seed != plan_trips(2)[0].seed
-
-
-def test_segments_begin_with_the_chunk_whose_middle_shows_them() -> None:
-    assert [GRID.start_chunk(segment) for segment in range(4)] == [0, 8, 16, 24]
-    for grid in (GRID, TripGrid(chunk_frames=1, stride=4), TripGrid(chunk_frames=4, stride=2)):
-        for segment in range(1, NUM_SEGMENTS + 1):
-            chunk = grid.start_chunk(segment)
-
-            def middle(chunk: int, grid: TripGrid = grid) -> int:
-                """The middle one of the pixel frames of the chunk's middle latent frame."""
-                latent = chunk * grid.chunk_frames + grid.chunk_frames // 2
-                return pixel_frames(latent, grid.stride) + 1
-
-            assert middle(chunk) >= segment * SEGMENT_FRAMES > middle(chunk - 1)
-    assert list(GRID.window(2)) == [67, 68, 69, 70, 71]
-    assert rendered_windows(plan_trips(1), GRID, [0])[0].shape == (1, 17, 3, FRAME_SIZE, FRAME_SIZE)
-
-
-def test_similarities_are_told_apart_by_the_part_of_the_way() -> None:
-    values = [None, *[0.1] * 7, *[0.2] * 2, *[0.3] * 6, *[0.2] * 2, *[0.4] * 6, *[0.5] * 32]
-    rows = {row["part"]: row for row in similarity_rows([{"begin": "own", "prompts": [{"similarities": values}]}])}
-    assert rows["hold at home"]["count"] == 7 + 6
-    assert rows["hold away"]["percentile_5"] == pytest.approx(0.4, abs=1e-6)
-    assert rows["change of segment"]["count"] == 12
-    assert rows["pan"]["below"]["0.95"] == 1
-    assert similarity_rows([{"begin": "clip", "prompts": [{"similarities": values}]}]) == []
-    assert similarity_rows([{"begin": "own", "prompts": [{"similarities": [None] * 56}]}]) == []
-
-
-def made_up(memory: str, resemblances: list[float], **changes: Any) -> dict[str, Any]:
-    values = {"psnr": 20.0, "ssim": 0.5, "resemblance_of_others": 0.3, "recognised": 1.0, "colour_difference": None}
-    prompts = [
-        {
-            "prompt": f"prompt {number}",
-            "asked": {"colour": "red", "shape": "ball", "background": "snow"},
-            "visits": {"6": {"colour": None, "shape": None, "background": "snow", "sharpness": 10.0}},
-            "returns": {"away": values | {"resemblance": value, "remembered_frames": 2, **changes}},
-            "similarities": [None],
-            "keyframes": ".",
-        }
-        for number, value in enumerate(resemblances)
-    ]
-    cell = {"kind": "trips", "begin": "clip", "memory": memory, "attended_frames": 21, "seconds": 1.0}
-    return cell | {"prompts": prompts}
-
-
-def test_memories_are_compared_prompt_by_prompt() -> None:
-    cells = [made_up("a", [0.1, 0.5, 0.9]), made_up("b", [0.2, 0.6, 1.0], psnr="inf")]
-    rows = summarise_recall(cells, reference="a")["returns"]
-    assert [row["memory"] for row in rows] == ["a", "b"]
-    assert rows[0]["differences"] == {}
-    difference = rows[1]["differences"]["resemblance"]
-    assert difference["mean"] == pytest.approx(0.1)
-    assert difference["low"] == pytest.approx(0.1)  # the same for each prompt, although prompts differ widely
-    assert difference["high"] == pytest.approx(0.1)
-    assert rows[1]["differences"]["psnr"]["mean"] == "inf"
-    assert rows[1]["differences"]["colour_difference"] is None
-    assert rows[0]["subject"] == {
-        "correct": 3,
-        "count": 3,
-        "share": 1.0,
-        "low": pytest.approx(0.438, abs=0.001),
-        "high": 1,
-    }
-
-
-def test_it_says_what_it_cannot_do() -> None:
+def test_cells_twice_none_and_a_single_trip_are_refused() -> None:
     for changes, words in [
-        ({"num_prompts": 1}, "`own_prompts` must be from 2 to `num_prompts`, got 8 of 1"),
-        ({"own_prompts": 1}, "got 1 of 16"),
-        ({"memories": ()}, "`memories` must name different memories, got none"),
-        ({"memories": ("window:21", "window:21")}, "must name different memories"),
-        ({"memories": ("window:21", "huge"), "own_memories": ()}, "A memory must be"),
-        ({"memories": ("window:21/uniform",), "own_memories": ()}, "Only slow memory has keyframes"),
-        ({"own_memories": ("window:9",)}, "must be of `memories`; window:9 is not"),
-        ({"settings": ("4",)}, "`settings` must be steps@guidance"),
-        ({"settings": ("0@1",)}, "at least 1 step"),
+        ({"cells": ("return", "return/away:6")}, "`cells` must name different cells, got return, return"),
+        ({"cells": ()}, "got none"),
+        ({"num_trips": 1}, "`num_trips` must be at least 2, got 1"),
     ]:
         with pytest.raises(UserError, match=words):
             RecallBench(output=Path("x"), **changes)  # type: ignore[arg-type]
-    assert named_memory("slow-fast:3+12+6/uniform").keyframe_rule == "uniform"
-    assert named_memory("sink+window:3+9") == named_memory("sink+window")
-    assert Settings.parse("8@1.5") == Settings(num_inference_steps=8, guidance_scale=1.5)
 
 
-SMALL = ("--num-prompts", "2", "--own-prompts", "2", "--settings", "1@1,1@2")
-MEMORIES = ("--memories", "slow-fast:3+3+6@0.9999,window:6", "--own-memories", "window:6")
+# Trips
+
+
+@pytest.mark.parametrize("kind", ["return", "three", "shift"])
+def test_blank_hides_exactly_the_chunks_that_show_the_place(kind: Any) -> None:
+    half = (FRAME_SIZE + LANDMARK_SIZE[1]) / 2
+    for seed in range(6):
+        trip = unseen_trip(seed, kind=kind)
+        hidden = set(target_frames(trip))
+        for chunk in range(trip.prefix_chunks):
+            frames = range(max(12 * chunk - 3, 0), 12 * chunk + 9)
+            is_seen = any(abs(trip.target_x - trip.camera_x(frame) - FRAME_SIZE / 2) < half - 1 for frame in frames)
+            assert {3 * chunk + place in hidden for place in range(3)} == {is_seen}, (seed, chunk)
+        assert set(range(3 * trip.first_visit.start, 3 * trip.first_visit.stop)) <= hidden
+        assert not hidden & {0, 1, 2}
+
+
+def test_trips_that_go_the_same_way_are_together_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trips_module, "_BATCH", 4)
+    trips = [unseen_trip(seed, kind="shift") for seed in range(12)]
+    found = list(batches(trips))
+    assert sorted(place for places in found for place in places) == list(range(12))
+    for places in found:
+        assert len(places) <= 4
+        ways = [trip_camera(trips[place])(0, 0, 45) for place in places]
+        for screens, motions in ways:
+            assert (screens, motions) == (pytest.approx(ways[0][0], abs=1e-5), pytest.approx(ways[0][1], abs=1e-5))
+
+
+def test_the_camera_is_told_in_screens_from_where_it_stands_first() -> None:
+    trip = unseen_trip(0, kind="return")
+    camera = trip_camera(trip)
+    screens, motions = camera(0, 0, 45)
+    assert screens[:3] == motions[:3] == [0, 0, 0]
+    first, second = (screens[3 * visit.stop - 1] for visit in (trip.first_visit, trip.second_visit))
+    assert abs(first) == 1
+    assert first == second
+    assert camera(4, 12, 3) == (screens[12:15], motions[12:15])
+    assert sum(motions) == pytest.approx(screens[-1])
+
+
+# The memory without some frames
+
+
+def indexes_along(policy: Any, other: Any, num_chunks: int) -> Iterator[tuple[MemoryIndex, MemoryIndex]]:
+    pair = MemoryIndex(policy), MemoryIndex(other)
+    for chunk in range(num_chunks):
+        for index in pair:
+            index.begin_chunk()
+        yield pair
+        for index in pair:
+            index.commit(0.1 if chunk % 2 else 0.9)
+
+
+@pytest.mark.parametrize("text", ["slow-fast:3+6+6@0.5", "window:21", "full:36"])
+def test_a_memory_without_frames_is_the_other_one_but_for_them(text: str) -> None:
+    memory, left_out = parse_memory(text), (0, 1, 9, 10, 11, 15)
+    without = MemoryWithout(memory=memory, frames=left_out, chunk_frames=3)
+    assert (without.total_frames, without.max_frames) == (memory.total_frames, memory.max_frames)
+    for whole, index in indexes_along(memory, without, 12):
+        kept = [entry for entry in whole.entries if entry.frame not in left_out or entry.part == "current"]
+        assert list(index.entries) == kept
+        assert index.positions == tuple(range(len(kept)))
+        assert index.is_keyframe == whole.is_keyframe
+
+
+# Figures
+
+
+def reading(kind: str = "mill", colour: str = "rose", x: float = 60.0, likelihood: float = 0.2) -> dict[str, Any]:
+    return {"kind": kind, "colour": colour, "x": x, "likelihood": likelihood}
+
+
+def record(cell: str, second: Sequence[dict[str, Any]], first: Any = None, **changes: Any) -> dict[str, Any]:
+    parsed = RecallCell.parse(cell.removesuffix("/truth"))
+    rows = [
+        {"seed": place, "second": one, "frames_in_reach": place, "keyframes": 2} for place, one in enumerate(second)
+    ]
+    for place, one in enumerate(first or ()):
+        rows[place]["first"] = one
+    return {
+        "cell": cell,
+        "kind": "truth" if cell.endswith("truth") else parsed.kind,
+        "trips": rows,
+        "strips": {},
+        "truth": parsed.truth_name,
+        "original": parsed.trips_name + "/truth",
+        "plain": parsed.plain_name,
+        "control": parsed.control,
+        "memory": "window:21",
+        "away_chunks": parsed.away_chunks,
+        "num_inference_steps": 4,
+        "seconds": 1.0,
+    } | changes
+
+
+FIRST = [
+    reading("mill", "rose", 60),
+    reading("tree", "sage", 70),
+    reading("mill", "sage", 80),
+    reading("tent", "rose", 50),
+]
+SECOND = [
+    reading("mill", "rose", 67),
+    reading("tree", "sage", 79),
+    reading("mill", "rose", 80),
+    reading("tree", "rose", 50, 0.01),
+]
+
+
+def test_as_seen_wants_kind_colour_and_place_and_every_part_is_told() -> None:
+    truth = record("return/truth", FIRST, FIRST)
+    summary = summarise_recall([truth, record("return", SECOND)], valid_likelihood=0.1)
+    (row,) = summary["cells"]
+    counts = {name: row[name]["correct"] for name in ("as_seen", "same_kind", "same_colour", "same_place")}
+    assert counts == {"as_seen": 1, "same_kind": 3, "same_colour": 3, "same_place": 3}
+    assert row["second"]["valid"]["correct"] == 3
+    assert row["second"]["likelihood_share"] == pytest.approx((0.6 + 0.01) / 0.8)
+    assert row["frames_in_reach"] == 1.5
+    assert row["ceiling"]["share"] == 1
+    assert row["difference"] is None
+    assert summary["truths"][0]["first"]["kinds_entropy"] == pytest.approx(1.5)
+
+
+def test_chance_pairs_returns_with_all_other_trips_and_entropy_is_in_bits() -> None:
+    alike = [reading()] * 3
+    assert chance_of(alike, alike) == 1
+    assert chance_of(FIRST, FIRST) == 0
+    assert chance_of([reading(), reading("tree")], [reading("tree"), reading("tree")]) == pytest.approx(1 / 2)
+    assert entropy_of(["a"] * 5) == 0
+    assert entropy_of(["a", "b"] * 4) == 1
+
+
+def test_swap_wants_the_other_landmark_and_own_videos_their_own() -> None:
+    truth, swapped = record("return/truth", FIRST, FIRST), record("return/swap/truth", SECOND, SECOND)
+    rows = summarise_recall(
+        [truth, swapped, record("return/swap", SECOND), record("own", SECOND, SECOND)], valid_likelihood=0.1
+    )["cells"]
+    assert [row["as_seen"]["correct"] for row in rows] == [4, 4]
+    assert rows[0]["original"]["correct"] == 1
+    assert rows[1]["first"]["valid"]["correct"] == 3
+    assert rows[1]["first"]["truth_entropy"] == pytest.approx(1.5)
+
+
+def test_cells_are_compared_trip_by_trip_where_the_trips_are_the_same() -> None:
+    truth, far = record("return/truth", FIRST, FIRST), record("return/away:20/truth", FIRST, FIRST)
+    records = [truth, far, record("return", FIRST), record("return/blank", SECOND), record("return/away:20", SECOND)]
+    plain, blank, away = summarise_recall(records, valid_likelihood=0.1)["cells"]
+    assert plain["difference"] is away["difference"] is None
+    assert blank["difference"]["mean"] == pytest.approx(-0.75)
+    assert blank["difference"]["low"] == -1
+
+
+def test_a_strip_is_read_back_and_without_rows_there_is_no_picture(tmp_path: Path) -> None:
+    ramp = torch.linspace(0, 1, 32).expand(COLUMNS + 1, 3, 32, 32)
+    pixels = torch.from_numpy(pixels_of(strip_of(ramp)).copy())
+    assert pixels.shape == (32, 32 * COLUMNS, 3)
+    assert (pixels[:, :32].float() / 255 - ramp[0].permute(1, 2, 0)).abs().max() < 0.05
+    content = {"records": [{"cell": "return/window:21", "strips": {}}], "environments": []}
+    assert save_places(tmp_path / "places.png", content) is None
+    assert not list(tmp_path.iterdir())
+
+
+# Students that remember everything or nothing, with latents that are pixels
+
+
+@cache
+def drawn(trip: ReturnTrip, start: int, num_frames: int) -> Tensor:
+    return render_trips([trip], start=start, num_frames=num_frames)
+
+
+@pytest.fixture(autouse=True)
+def _every_trip_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(trips: Sequence[ReturnTrip], *, start: int, num_frames: int, device: object) -> Tensor:
+        return torch.cat([drawn(trip, start, num_frames) for trip in trips])
+
+    monkeypatch.setattr(trips_module, "render_trips", render)
 
 
 @pytest.fixture
-def one_chunk_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("world.scene", "bench.recall.trip"):
-        monkeypatch.setattr(f"vidaccel.{module}.SEGMENT_FRAMES", 12)
-    monkeypatch.setattr("vidaccel.bench.recall.trip.WINDOW_FRAMES", 2)
-    assert [GRID.start_chunk(segment) for segment in range(NUM_SEGMENTS + 1)] == list(range(NUM_SEGMENTS + 1))
+def pixel_student(tiny_wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A student whose latents are the last pixel frame of each group, so that what it makes can be said in pixels."""
+
+    def encode(vae: object, frames: Tensor) -> Tensor:
+        return torch.nn.functional.pixel_unshuffle(frames[:, ::4], 8).transpose(1, 2)
+
+    class Decoder:
+        def __init__(self, vae: object) -> None:
+            pass
+
+        def decode(self, latents: Tensor) -> Tensor:
+            frames = torch.nn.functional.pixel_shuffle(latents.transpose(1, 2), 8).repeat_interleave(4, dim=1)
+            return (frames[:, 3:].clamp(0, 1) * 255).round().to(torch.uint8)
+
+    monkeypatch.setattr("vidaccel.bench.recall.trips.encode_start", encode)
+    monkeypatch.setattr("vidaccel.bench.recall.visits.StreamingDecoder", Decoder)
+    pipe = tiny_student(tiny_wan_folder)
+    settings = {"camera_dim": 8, "clean_pass": "frame", "in_channels": PIXELS, "out_channels": PIXELS}
+    config = {**tiny_transformer().config, **settings, "rope_max_seq_len": 64}
+    pipe.register_modules(transformer=CausalWanTransformer3DModel.from_config(config).eval())
+    pipe.register_to_config(memory="full:45")
+    return pipe
+
+
+Maker = Callable[[Any, list[float]], Tensor]
+
+
+def with_maker(monkeypatch: pytest.MonkeyPatch, make: Maker) -> None:
+    """Let chunks be made by `make` of the rollout's state and the camera's way so far; nothing else of it runs."""
+
+    def made(student: Any, state: Any, shots: Any, *, num_chunks: int, camera: Any) -> Iterator[Chunk]:
+        while state.num_chunks < num_chunks:
+            state.num_chunks, state.num_frames = state.num_chunks + 1, state.num_frames + 3
+            way, _ = camera(0, 0, state.num_frames)
+            yield type("Made", (), {"latents": make(state, way)})  # type: ignore[misc]
+
+    monkeypatch.setattr("vidaccel.bench.recall.trips.rollout", made)
+
+
+def remembered_place(state: Any, way: list[float]) -> Tensor:
+    """For every frame of the chunk one that is remembered from the same place, or noise."""
+    generator = torch.Generator().manual_seed(state.num_frames)
+    shape = (len(state.seeds), state.size[0], *state.size[1:])
+    frames = []
+    for place in way[-3:]:
+        found = [frame for frame in state.remembered if abs(way[frame] - place) < 1e-6]
+        frames.append(state.remembered[found[-1]] if found else torch.rand(shape, generator=generator))
+    return torch.stack(frames, dim=2)
+
+
+def shares(pipe: Any, output: Path, *cells: str, num_trips: int = 4) -> dict[str, dict[str, Any]]:
+    summary = RecallBench(output=output, device="cpu", num_trips=num_trips, cells=cells).run(pipe=pipe)
+    return {row["cell"]: row for row in summary["cells"]}
+
+
+def test_a_student_that_remembers_all_is_as_good_as_the_world_follows_the_swap_and_is_lost_without_its_memory(
+    pixel_student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_maker(monkeypatch, remembered_place)
+    words = ("", "/blank", "/swap", "/window:6")
+    rows = shares(pixel_student, tmp_path, *(f"return{word}/{SHORT}" for word in words))
+    plain, blank, swap, window = rows.values()
+    assert plain["as_seen"]["share"] == plain["ceiling"]["share"] == 1
+    assert plain["second"]["valid"]["share"] == 1
+    assert (swap["as_seen"]["share"], swap["original"]["share"]) == (1, 0)
+    assert blank["as_seen"]["share"] == window["as_seen"]["share"] == 0
+    assert [row["frames_in_reach"] for row in rows.values()] == [6, 0, 6, 0]
+    assert plain["chance"] < 0.3
+    text = (tmp_path / "recall.md").read_text()
+    assert f"`return/swap/{SHORT}` shows the landmark that was there before in 0.0% of 4" in text
+
+
+def test_a_student_that_ignores_its_memory_is_at_chance(
+    pixel_student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = RecallTrips(pixel_student, RecallCell.parse(f"return/{SHORT}"), count=4).world().roll(1, 0)
+    seeds = [unseen_trip(seed, away_chunks=1).seed for seed in range(4)]
+
+    def other_world(state: Any, way: list[float]) -> Tensor:
+        rows = [seeds.index(seed) for seed in state.seeds]
+        return worlds[rows, :, state.num_frames - 3 : state.num_frames]
+
+    with_maker(monkeypatch, other_world)
+    (row,) = shares(pixel_student, tmp_path, f"return/{SHORT}").values()
+    assert row["as_seen"]["share"] <= row["chance"] + 1 / 4
+    assert row["second"]["valid"]["share"] == 1
+    assert row["ceiling"]["share"] == 1
+
+
+def test_an_own_video_is_compared_with_its_own_first_visit(
+    pixel_student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = RecallTrips(pixel_student, RecallCell.parse(f"own/{SHORT}"), count=4).world()
+
+    def always_the_first_world(state: Any, way: list[float]) -> Tensor:
+        return worlds[[0] * len(state.seeds), :, state.num_frames - 3 : state.num_frames]
+
+    with_maker(monkeypatch, always_the_first_world)
+    (row,) = shares(pixel_student, tmp_path, f"own/{SHORT}").values()
+    assert row["as_seen"]["share"] == 1
+    assert row["chance"] == 1  # all show one landmark, which the figure alone would not tell
+    assert row["first"]["kinds_entropy"] == 0 < row["first"]["truth_entropy"]
+    assert row["first"]["commonest"]["share"] == 1
+
+
+def test_swapped_frames_are_those_of_the_place_and_no_others(pixel_student: Any) -> None:
+    trips = RecallTrips(pixel_student, RecallCell.parse(f"three/swap/{SHORT}"), count=2)
+    plain, swapped = trips.prefix(), trips.prefix(is_swapped=True)
+    for row, trip in enumerate(trips.trips):
+        differs = (plain[row] != swapped[row]).any(0).flatten(1).any(1)
+        assert set(differs.nonzero().flatten().tolist()) <= set(target_frames(trip))
+        assert all(differs[3 * chunk] for chunk in trip.first_visit)
+
+
+# All of it
 
 
 @pytest.fixture
 def student_folder(tiny_wan_folder: Path, tmp_path: Path) -> Path:
-    tiny_student(tiny_wan_folder).save_pretrained(tmp_path / "student")
+    pipe = tiny_student(tiny_wan_folder)
+    config = {**tiny_transformer().config, "camera_dim": 8, "clean_pass": "frame"}
+    pipe.register_modules(transformer=CausalWanTransformer3DModel.from_config(config).eval())
+    pipe.save_pretrained(tmp_path / "student")
     settings = {"defaults": {"height": FRAME_SIZE, "width": FRAME_SIZE, "fps": 16, "max_sequence_length": 16}}
     (tmp_path / "student" / "vidaccel.json").write_text(json.dumps(settings))
     return tmp_path / "student"
 
 
-@pytest.mark.usefixtures("one_chunk_a_segment")
 def test_all_of_it_at_toy_size_and_nothing_is_made_twice(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidaccel.bench.recall.settings.NUM_CHUNKS", 1)
-    monkeypatch.setattr("vidaccel.bench.recall.trip._BATCH", 1)
     output = tmp_path / "results"
     arguments = ["bench", "recall", "--output", str(output), "--model", str(student_folder), "--device", "cpu"]
-    arguments += [*SMALL, *MEMORIES, "--keep-pictures"]
-    assert run(arguments) == 0
-    assert {path.name for path in output.iterdir()} == {"recall.json", "recall.md", "recall.png", "pictures"}
-    assert len(list((output / "pictures").iterdir())) == 3
+    arguments += ["--num-trips", "2", "--cells"]
+    assert run([*arguments, f"return/uniform/{SHORT},own/window:9/steps:1/{SHORT}"]) == 0
+    assert {path.name for path in output.iterdir()} == {"recall.json", "recall.md", "recall.png"}
     result = json.loads((output / "recall.json").read_text())
-    slow, window, own, *settings = result["records"]
-    assert [record["settings"] for record in settings] == ["1@1", "1@2"]
-    assert [len(cell["prompts"]) for cell in (slow, window, own)] == [2, 2, 2]
-    assert list(slow["prompts"][0]["returns"]) == ["away"]
-    assert list(slow["prompts"][0]["visits"]) == ["6"]
-    assert list(own["prompts"][0]["returns"]) == ["home", "away"]
-    assert list(own["prompts"][0]["visits"]) == ["0", "2", "4", "6"]
-    assert all(len(prompt["similarities"]) == len(prompt["keyframes"]) == 7 for prompt in slow["prompts"])
-    assert slow["prompts"][1]["similarities"][1] < 1  # chunks of the clip are noted too
-    assert window["prompts"][0]["similarities"] == [None] * 7
-    assert [prompt["returns"]["away"]["remembered_frames"] for prompt in window["prompts"]] == [0, 0]
-    assert own["prompts"][0]["returns"]["home"]["remembered_frames"] == 0
-    assert window["attended_frames"] == 6
-    text = (output / "recall.md").read_text()
-    assert "Less slow-fast:3+3+6@0.9999, prompt by prompt:" in text
-    assert "| window:6 | 6 | 0.0 |" in text
+    truth, made, own = result["records"]
+    assert [one["cell"] for one in (truth, made, own)] == [
+        f"return/{SHORT}/truth",
+        f"return/uniform/{SHORT}",
+        f"own/window:9/{SHORT}/steps:1",
+    ]
+    assert [one.get("num_inference_steps") for one in (truth, made, own)] == [None, 2, 1]
+    assert ["first" in one["trips"][0] for one in (truth, made, own)] == [True, False, True]
+    assert recall_markdown(result) == (output / "recall.md").read_text()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    for name in ("take_trips", "measure_settings"):
-        monkeypatch.setattr(f"vidaccel.bench.recall.recall.{name}", never)
-    assert run(arguments) == 0
+    for name in ("rollout", "encode_start"):
+        monkeypatch.setattr(f"vidaccel.bench.recall.trips.{name}", never)
+    assert run([*arguments, f"return/uniform/{SHORT}"]) == 0
     assert json.loads((output / "recall.json").read_text())["records"] == result["records"]
 
 
-@pytest.mark.usefixtures("one_chunk_a_segment")
-def test_what_is_remembered_at_the_return_is_counted_as_the_memory_keeps_it(tiny_wan_folder: Path) -> None:
-    pipe, trips = tiny_student(tiny_wan_folder), plan_trips(1)
-    counts = {
-        name: take_trips(pipe, trips, named_memory(name), max_sequence_length=16).remembered
-        for name in ("full:21", "sink+window:3+3", "slow-fast:3+3+3/uniform", "window:6")
-    }
-    assert counts["full:21"] == {"home": [3], "away": [3]}
-    assert counts["window:6"] == {"home": [0], "away": [0]}
-    assert counts["sink+window:3+3"] == {"home": [3], "away": [0]}
-    assert counts["slow-fast:3+3+3/uniform"] == {"home": [3], "away": [1]}
+def test_a_trip_is_the_same_alone_and_in_a_batch(student_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidaccel.generation.loading import load_pipeline
+
+    pipe = load_pipeline(str(student_folder), device="cpu")
+    cell = RecallCell.parse(f"return/{SHORT}")
+    trips = RecallTrips(pipe, cell, count=3, max_sequence_length=16)
+    together = trips.roll(cell)
+    monkeypatch.setattr(trips_module, "_BATCH", 1)
+    alone = trips.roll(cell)
+    torch.testing.assert_close(together.second.stills, alone.second.stills, atol=4 / 255, rtol=0)
+    assert together.keyframes == alone.keyframes
 
 
-@pytest.mark.usefixtures("one_chunk_a_segment")
-def test_trips_are_the_same_alone_and_in_a_batch_and_go_on_from_a_clip(tiny_wan_folder: Path) -> None:
-    pipe, trips = tiny_student(tiny_wan_folder), plan_trips(2)
-    memory = named_memory("slow-fast:3+3+6@0.9999")
-    given = encode_trips(pipe.vae, trips, GRID, 5)
-    assert given.shape[2] == GRID.start_chunk(5) * 3
-    together = take_trips(pipe, trips, memory, given=given, max_sequence_length=16)
-    assert list(together.windows) == [6]
-    alone = take_trips(pipe, trips[1:], memory, given=given[1:], max_sequence_length=16)
-    torch.testing.assert_close(together.windows[6][1:], alone.windows[6], atol=2 / 255, rtol=0)
-    assert together.keyframes[1] == alone.keyframes[0]
-    fresh = take_trips(pipe, trips[1:], memory, max_sequence_length=16)
-    assert not torch.equal(fresh.windows[6], alone.windows[6])
+def test_a_student_without_a_camera_or_with_other_chunks_is_refused_in_a_line(
+    tiny_wan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_student(tiny_wan_folder).save_pretrained(tmp_path / "student")
+    arguments = ["bench", "recall", "--output", str(tmp_path / "results"), "--model", str(tmp_path / "student")]
+    assert run([*arguments, "--device", "cpu"]) == 2
+    assert "not told of its camera" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not any((tmp_path / "results").iterdir())

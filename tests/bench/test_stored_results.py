@@ -15,6 +15,7 @@ from vidaccel.bench.caching.comparison import DEFAULTS
 from vidaccel.bench.caching.tables import easycache_markdown
 from vidaccel.bench.commands import commands_markdown
 from vidaccel.bench.quality import quality_markdown
+from vidaccel.bench.recall.tables import recall_markdown
 from vidaccel.bench.rollout.tables import rollout_markdown
 from vidaccel.bench.speed import speed_markdown
 from vidaccel.bench.table import BENCHMARKS, benchmark_class
@@ -35,6 +36,7 @@ MARKDOWN: Mapping[str, Callable[[Any], str]] = {
     "commands": commands_markdown,
     "easycache": easycache,
     "quality": quality_markdown,
+    "recall": recall_markdown,
     "rollout": rollout_markdown,
     "speed": speed_markdown,
 }

@@ -39,8 +39,8 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "recall": (
             "vidaccel.bench.recall.recall:RecallBench",
-            "Is a place the same when the camera comes back, with each memory of a causal student: recall.json, .md, "
-            ".png.",
+            "Is a place the same when the camera of a causal student comes back, and is it the memory: recall.json, "
+            ".md, .png, .places.png.",
         ),
     }
 )

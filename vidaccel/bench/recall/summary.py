@@ -1,46 +1,47 @@
-"""From the records of the recall benchmark to figures over prompts, and memories compared prompt by prompt."""
+"""From the readings of the recall benchmark to shares with intervals, chance, ceiling, and differences trip by trip."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.recall.settings import ATTRIBUTES
-from vidaccel.bench.recall.trip import NUM_SEGMENTS, RETURNS
-from vidaccel.bench.shared.statistics import percentile, share_interval, summarise
-from vidaccel.files.text import json_number
+from vidaccel.bench.shared.statistics import share_interval, summarise
 
 Record = Mapping[str, Any]
-MEASURES = (
-    "psnr",
-    "ssim",
-    "resemblance",
-    "resemblance_of_others",
-    "recognised",
-    "colour_difference",
-    "remembered_frames",
-)
-COMPARED = ("psnr", "ssim", "resemblance", "colour_difference")
-THRESHOLDS = (0.95, 0.98, 0.99, 0.995, 0.997, 0.999)
-_SEEN = ("colour", "shape", "background")
+Reading = Mapping[str, Any]
+MOST_SHIFT = 8.0  # pixels between two readings of one place
 
 
-def summarise_recall(records: Sequence[Record], *, reference: str) -> dict[str, Any]:
-    """`returns`: a row for each begin, place and memory. `visits`: what the oracle reads along own videos.
+def summarise_recall(records: Sequence[Record], *, valid_likelihood: float) -> dict[str, Any]:
+    """`cells`: a row for each cell. `truths`: what the oracle makes of the decoded world itself.
 
-    `similarities`: of neighbouring chunks by part of the way. `settings`: shares for steps and guidance.
-    reference: the memory that the others are compared with.
+    valid_likelihood: least log-likelihood ratio a pixel of what counts as a landmark.
     """
-    cells = [record for record in records if record["kind"] == "trips"]
+    named = {record["cell"]: record for record in records}
+    truths = [record for record in records if record["kind"] == "truth"]
+    cells = [record for record in records if record["kind"] != "truth"]
     return {
-        "reference": reference,
-        "returns": [
-            _return_row(cell, place, cells, reference) for place in RETURNS for cell in cells if _has(cell, place)
-        ],
-        "visits": [row for cell in cells if cell["begin"] == "own" for row in _visit_rows(cell)],
-        "similarities": similarity_rows(cells),
-        "settings": [_settings_row(record) for record in records if record["kind"] == "settings"],
+        "truths": [_truth_row(record, valid_likelihood) for record in truths],
+        "cells": [_row(record, named, valid_likelihood) for record in cells],
     }
+
+
+def is_as_seen(wanted: Reading, got: Reading) -> bool:
+    """Whether two readings are of one landmark at one place."""
+    return _same_kind(wanted, got) and _same_colour(wanted, got) and _same_place(wanted, got)
+
+
+def chance_of(wanted: Sequence[Reading], got: Sequence[Reading]) -> float:
+    """Share of as seen over all pairs of a return with the first visit of another trip."""
+    pairs = [(w, g) for place, w in enumerate(wanted) for other, g in enumerate(got) if other != place]
+    return sum(is_as_seen(w, g) for w, g in pairs) / len(pairs)
+
+
+def entropy_of(names: Sequence[str]) -> float:
+    """Of how often each name comes, in bits."""
+    return -sum(count / len(names) * math.log2(count / len(names)) for count in Counter(names).values()) + 0.0
 
 
 def share(successes: Iterable[bool]) -> dict[str, float]:
@@ -50,97 +51,96 @@ def share(successes: Iterable[bool]) -> dict[str, float]:
     return {"correct": sum(found), "count": len(found), "share": sum(found) / len(found), "low": low, "high": high}
 
 
-def _has(cell: Record, place: str) -> bool:
-    return place in cell["prompts"][0]["returns"]
+def _same_kind(wanted: Reading, got: Reading) -> bool:
+    return bool(wanted["kind"] == got["kind"])
 
 
-def _return_row(cell: Record, place: str, cells: Sequence[Record], reference: str) -> dict[str, Any]:
-    row: dict[str, Any] = {name: cell[name] for name in ("begin", "memory", "attended_frames")} | {"place": place}
-    for name in MEASURES:
-        values = [[value] for value in _values(cell, place, name).values()]
-        row[name] = summarise(values).to_dict() if values else None
-    row["differences"] = {}
-    other = next((c for c in cells if c["begin"] == cell["begin"] and c["memory"] == reference), None)
-    if other is not None and other is not cell:
-        row["differences"] = {name: _difference(cell, other, place, name) for name in COMPARED}
-    second = str(RETURNS[place][1])
-    shown = [prompt["visits"][second] for prompt in cell["prompts"]]
-    if place == "away":
-        row["subject"] = share(one["colour"] is None for one in shown)
-    elif str(RETURNS[place][0]) in cell["prompts"][0]["visits"]:
-        before = [prompt["visits"][str(RETURNS[place][0])] for prompt in cell["prompts"]]
-        row["subject"] = share(
-            one["colour"] is not None and all(one[name] == first[name] for name in ("colour", "shape"))
-            for one, first in zip(shown, before, strict=True)
-        )
+def _same_colour(wanted: Reading, got: Reading) -> bool:
+    return bool(wanted["colour"] == got["colour"])
+
+
+def _same_place(wanted: Reading, got: Reading) -> bool:
+    return abs(wanted["x"] - got["x"]) <= MOST_SHIFT
+
+
+def _readings(record: Record, visit: str) -> list[Reading]:
+    return [trip[visit] for trip in record["trips"]]
+
+
+def _wanted(record: Record, named: Mapping[str, Record]) -> list[Reading]:
+    """The first visits that a cell's returns are compared with: its own, or those of the world."""
+    source = record if record["kind"] in ("own", "truth") else named[record["truth"]]
+    return _readings(source, "first")
+
+
+def _shares(wanted: Sequence[Reading], got: Sequence[Reading]) -> dict[str, Any]:
+    tests: Mapping[str, Callable[[Reading, Reading], bool]] = {
+        "as_seen": is_as_seen,
+        "same_kind": _same_kind,
+        "same_colour": _same_colour,
+        "same_place": _same_place,
+    }
+    return {name: share(test(w, g) for w, g in zip(wanted, got, strict=True)) for name, test in tests.items()}
+
+
+def _sharpness(readings: Sequence[Reading], valid_likelihood: float) -> dict[str, Any]:
+    """How many are a landmark at all, how clear they are, and how many kinds there are."""
+    kinds = Counter(reading["kind"] for reading in readings)
+    commonest, count = kinds.most_common(1)[0]
+    return {
+        "valid": share(reading["likelihood"] >= valid_likelihood for reading in readings),
+        "likelihood": summarise([[reading["likelihood"]] for reading in readings]).to_dict(),
+        "kinds_entropy": entropy_of([reading["kind"] for reading in readings]),
+        "commonest": {"kind": commonest, "share": count / len(readings)},
+    }
+
+
+def _truth_row(record: Record, valid_likelihood: float) -> dict[str, Any]:
+    first, second = _readings(record, "first"), _readings(record, "second")
+    return {
+        "cell": record["cell"],
+        **_shares(first, second),
+        "chance": chance_of(first, second),
+        "first": _sharpness(first, valid_likelihood),
+        "second": _sharpness(second, valid_likelihood),
+    }
+
+
+def _row(record: Record, named: Mapping[str, Record], valid_likelihood: float) -> dict[str, Any]:
+    got, wanted, truth = _readings(record, "second"), _wanted(record, named), named[record["truth"]]
+    names = ("cell", "kind", "control", "memory", "away_chunks", "num_inference_steps", "seconds")
+    row = {name: record[name] for name in names}
+    row |= _shares(wanted, got) | {"chance": chance_of(wanted, got)}
+    row["ceiling"] = _shares(_readings(truth, "first"), _readings(truth, "second"))["as_seen"]
+    row["second"] = _against_truth(got, _readings(truth, "second"), valid_likelihood)
+    for name in ("frames_in_reach", "keyframes"):
+        row[name] = sum(trip[name] for trip in record["trips"]) / len(got)
+    row["first"] = row["original"] = None
+    if record["kind"] == "own":
+        row["first"] = _against_truth(wanted, _readings(truth, "first"), valid_likelihood)
+    if record["control"] == "swap":
+        original = _readings(named[record["original"]], "first")
+        row["original"] = share(is_as_seen(w, g) for w, g in zip(original, got, strict=True))
+    plain = named.get(record["plain"])
+    is_paired = plain is not None and plain is not record and plain["original"] == record["original"]
+    row["difference"] = _difference(record, plain, named) if plain is not None and is_paired else None
     return row
 
 
-def _values(cell: Record, place: str, name: str) -> dict[str, float]:
-    """By prompt; prompts without the value are left out."""
-    found = {prompt["prompt"]: prompt["returns"][place][name] for prompt in cell["prompts"]}
-    return {prompt: float(value) for prompt, value in found.items() if value is not None}
+def _against_truth(readings: Sequence[Reading], truth: Sequence[Reading], valid_likelihood: float) -> dict[str, Any]:
+    """How clear landmarks are, and in shares of those that the world shows on the same trips."""
+    found, whole = _sharpness(readings, valid_likelihood), _sharpness(truth, valid_likelihood)
+    ratio = found["likelihood"]["mean"] / whole["likelihood"]["mean"]
+    return found | {"likelihood_share": ratio, "truth_entropy": whole["kinds_entropy"]}
 
 
-def _difference(cell: Record, reference: Record, place: str, name: str) -> dict[str, Any] | None:
-    """This memory less the reference, over the prompts that both have a value for."""
-    here, there = (_values(one, place, name) for one in (cell, reference))
-    values = [[here[prompt] - there[prompt]] for prompt in here if prompt in there]
-    return summarise(values).to_dict() if values else None
-
-
-def _visit_rows(cell: Record) -> list[dict[str, Any]]:
-    """Along the video: what is still right, and how sharp the pictures are."""
-    rows = []
-    for segment in cell["prompts"][0]["visits"]:
-        place = next(name for name, visits in RETURNS.items() if int(segment) in visits)
-        pairs = [(prompt["visits"][segment], prompt["asked"]) for prompt in cell["prompts"]]
-        row: dict[str, Any] = {"memory": cell["memory"], "segment": int(segment), "place": place}
-        for name in _SEEN if place == "home" else ("background",):
-            row[name] = share(shown[name] == asked[name] for shown, asked in pairs)
-        row["subject"] = share((shown["colour"] is not None) == (place == "home") for shown, _ in pairs)
-        row["sharpness"] = summarise([[shown["sharpness"]] for shown, _ in pairs]).to_dict()
-        rows.append(row)
-    return rows
-
-
-def similarity_rows(cells: Sequence[Record]) -> list[dict[str, Any]]:
-    """Percentiles of the similarity of neighbouring chunks in videos begun with nothing, and the share of keyframes.
-
-    Parts: the first two chunks of a segment, in which the prompt has changed, and the rest of holds and pans.
-    """
-    by_part: dict[str, list[float]] = {"change of segment": [], "hold at home": [], "hold away": [], "pan": []}
-    for cell in cells:
-        if cell["begin"] == "own":
-            for prompt in cell["prompts"]:
-                for part, value in _parts(prompt["similarities"]):
-                    by_part[part].append(value)
-    return [
+def _difference(record: Record, plain: Record, named: Mapping[str, Record]) -> dict[str, Any]:
+    """As seen less that of the plain cell, on the same trips."""
+    here, there = (
         {
-            "part": part,
-            "count": len(values),
-            **{f"percentile_{rank}": percentile(values, rank) for rank in (5, 50, 95)},
-            "below": {f"{limit:g}": sum(value < limit for value in values) / len(values) for limit in THRESHOLDS},
+            trip["seed"]: is_as_seen(wanted, trip["second"])
+            for trip, wanted in zip(one["trips"], _wanted(one, named), strict=True)
         }
-        for part, values in by_part.items()
-        if values
-    ]
-
-
-def _parts(similarities: Sequence[float | None]) -> list[tuple[str, float]]:
-    chunks = len(similarities) // NUM_SEGMENTS
-    found = []
-    for chunk, value in enumerate(similarities):
-        segment, offset = divmod(chunk, chunks)
-        part = ("hold at home", "pan", "hold away", "pan")[segment % 4]
-        if segment and offset < 2:
-            part = "change of segment"
-        if value is not None:
-            found.append((part, value))
-    return found
-
-
-def _settings_row(record: Record) -> dict[str, Any]:
-    prompts = record["prompts"]
-    row: dict[str, Any] = {name: share(prompt[name] for prompt in prompts) for name in (*ATTRIBUTES, "kept")}
-    return {"settings": record["settings"], "seconds": json_number(prompts[0]["seconds"]), **row}
+        for one in (record, plain)
+    )
+    return summarise([[float(here[seed]) - float(there[seed])] for seed in here]).to_dict()

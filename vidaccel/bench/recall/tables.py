@@ -1,4 +1,4 @@
-"""Tables and picture of the recall benchmark, made from its summary."""
+"""Tables and plot of the recall benchmark, made from its summary."""
 
 from __future__ import annotations
 
@@ -6,203 +6,133 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidaccel.bench.recall.settings import ATTRIBUTES
 from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.files.atomic import atomic_write
 from vidaccel.machine.environment import hardware_line
 
 Row = Mapping[str, Any]
 _TITLES = {
-    ("away", "clip"): "The other place again, first seen in a clip of the world",
-    ("home", "own"): "Home again, first seen in the student's own video",
-    ("away", "own"): "The other place again, first seen in the student's own video",
+    "return": "Back to a place",
+    "three": "With a third place in between",
+    "shift": "To rest beside where the camera stood before",
+    "own": "In videos of the student alone",
 }
-_FORMS = (("psnr", ".2f"), ("ssim", ".3f"), ("colour_difference", ".1f"), ("resemblance", ".3f"))
-_COLOURS = {"slow-fast": "#d1410c", "sink+window": "#1a8a5a", "window": "#0072b2", "full": "#7a4fa3"}
-_PANELS = {
-    "away": (("resemblance", "resemblance"), ("psnr", "PSNR (dB)")),
-    "home": (
-        ("psnr", "PSNR of what the subject leaves in view (dB)"),
-        ("colour_difference", "colours off by (levels)"),
-    ),
-}
+_COLOURS = {None: "#d1410c", "blank": "#8c8c8c", "swap": "#0072b2"}
 
 
 def recall_markdown(content: Mapping[str, Any]) -> str:
-    """A table for each place and begin, the comparison with the first memory, drift, similarities and settings."""
+    """How it was measured, a table for each kind of trip, and what the oracle makes of the world itself."""
     protocol, summary = content["protocol"], content["summary"]
-    seconds = protocol["segments"] * protocol["segment_frames"] / 16
     lines = [
         "# Is a place the same when the camera comes back?",
         "",
         captions(content),
         "",
-        f"{protocol['num_prompts']} unseen prompts ({protocol['own_prompts']} for videos of the student alone), "
-        f"{seconds:g} s of {protocol['segments']} segments: home, pan, away, pan, home, pan, away. "
-        f"{protocol['num_inference_steps']} steps, guidance {protocol['guidance_scale']:g}. "
-        f"Videos that begin with a clip get the first {protocol['given_segments']} segments from the world. Pictures "
-        "are medians over the last second of a visit, compared between sun and ground at the best horizontal shift. "
-        "Resemblance is the cosine of what stands out from the background; recognised: how often the first visit of "
-        "another prompt resembles the second less than its own. Other prompts mostly have "
-        "other backgrounds, so half is not the level of chance: read all figures against the "
-        "windows. Means with 95 % bootstrap intervals "
-        "over prompts; shares have Wilson's.",
+        f"{protocol['num_trips']} unseen trips of every kind: the camera leaves a place, sees another, comes home and "
+        "returns. Everything up to the way back is the world's, encoded; the student makes the rest with its own "
+        f"memory ({protocol['memory']}), {protocol['num_inference_steps']} steps and guidance "
+        f"{protocol['guidance_scale']:g} where nothing else is said. As seen: the oracle reads the kind and the colour "
+        f"of the first visit (decoded), within {protocol['most_shift']:g} pixels of its place, in the median of the "
+        f"return's last {protocol['still_frames']} frames. Blank: no frame that shows the place is in memory. Swap: "
+        "those frames show another landmark, which is what must come back. Ceiling: the return as the world shows it, "
+        "decoded. Chance: a return against the first visits of other trips. Valid: a log-likelihood ratio of at least "
+        f"{protocol['valid_likelihood']:g} a pixel, which 99 % of the decoded world reach. Shares have Wilson's 95 % "
+        "intervals, differences (in points, trip by trip) the bootstrap's.",
     ]
-    for (place, begin), title in _TITLES.items():
-        rows = [row for row in summary["returns"] if (row["place"], row["begin"]) == (place, begin)]
+    for kind, title in _TITLES.items():
+        rows = [row for row in summary["cells"] if row["kind"] == kind]
         if rows:
-            lines += ["", f"## {title}", "", *_return_table(rows, place)]
-            if differences := [row for row in rows if row["differences"]]:
-                lines += ["", f"Less {summary['reference']}, prompt by prompt:", "", *_difference_table(differences)]
-    if summary["visits"]:
-        lines += ["", "## Along the student's own videos", "", *_visit_table(summary["visits"], protocol)]
-    if summary["similarities"]:
-        lines += ["", "## Similarity of a chunk's keys with the chunk before", "", *_similarity_table(summary)]
-    if summary["settings"]:
-        lines += ["", "## Steps and guidance, 12 s with one prompt", "", *_settings_table(summary["settings"])]
+            lines += ["", f"## {title}", "", *_return_table(rows)]
+        if kind == "own" and rows:
+            lines += ["", "What the student itself invents at the first visit:", "", *_first_table(rows)]
+    for row in summary["cells"]:
+        if row["original"] is not None:
+            lines += ["", f"`{row['cell']}` shows the landmark that was there before in {_share(row['original'])}."]
+    lines += ["", "## What the world itself is read as", "", *_truth_table(summary["truths"])]
     return "\n".join(lines) + "\n"
 
 
-def _return_table(rows: Sequence[Row], place: str) -> list[str]:
-    header = [
-        "memory",
-        "attended",
-        "frames of the first visit in reach",
-        "PSNR (dB)",
-        "SSIM",
-        "colours off by (levels)",
-    ]
-    header += ["no subject, as it should be" if place == "away" else "subject is back"]
-    if place == "away":
-        header += ["resemblance", "of other prompts", "recognised"]
+def _return_table(rows: Sequence[Row]) -> list[str]:
+    header = ["cell", "frames of the visit in reach", "in slow memory", "as seen", "less the plain cell", "ceiling"]
+    header += ["chance", "kind", "colour", "place", "valid", "clearness, of the world's"]
     body = []
     for row in rows:
-        cells = [row["memory"], str(row["attended_frames"]), _mean(row["remembered_frames"], ".1f")]
-        cells += [_interval(row[name], form) for name, form in _FORMS[:3]]
-        cells += [_share(row.get("subject"))]
-        if place == "away":
-            cells += [_interval(row["resemblance"], ".3f"), _mean(row["resemblance_of_others"], ".3f")]
-            cells += [_interval(row["recognised"], ".0%")]
+        cells = [f"`{row['cell']}`", f"{row['frames_in_reach']:.1f}", f"{row['keyframes']:.1f}"]
+        cells += [_share(row["as_seen"]), _points(row["difference"]), f"{row['ceiling']['share']:.0%}"]
+        cells += [f"{row['chance']:.1%}", *(f"{row[name]['share']:.0%}" for name in _PARTS)]
+        cells += [_share(row["second"]["valid"]), f"{row['second']['likelihood_share']:.0%}"]
         body.append(cells)
     return markdown_table(header, body)
 
 
-def _difference_table(rows: Sequence[Row]) -> list[str]:
-    body = [
-        [row["memory"], *(_interval(row["differences"][name], f"+{form}") for name, form in _FORMS)] for row in rows
-    ]
-    return markdown_table(["memory", "PSNR (dB)", "SSIM", "colours off by", "resemblance"], body)
+_PARTS = ("same_kind", "same_colour", "same_place")
 
 
-def _visit_table(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
-    length = protocol["segment_frames"] / 16
+def _first_table(rows: Sequence[Row]) -> list[str]:
+    header = ["cell", "valid", "clearness, of the world's", "kinds (bits)", "of the world's (bits)", "commonest kind"]
+    body = []
+    for row in rows:
+        first = row["first"]
+        kinds = [f"{first[name]:.2f}" for name in ("kinds_entropy", "truth_entropy")]
+        commonest = f"{first['commonest']['kind']}, {first['commonest']['share']:.0%}"
+        cells = [f"`{row['cell']}`", _share(first["valid"]), f"{first['likelihood_share']:.0%}", *kinds, commonest]
+        body.append(cells)
+    return markdown_table(header, body)
+
+
+def _truth_table(rows: Sequence[Row]) -> list[str]:
+    header = ["trips", "return as seen", "chance", "valid at the first visit", "log-likelihood ratio a pixel"]
     body = [
         [
-            row["memory"],
-            f"{(row['segment'] + 1) * length:g} s",
-            row["place"],
-            *(_share(row.get(name)) for name in ("subject", "colour", "shape", "background")),
-            _interval(row["sharpness"], ".0f"),
+            f"`{row['cell']}`",
+            _share(row["as_seen"]),
+            f"{row['chance']:.1%}",
+            _share(row["first"]["valid"]),
+            f"{row['first']['likelihood']['mean']:.3f}",
         ]
         for row in rows
     ]
-    return markdown_table(
-        [
-            "memory",
-            "until",
-            "place",
-            "subject in view at home and only there",
-            "colour",
-            "shape",
-            "background",
-            "sharpness",
-        ],
-        body,
-    )
+    return markdown_table(header, body)
 
 
-def _similarity_table(summary: Mapping[str, Any]) -> list[str]:
-    rows = summary["similarities"]
-    limits = list(rows[0]["below"])
-    body = [
-        [
-            row["part"],
-            str(row["count"]),
-            *(f"{row[f'percentile_{rank}']:.4f}" for rank in (5, 50, 95)),
-            *(f"{row['below'][limit]:.0%}" for limit in limits),
-        ]
-        for row in rows
-    ]
-    return markdown_table(["part", "chunks", "p5", "median", "p95", *(f"below {limit}" for limit in limits)], body)
+def _share(found: Row) -> str:
+    return f"{found['share']:.1%} of {found['count']} [{found['low']:.0%}, {found['high']:.0%}]"
 
 
-def _settings_table(rows: Sequence[Row]) -> list[str]:
-    names = (*ATTRIBUTES, "kept")
-    body = [[row["settings"], *(_share(row[name]) for name in names), f"{row['seconds']:.0f}"] for row in rows]
-    return markdown_table(["steps@guidance", *names, "seconds for all"], body)
-
-
-def _mean(summary: Row | None, form: str) -> str:
-    return "-" if summary is None else format(float(summary["mean"]), form)
-
-
-def _interval(summary: Row | None, form: str) -> str:
-    if summary is None:
+def _points(found: Row | None) -> str:
+    if found is None:
         return "-"
-    mean, low, high = (format(float(summary[name]), form) for name in ("mean", "low", "high"))
+    mean, low, high = (f"{100 * float(found[name]):+.1f}" for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
-def _share(found: Row | None) -> str:
-    return "-" if found is None else f"{found['correct']} of {found['count']} [{found['low']:.0%}, {found['high']:.0%}]"
-
-
 def save_recall_plot(path: Path, content: Mapping[str, Any]) -> Path:
-    """How much the second visit is like the first: two panels for each table, a bar for each memory."""
+    """How often a place is as seen, a line for each cell, with its interval, its chance and its ceiling."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    returns = content["summary"]["returns"]
-    panels = [key for key in _TITLES if any((row["place"], row["begin"]) == key for row in returns)]
-    figure = Figure(figsize=(10, 1.5 + 3 * len(panels)), layout="constrained")
+    rows = content["summary"]["cells"]
+    figure = Figure(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, key in zip(figure.subplots(len(panels), 2, squeeze=False), panels, strict=True):
-        rows = [row for row in returns if (row["place"], row["begin"]) == key]
-        for side, (name, label) in zip(axes, _PANELS[key[0]], strict=True):
-            _draw_bars(side, rows, name)
-            side.set_xlabel(label)
-        if key[0] == "away":
-            others = [float(row["resemblance_of_others"]["mean"]) for row in rows]
-            level = sum(others) / len(others)
-            axes[0].axvline(level, color="#8c8c8c", linestyle=":")
-            style = {"textcoords": "offset points", "va": "top", "fontsize": 7, "color": "#6e6e73"}
-            axes[0].annotate("another prompt's\nfirst visit", (level, 0.99), (4, 0), ("data", "axes fraction"), **style)
-        axes[0].set_title(_TITLES[key], fontsize=9, loc="left")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        _draw_row(axes, place, row)
+    axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
+    axes.set(xlim=(-2, 105), ylim=(len(rows) - 0.4, -0.7))
+    axes.set_xlabel("as seen (%); grey tick: chance, dotted: ceiling")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3, axis="x")
     figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
     with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path
 
 
-def _draw_bars(axes: Any, rows: Sequence[Row], name: str) -> None:
-    rows = [row for row in rows if row[name] is not None]
-    names = [row["memory"] for row in rows]
-    values = [[float(row[name][part]) for part in ("mean", "low", "high")] for row in rows]
-    means = [mean for mean, _, _ in values]
-    bars = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
-    for place, mean in enumerate(means):
-        colour = _COLOURS.get(names[place].partition(":")[0], "#4d4d4d")
-        interval = [[side[place]] for side in bars]
-        axes.errorbar([mean], [names[place]], xerr=interval, fmt="o", markersize=5, linewidth=1.6, color=colour)
-        axes.annotate(
-            format(mean, ".2f" if abs(mean) < 1 else ".1f"),
-            (mean, place),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-        )
-    axes.set_ylim(len(names) - 0.4, -0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3, axis="x")
+def _draw_row(axes: Any, place: int, row: Row) -> None:
+    seen = {name: 100 * row["as_seen"][name] for name in ("share", "low", "high")}
+    interval = [[max(0.0, seen["share"] - seen["low"])], [max(0.0, seen["high"] - seen["share"])]]
+    style = {"fmt": "o", "markersize": 5, "linewidth": 1.6, "color": _COLOURS[row["control"]]}
+    axes.errorbar([seen["share"]], [place], xerr=interval, **style)
+    axes.vlines(100 * row["chance"], place - 0.3, place + 0.3, color="#b0b0b0", linewidth=2)
+    axes.vlines(100 * row["ceiling"]["share"], place - 0.35, place + 0.35, color="#4d4d4d", linestyle=":")
