@@ -274,6 +274,17 @@ def test_the_learning_rate_warms_up_and_ends_low() -> None:
     assert schedule.learning_rate_at(1.0, warm_step=99) == pytest.approx(0.01)
 
 
+def test_the_learning_rate_may_stay_at_its_peak_and_fall_in_a_line() -> None:
+    schedule = Schedule(steps=100, learning_rate=1.0, warmup_steps=1, decay="linear", flat_share=0.3, final_share=0.02)
+    rates = [schedule.learning_rate_at(fraction, warm_step=50) for fraction in (0.0, 0.3, 0.65, 1.0, 1.1)]
+    assert rates == pytest.approx([1.0, 1.0, 0.51, 0.02, 0.02])
+    cosine = Schedule(steps=100, learning_rate=1.0, warmup_steps=1, flat_share=0.5)
+    assert [cosine.learning_rate_at(at, warm_step=50) for at in (0.5, 0.75)] == pytest.approx([1.0, 0.5])
+    for wrong in ({"decay": "steps"}, {"flat_share": 1.0}):
+        with pytest.raises(UserError):
+            Schedule(steps=1, **wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", [{}, {"seconds": 1.0, "steps": 1}, {"steps": 0}, {"seconds": -1.0}])
 def test_a_training_without_a_clear_length_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError):

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidaccel.errors import UserError
-from vidaccel.memory import parse_slow_fast
 
 if TYPE_CHECKING:
-    from vidaccel.training.causal_trainer import CausalTrainingConfig
+    from vidaccel.training.causal_config import CausalTrainingConfig
+    from vidaccel.training.keyframe_threshold import KeyframeThreshold
     from vidaccel.training.loop import Record
     from vidaccel.training.transformer_trainer import TransformerTrainingConfig
     from vidaccel.training.vae_trainer import VaeTrainingConfig
@@ -115,48 +115,55 @@ def transformer(
 @app.command()
 def causal(
     output: Output,
-    init: Annotated[str, typer.Option(help="Trained Wan pipeline to begin from: a name or a folder.")] = "wan-tiny",
-    layers: Annotated[str, typer.Option(help="Layers of its transformer to keep.")] = "0,1,4,5",
-    memory: Annotated[str, typer.Option(help="What the student will remember, sink + slow + fast.")] = (
-        "slow-fast:3+12+6"
+    init: Annotated[str, typer.Option(help="Wan pipeline or causal student to begin from: a name or a folder.")] = (
+        "wan-tiny-causal"
     ),
-    chunk_frames: Annotated[int, typer.Option(help="Latent frames made at once.")] = 3,
+    layers: Annotated[str | None, typer.Option(help="Layers of its transformer to keep, such as 0,1,4,5.")] = None,
     seconds: Seconds = None,
     steps: Steps = None,
     resume: Resume = None,
     learning_rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-3,
-    bank_clips: Annotated[int, typer.Option(help="Long clips to render and encode first.")] = 2560,
+    bank_clips: Annotated[int, typer.Option(help="Clips of 15 chunks to render and encode first.")] = 6000,
     bank_seconds: Annotated[float | None, typer.Option(help="Stop preparing them after this time.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Clips a step.")] = 64,
-    copies: Annotated[int, typer.Option(help="Noise levels of the chunk for each clip.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Chunks a step.")] = 64,
+    copies: Annotated[int, typer.Option(help="Noise levels of each chunk.")] = 4,
     optimizer: Annotated[Literal["muon", "adamw"], typer.Option(help="For the matrices of the blocks.")] = "muon",
     context_noise: Annotated[float, typer.Option(help="Greatest noise on remembered frames; 0 for none.")] = 0.15,
-    own_share: Annotated[float, typer.Option(help="Steps that follow the student's own last chunk.")] = 0.3,
-    validations: Annotated[int, typer.Option(help="How often the oracle reads rollouts.")] = 3,
-    validation_clips: Annotated[int, typer.Option(help="Rollouts it reads each time.")] = 16,
+    own_share: Annotated[float, typer.Option(help="Steps that follow the student's own last chunk.")] = 0.15,
+    landmark_weight: Annotated[float, typer.Option(help="Extra weight of landmarks in the loss.")] = 1.0,
+    validations: Annotated[int, typer.Option(help="How often recall is measured and rollouts are read.")] = 3,
+    validation_trips: Annotated[int, typer.Option(help="Trips that recall is measured on.")] = 64,
+    validation_clips: Annotated[int, typer.Option(help="Rollouts with one prompt that are read.")] = 16,
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = False,
     toy: Toy = False,
 ) -> None:
-    """Train a causal student on long clips, by teacher forcing with the memory of a rollout."""
+    """Train a causal student that remembers places, by teacher forcing on trips that come back to them."""
     try:
-        remembered = parse_slow_fast(memory, chunk_frames)
-        kept = tuple(int(layer) for layer in layers.split(","))
+        kept = None if layers is None else tuple(int(layer) for layer in layers.split(","))
     except ValueError as error:
-        raise UserError(f"`memory` or `layers` cannot be read: {error}") from error
-    from vidaccel.training.causal_trainer import CausalTrainingConfig, train_causal
+        raise UserError(
+            f"`layers` must be numbers with commas between them, such as 0,1,4,5; got {layers!r}."
+        ) from error
+    from vidaccel.training.causal_config import CausalTrainingConfig
+    from vidaccel.training.causal_trainer import train_causal
     from vidaccel.training.loop import Schedule
 
     config = CausalTrainingConfig(
         schedule=Schedule(
-            **_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.999, num_validations=validations
+            **_length(seconds, steps, toy),
+            learning_rate=learning_rate,
+            decay="linear",
+            flat_share=0.3,
+            final_share=0.02,
+            warmup_steps=100,
+            num_validations=validations,
         ),
         seed=seed,
         device=device,
         init=init,
         layers=kept,
-        memory=remembered,
         bank_clips=bank_clips,
         bank_seconds=bank_seconds,
         batch_size=batch_size,
@@ -164,6 +171,8 @@ def causal(
         optimizer=optimizer,
         context_noise=context_noise,
         own_share=own_share,
+        landmark_weight=landmark_weight,
+        validation_trips=validation_trips,
         validation_clips=validation_clips,
         compile=compile,
     )
@@ -200,14 +209,44 @@ def export_causal(
     weights: Annotated[Literal["trained", "toy"], typer.Option(help="What the folder says about its weights.")] = (
         "trained"
     ),
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Add fresh noise in every step.")] = False,
+    threshold: Annotated[float | None, typer.Option(help="Similarity below which a chunk is kept; else measured.")] = (
+        None
+    ),
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write the causal student in bf16; it shares the other networks with the model it began from."""
     from vidaccel.training.causal_export import export_student
 
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"`threshold` must be from 0 to 1, got {threshold}.")
     with _failures():
-        export_student(output, causal=causal, weights=weights, overwrite=overwrite)
+        found = export_student(
+            output,
+            causal=causal,
+            weights=weights,
+            stochastic=stochastic,
+            threshold=threshold,
+            device=device,
+            overwrite=overwrite,
+        )
+    if found is not None:
+        typer.echo(_threshold_text(found))
     typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
+
+
+def _threshold_text(found: KeyframeThreshold) -> str:
+    """The threshold and the two distributions that it divides."""
+    rows = [
+        f"{name}: similarity {values[0]:.5f} least, {values[len(values) // 2]:.5f} median, {values[-1]:.5f} greatest "
+        f"of {len(values)} chunks, {share:.1%} {what}"
+        for name, values, share, what in (
+            ("camera starts or stops", found.turning, found.found, "below"),
+            ("camera rests", found.resting, found.spared, "not below"),
+        )
+    ]
+    return "\n".join([f"keyframes below similarity {found.threshold:.6f}", *rows])
 
 
 def _folder_bytes(folder: Path) -> int:
@@ -255,9 +294,11 @@ def _toy_causal(config: CausalTrainingConfig) -> CausalTrainingConfig:
         config,
         schedule=replace(config.schedule, log_steps=2, num_validations=1),
         bank_clips=2,
-        batch_size=1,
+        batch_size=2,
         copies=2,
-        num_frames=49,
+        num_chunks=4,
+        validation_trips=1,
+        validation_away_chunks=1,
         validation_clips=1,
         validation_chunks=4,
         validation_steps=2,

@@ -1,27 +1,23 @@
-"""The causal student: how it begins from a trained pipeline, and how it predicts a chunk from remembered frames.
+"""The causal student: how it begins from a trained pipeline, and what it shares with it.
 
 Shapes: latents (B, C, F, h, w), normalised; embeddings (B, length, text_dim).
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from vidaccel.catalog.registry import spec_of
+from vidaccel.catalog.shares import shared_folder
 from vidaccel.errors import UserError
-from vidaccel.memory import MemoryConfig, MemoryIndex
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.training.architecture import FLOW_SHIFT, TextEncoder, Transformer, Vae, WordTokenizer
-from vidaccel.training.causal_layout import ChunkSequence, chunk_sequence, layout_of, num_context_slots
-from vidaccel.training.device import autocast
-from vidaccel.training.flow import timesteps_of
+from vidaccel.training.architecture import TextEncoder, Transformer, Vae, WordTokenizer
+
+_FRESH = "camera_embedder."  # layers that a student may have and what it begins from may not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,30 +31,45 @@ class Donor:
 
 
 def load_donor(model: str) -> Donor:
-    """The networks of a registered name or folder, in float32. Raises `UserError` if it is no Wan pipeline on disk."""
+    """The networks of a registered name or folder, in float32: a Wan model of short videos, or a causal student.
+
+    Raises `UserError` if it is no Wan pipeline on disk.
+    """
     folder = spec_of(model).folder
     if folder is None:
         raise UserError(f"`init` must be a registered model or a folder on this machine, got {model!r}.")
+    shared = shared_folder(folder) or folder
     try:
         return Donor(
-            transformer=WanTransformer3DModel.from_pretrained(folder / "transformer").float(),
-            text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder").float().eval().requires_grad_(False),
-            tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
-            vae=AutoencoderKLWan.from_pretrained(folder / "vae").float().eval().requires_grad_(False),
+            transformer=CausalWanTransformer3DModel.from_pretrained(folder / "transformer").float(),
+            text_encoder=UMT5EncoderModel.from_pretrained(shared / "text_encoder").float().eval().requires_grad_(False),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(shared / "tokenizer"),
+            vae=AutoencoderKLWan.from_pretrained(shared / "vae").float().eval().requires_grad_(False),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"`init` must be a Wan pipeline, {folder} cannot be read as one: {error}") from error
 
 
-def student_architecture(transformer: Transformer, *, num_layers: int) -> dict[str, Any]:
-    """Constructor arguments of a student as wide as `transformer`, with `num_layers` layers."""
+def student_architecture(transformer: Transformer, *, num_layers: int, camera_dim: int) -> dict[str, Any]:
+    """Constructor arguments of a student as wide as `transformer`, with `num_layers` layers.
+
+    It is told of its camera and remembers frames that were encoded alone. camera_dim: as in its config, unless
+    `transformer` has layers for a camera already.
+    """
     config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
-    return {**config, "patch_size": list(config["patch_size"]), "num_layers": num_layers}
+    return {
+        **config,
+        "patch_size": list(config["patch_size"]),
+        "num_layers": num_layers,
+        "camera_dim": config.get("camera_dim") or camera_dim,
+        "clean_pass": "frame",
+    }
 
 
-def student_tensors(transformer: Transformer, *, layers: Sequence[int]) -> dict[str, Tensor]:
-    """Weights of a student with these `layers` in their order. Raises `UserError` for one that is not there."""
+def student_tensors(transformer: Transformer, *, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Weights of a student with these `layers` in their order; None: all. Raises `UserError` for one not there."""
     num_layers = transformer.config.num_layers
+    layers = range(num_layers) if layers is None else layers
     if not layers or any(not 0 <= layer < num_layers for layer in layers):
         raise UserError(f"`layers` must be some of 0 to {num_layers - 1}, got {list(layers)}.")
     tensors = transformer.state_dict()
@@ -74,71 +85,14 @@ def student_tensors(transformer: Transformer, *, layers: Sequence[int]) -> dict[
 
 
 def new_student(architecture: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Transformer:
-    """A student with these weights, in float32."""
+    """A student with these weights, in float32; layers for its camera that they lack are new and change nothing.
+
+    Raises `UserError` for weights of another architecture.
+    """
     student = CausalWanTransformer3DModel(**architecture)
-    student.load_state_dict(dict(tensors))
+    new = {name: tensor for name, tensor in student.state_dict().items() if name.startswith(_FRESH)}
+    try:
+        student.load_state_dict(new | dict(tensors))
+    except RuntimeError as error:
+        raise UserError(f"The weights do not fit the architecture they came with: {error}") from error
     return student
-
-
-def chunk_velocity(
-    student: Transformer, sequence: ChunkSequence, *, context: Tensor, noisy: Tensor, sigmas: Tensor, embeddings: Tensor
-) -> Tensor:
-    """Velocity of the noisy copies of a chunk, each as if it were alone; (B, C, copies * frames, h, w) float32.
-
-    context: the remembered frames in slot order. noisy: the copies one after the other. sigmas: (B, copies).
-    """
-    copies = sigmas.shape[1]
-    times = timesteps_of(sigmas).repeat_interleave(noisy.shape[2] // copies, 1)
-    padded = F.pad(context, (0, 0, 0, 0, 0, sequence.num_slots - context.shape[2]))
-    with autocast(noisy.device):
-        velocity = student(
-            torch.cat([padded, noisy], dim=2),
-            F.pad(times, (sequence.num_slots, 0)),
-            embeddings,
-            frame_positions=sequence.frame_positions,
-            visibility=sequence.visibility,
-            return_dict=False,
-        )[0]
-    return velocity[:, :, sequence.num_slots :].float()
-
-
-@torch.no_grad()
-def roll_out(
-    student: Transformer,
-    embeddings: Tensor,
-    unconditional: Tensor,
-    *,
-    noise: Tensor,
-    memory: MemoryConfig,
-    num_steps: int,
-    guidance_scale: float,
-) -> Tensor:
-    """Latents from `noise` (B, C, F, h, w), chunk after chunk by Euler steps, every pass over all remembered latents.
-
-    Nothing is cached, so this is slow and simple; `vidaccel.rollout` is the fast way. Keyframes follow the rule of
-    `memory`, which must not need similarities. unconditional: embeddings of the empty prompt, one of the batch's size.
-    """
-    index, ends = MemoryIndex(memory), [0]
-    latents = noise[:, :, :0]
-    for chunk in noise.split(memory.chunk_frames, dim=2):
-        index.begin_chunk()
-        ends.append(ends[-1] + memory.chunk_frames)
-        layout = layout_of(index, ends=ends)
-        sequence = chunk_sequence(layout, num_slots=num_context_slots(memory), copies=1, device=noise.device)
-        context = latents[:, :, list(layout.context)]
-        for sigma, following in itertools.pairwise(euler_sigmas(num_steps)):
-            inputs = {"context": context, "noisy": chunk, "sigmas": noise.new_full((len(noise), 1), sigma)}
-            velocity = chunk_velocity(student, sequence, embeddings=embeddings, **inputs)
-            if guidance_scale != 1:
-                other = chunk_velocity(student, sequence, embeddings=unconditional, **inputs)
-                velocity = other + guidance_scale * (velocity - other)
-            chunk = chunk + (following - sigma) * velocity
-        latents = torch.cat([latents, chunk], dim=2)
-        index.commit()
-    return latents
-
-
-def euler_sigmas(num_steps: int) -> list[float]:
-    """Noise levels from 1 to 0 with Wan's shift; `num_steps` + 1 of them."""
-    times = [1 - step / num_steps for step in range(num_steps + 1)]
-    return [FLOW_SHIFT * time / (1 + (FLOW_SHIFT - 1) * time) for time in times]

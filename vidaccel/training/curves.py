@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vidaccel.errors import UserError
 from vidaccel.training.loop import Record
 
-_LOSSES = ("loss", "flow_loss", "held_out_loss")
+_LOSSES = ("loss", "flow_loss", "return_loss", "held_out_returns", "held_out_arrivals", "held_out_changes")
 
 
 def read_records(path: Path) -> list[Record]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vidaccel.training.architecture import Vae, WordTokenizer
 from vidaccel.training.device import autocast
 from vidaccel.training.vae_clip import encode_clip
-from vidaccel.world import FRAME_SIZE, Scene, caption, random_scene, render, subject_mask
+from vidaccel.world import Scene, caption, random_scene, render, subject_mask
 
 NUM_WORDINGS = 4
 TOKENS_PER_CAPTION = 32
@@ -86,20 +86,11 @@ def _wordings(scenes: Sequence[Scene]) -> list[str]:
     return texts
 
 
-def encoded_scenes(vae: Vae, scenes: Sequence[Scene], *, piece_frames: int | None = None) -> tuple[Tensor, Tensor]:
-    """Latents (B, C, F, h, w) in bf16, not normalised, and coverage by the subject (B, F, h, w) in fp16.
-
-    piece_frames: frames to render at a time, which saves memory and changes nothing; None renders whole scenes.
-    """
+def encoded_scenes(vae: Vae, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """Latents (B, C, F, h, w) in bf16, not normalised, and coverage by the subject (B, F, h, w) in fp16."""
     device: Any = next(vae.parameters()).device
-    num_frames = min(scene.num_frames for scene in scenes)
-    video = torch.empty(len(scenes), 3, num_frames, FRAME_SIZE, FRAME_SIZE, device=device)
-    mask = torch.empty(len(scenes), num_frames, FRAME_SIZE, FRAME_SIZE, device=device)
-    for first in range(0, num_frames, piece_frames or num_frames):
-        count = min(piece_frames or num_frames, num_frames - first)
-        piece = render(scenes, start=first, num_frames=count, device=device)
-        video[:, :, first : first + count] = piece.transpose(1, 2) * 2 - 1
-        mask[:, first : first + count] = subject_mask(scenes, start=first, num_frames=count, device=device)
+    video = render(scenes, device=device).transpose(1, 2) * 2 - 1
+    mask = subject_mask(scenes, device=device)
     latents = []
     for clips in video.split(_ENCODE_BATCH):
         with autocast(device):

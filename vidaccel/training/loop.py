@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from vidaccel.training.checkpoint import TrainingState, save_checkpoint
 
 METRICS_FILE = "metrics.jsonl"
 Record = dict[str, float]
+Decay = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Schedule:
 
     seconds, steps: length of a round, exactly one of them; `seconds` counts everything from the start of the call,
         preparation and validation included.
-    learning_rate: the peak; it follows a cosine down to `final_share` of it.
+    learning_rate: the peak; after `flat_share` of the round it goes down to `final_share` of it, as `decay` says.
     warmup_steps: also after a resumption. ema_decay: of the weight average.
     log_steps: steps per record. num_validations: per round, evenly spread, the last one at the end.
     """
@@ -38,6 +39,8 @@ class Schedule:
     seconds: float | None = None
     steps: int | None = None
     learning_rate: float = 1e-3
+    decay: Decay = "cosine"
+    flat_share: float = 0.0
     final_share: float = 0.01
     warmup_steps: int = 200
     max_grad_norm: float = 1.0
@@ -53,12 +56,22 @@ class Schedule:
             raise UserError(f"The length of the training must be above 0, got {length}.")
         if not self.learning_rate > 0:
             raise UserError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        if self.decay not in get_args(Decay):
+            raise UserError(f"`decay` must be one of {', '.join(get_args(Decay))}, got {self.decay!r}.")
+        if not 0 <= self.flat_share < 1:
+            raise UserError(f"`flat_share` must be from 0 to below 1, got {self.flat_share}.")
 
     def learning_rate_at(self, fraction: float, *, warm_step: int) -> float:
         """The learning rate `warm_step` steps after the start or resumption, `fraction` into the round."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
+        done = min(max((fraction - self.flat_share) / (1 - self.flat_share), 0.0), 1.0)
         warmup = min(1.0, (warm_step + 1) / max(self.warmup_steps, 1))
-        return self.learning_rate * warmup * max(self.final_share, cosine)
+        return self.learning_rate * warmup * self._share_of_peak(done)
+
+    def _share_of_peak(self, done: float) -> float:
+        """What is left of the peak when the share `done` of the decay is over."""
+        if self.decay == "linear":
+            return 1 - (1 - self.final_share) * done
+        return max(self.final_share, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 class Task(Protocol):

@@ -19,13 +19,13 @@ from torch import Tensor
 from vidaccel.training.architecture import TRANSFORMER_ARCHITECTURE, Vae, WordTokenizer
 from vidaccel.training.device import autocast
 from vidaccel.training.latents import caption_tokens, pooled_coverage, vae_depth
-from vidaccel.training.trip_rows import row_tables
+from vidaccel.training.trip_rows import clip_cameras, row_tables
 from vidaccel.training.vae_clip import encode_clip
 from vidaccel.world import FRAME_SIZE, Scene, caption, random_scene, render, subject_mask
 from vidaccel.world.captions import trip_caption
 from vidaccel.world.scene import GROUND_Y, Landmark, Split
 from vidaccel.world.sprites import LANDMARK_KINDS, LANDMARK_SIZE, landmark_sprites
-from vidaccel.world.trip import Trip, frame_of, latent_cameras
+from vidaccel.world.trip import Trip, frame_of
 from vidaccel.world.trip_render import render_trips, trip_mask
 from vidaccel.world.trips import random_trip
 
@@ -159,16 +159,16 @@ def _runs(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
 def _encoded_clips(vae: Vae, tokenizer: WordTokenizer, clips: Sequence[Clip]) -> dict[str, Tensor]:
     """The tensors of a bank of `clips`, which are of one kind."""
     device: Any = next(vae.parameters()).device
-    draw, mask = (render_trips, trip_mask) if isinstance(clips[0], Trip) else (render, subject_mask)
-    cameras = torch.tensor([latent_cameras(clip) for clip in clips], dtype=torch.float32)
+    draw: tuple[Any, Any] = (render_trips, trip_mask) if isinstance(clips[0], Trip) else (render, subject_mask)
+    cameras = torch.tensor([clip_cameras(clip) for clip in clips], dtype=torch.float32)
     columns, motions = (cameras / pixels_per_column(vae)).to(device).unbind(1)
     coverage = pooled_coverage(
-        mask(clips, device=device), scale=2 ** vae_depth(vae), stride=vae.config.scale_factor_temporal
+        draw[1](clips, device=device), scale=2 ** vae_depth(vae), stride=vae.config.scale_factor_temporal
     )
     num_chunks = cameras.shape[2] // CHUNK_FRAMES
     texts = [clip_caption(clip, chunk) for clip in clips for chunk in range(num_chunks)]
     return {
-        "latents": _encoded(vae, draw(clips, device=device)),
+        "latents": _encoded(vae, draw[0](clips, device=device)),
         "columns": columns,
         "motions": motions,
         "tokens": caption_tokens(tokenizer, texts).view(len(clips), num_chunks, -1).to(device),

@@ -5,7 +5,7 @@ have been seen long ago, then only older memory has it, or never.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -36,9 +36,14 @@ class RowTables(NamedTuple):
     keyframes: tuple[tuple[int, ...], ...]
 
 
+def clip_cameras(clip: Trip | Scene) -> tuple[list[float], list[float]]:
+    """Where the camera stands in every latent frame, and how far it came; in pixels. Scenes have the same camera."""
+    return latent_cameras(cast(Trip, clip))
+
+
 def row_tables(clips: Sequence[Trip | Scene], *, chunk_frames: int) -> RowTables:
     """The tables of `clips`, which all have the same number of whole chunks."""
-    columns = torch.tensor([latent_cameras(clip)[0] for clip in clips], dtype=torch.float32)
+    columns = torch.tensor([clip_cameras(clip)[0] for clip in clips], dtype=torch.float32)
     starts = [_span_starts(clip) for clip in clips]
     in_chunks = columns.unflatten(1, (-1, chunk_frames))
     moves = in_chunks.amax(2) - in_chunks.amin(2) > _STILL

@@ -1,0 +1,87 @@
+"""Settings of the causal student's training by teacher forcing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vidaccel.errors import UserError
+from vidaccel.training.loop import Schedule
+
+_COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim")
+_SHARES = (
+    "hold_share",
+    "return_share",
+    "arrival_share",
+    "change_share",
+    "caption_dropout",
+    "word_dropout",
+    "image_share",
+    "context_noise",
+    "context_noise_share",
+    "own_share",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalTrainingConfig:
+    """Settings of `train_causal`.
+
+    init: trained pipeline that lends its transformer, text encoder, tokenizer and autoencoder.
+    layers: the layers of its transformer that the student begins with; None: all.
+    camera_dim: width of the layers that take the camera's motion, where `init` has none.
+    num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time.
+    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
+    batch_size, copies: chunks a step, and noise levels of each, the first of them high.
+    return_share, arrival_share, change_share: chunks that are made after a return, at a new place, after a change of
+        the prompt, as far as the bank has them; the others are any.
+    image_share: of these others, chunks of clips that begin with a given single frame.
+    context_noise, context_noise_share: greatest noise on remembered frames, and in how many steps there is some.
+    own_share: steps in which the chunk before is the student's own estimate instead of the truth.
+    subject_weight, landmark_weight: extra weight in the loss of cells that the subject and landmarks cover.
+    validation_trips, validation_away_chunks: trips that come back, and after how many chunks they do.
+    validation_clips, validation_chunks: rollouts with one prompt, and their length.
+    validation_steps: denoising steps of both.
+    """
+
+    schedule: Schedule
+    seed: int = 0
+    device: str = "auto"
+    init: str = "wan-tiny-causal"
+    layers: tuple[int, ...] | None = None
+    camera_dim: int = 64
+    num_chunks: int = 15
+    hold_share: float = 0.3
+    bank_clips: int = 6000
+    bank_seconds: float | None = None
+    batch_size: int = 64
+    copies: int = 4
+    optimizer: Literal["muon", "adamw"] = "muon"
+    return_share: float = 0.5
+    arrival_share: float = 0.15
+    change_share: float = 0.15
+    caption_dropout: float = 0.1
+    word_dropout: float = 0.02
+    subject_weight: float = 3.0
+    landmark_weight: float = 1.0
+    image_share: float = 0.2
+    context_noise: float = 0.15
+    context_noise_share: float = 0.7
+    own_share: float = 0.15
+    validation_trips: int = 64
+    validation_away_chunks: int = 6
+    validation_clips: int = 16
+    validation_chunks: int = 16
+    validation_steps: int = 4
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+        taken = self.return_share + self.arrival_share + self.change_share
+        if taken > 1:
+            raise UserError(
+                f"`return_share`, `arrival_share` and `change_share` must not exceed 1 together, got {taken:g}."
+            )

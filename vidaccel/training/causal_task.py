@@ -1,0 +1,194 @@
+"""The causal student's loss on a bank of trips, as `loop.train` wants it, and its validation."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
+from vidaccel.training.causal_config import CausalTrainingConfig
+from vidaccel.training.causal_rollout import TEXT_LENGTH
+from vidaccel.training.causal_score import build_visits, recall_score, rollout_score
+from vidaccel.training.causal_student import Donor
+from vidaccel.training.checkpoint import TrainingState, with_prefix
+from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch, slots_of, velocity_of
+from vidaccel.training.device import seeded_generator
+from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents
+from vidaccel.training.transformer_trainer import new_optimizers
+from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, training_clips
+from vidaccel.world import random_scene
+
+_HELD_OUT_SEED = 77_000_000
+_LEAST_SIGMA = 0.8  # of the copies at high noise, which decide what a chunk will show
+_KINDS = ("returns", "arrivals", "changes")
+
+
+class Target(NamedTuple):
+    """A chunk to train on: clip, chunk, whether the clip began with a given image, and where it was drawn from."""
+
+    row: int
+    chunk: int
+    after_image: bool
+    kind: str
+
+
+def draw_target(draw: random.Random, bank: TripBank, config: CausalTrainingConfig) -> Target:
+    """A chunk of one of the row tables of `bank`, with the shares of `config`, or any chunk."""
+    shares = (config.return_share, config.arrival_share, config.change_share)
+    kind = draw.choices((*_KINDS, "any"), (*shares, max(1 - sum(shares), 0.0)))[0]
+    if kind != "any" and (table := getattr(bank, kind)):
+        row, chunk = draw.choice(table)
+        return Target(row, chunk, False, kind)
+    row, chunk = draw.randrange(len(bank.latents)), draw.randrange(bank.num_chunks)
+    return Target(row, chunk, chunk > 0 and draw.random() < config.image_share, "any")
+
+
+class CausalTask:
+    """Student, bank and loss, as `loop.train` wants them; donor's networks are only read."""
+
+    def __init__(
+        self,
+        student: Transformer,
+        donor: Donor,
+        config: CausalTrainingConfig,
+        *,
+        bank: TripBank,
+        state: TrainingState,
+    ) -> None:
+        self.student, self.donor, self.config, self.bank = student, donor, config, bank
+        self.device = bank.latents.device
+        self.parameters = list(student.parameters())
+        self.optimizers = new_optimizers(student, self.parameters, config.optimizer, rate=config.schedule.learning_rate)
+        if config.compile:
+            student.compile_repeated_blocks(dynamic=False)
+        self.generator = seeded_generator(self.device, config.seed, state.round, state.round_step)
+        self._draw = random.Random(f"causal {config.seed} {state.round} {state.round_step}")
+        self.num_frames_per_step = config.batch_size * CHUNK_FRAMES * TEMPORAL_STRIDE
+        self._held_out: TripBank | None = None
+        self._visits: TripBank | None = None
+
+    def loss(self, fraction: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted flow-matching loss of random chunks of random clips; for the records the plain one, and the one at
+        high noise of chunks that come back to a place."""
+        targets = [draw_target(self._draw, self.bank, self.config) for _ in range(self.config.batch_size)]
+        batch = self._prompted(self._gathered(targets))
+        if self._draw.random() < self.config.own_share:
+            batch = self._with_own_estimate(batch, targets)
+        if self._draw.random() < self.config.context_noise_share:
+            batch = self._disturbed(batch)
+        squared = self.squared_errors(batch, self._sigmas(len(targets)), self.generator)
+        weight = batch.weight(subject=self.config.subject_weight, landmarks=self.config.landmark_weight)
+        loss = (squared * weight[:, None]).mean()
+        high = squared[:, 0].detach().mean((1, 2, 3, 4))
+        returns = torch.tensor([target.kind == "returns" for target in targets]).to(self.device, non_blocking=True)
+        return_loss = (high * returns).sum() / returns.sum().clamp(min=1)
+        return loss, {"flow_loss": squared.detach().mean(), "return_loss": return_loss}
+
+    def _gathered(self, targets: Sequence[Target]) -> ChunkBatch:
+        rows, chunks, after_image, _ = zip(*targets, strict=True)
+        slots = [
+            draw_slots(self._draw, chunk, keyframes=self.bank.keyframes[row], after_image=is_after)
+            for row, chunk, is_after in zip(rows, chunks, after_image, strict=True)
+        ]
+        return gather_batch(self.bank, rows, chunks, slots)
+
+    def _prompted(self, batch: ChunkBatch) -> ChunkBatch:
+        """With the caption of the chunk, which remembered frames are encoded with too, as after a soft cut."""
+        config = self.config
+        tokens = drop_words(
+            batch.tokens, captions=config.caption_dropout, words=config.word_dropout, generator=self.generator
+        )
+        return batch.with_prompt(self.donor.text_encoder, tokens, length=TEXT_LENGTH)
+
+    def _sigmas(self, count: int) -> Tensor:
+        """(count, copies), the first of them high."""
+        sigmas = draw_sigmas(count * self.config.copies, self.generator).view(count, -1)
+        sigmas[:, 0] = _high_sigmas(count, self.generator)
+        return sigmas
+
+    def squared_errors(self, batch: ChunkBatch, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+        """Squared error of the velocity for noisy copies at `sigmas` (B, copies); (B, copies, C, T, h, w)."""
+        copies = sigmas.shape[1]
+        target = batch.chunk.repeat_interleave(copies, 0)
+        noise = torch.randn(target.shape, device=self.device, generator=generator)
+        levels = sigmas.flatten()
+        velocity = velocity_of(self.student, batch, noisy_latents(target, noise, levels), levels, copies=copies)
+        return (velocity - (noise - target)).square().unflatten(0, (-1, copies))
+
+    @torch.no_grad()
+    def _with_own_estimate(self, batch: ChunkBatch, targets: Sequence[Target]) -> ChunkBatch:
+        """The chunk before as the student sees it from noise, as in a rollout the past is its own.
+
+        Where the chunk before is a given image, or there is none, the truth stays.
+        """
+        earlier = [Target(row, max(chunk - 1, 0), is_after, kind) for row, chunk, is_after, kind in targets]
+        is_own = torch.tensor([target.chunk > target.after_image for target in targets]).to(self.device)
+        previous = replace(self._gathered(earlier), embeddings=batch.embeddings)
+        sigmas = 0.3 + 0.6 * torch.rand(len(targets), device=self.device, generator=self.generator)
+        noise = torch.randn(previous.chunk.shape, device=self.device, generator=self.generator)
+        noisy = noisy_latents(previous.chunk, noise, sigmas)
+        with torch.compiler.set_stance("force_eager"):
+            estimate = noisy - sigmas.view(-1, 1, 1, 1, 1) * velocity_of(self.student, previous, noisy, sigmas)
+        return batch.with_chunk(estimate, previous.first.where(is_own, -CHUNK_FRAMES))
+
+    def _disturbed(self, batch: ChunkBatch) -> ChunkBatch:
+        """Remembered frames with a little noise, each with its own amount."""
+        shape = batch.context_mask.shape
+        levels = self.config.context_noise * torch.rand(shape, device=self.device, generator=self.generator)
+        levels = levels[:, None, :, None, None]
+        noise = torch.randn(batch.context.shape, device=self.device, generator=self.generator)
+        return replace(batch, context=(1 - levels) * batch.context + levels * noise)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss at high noise on clips never trained on, recall on held-out trips, and what rollouts show."""
+        config = self.config
+        results = self._held_out_losses() | self._recall() if config.validation_trips else {}
+        if config.validation_clips:
+            seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_clips)
+            results |= rollout_score(
+                self.student,
+                self.donor,
+                [random_scene(seed, split="test") for seed in seeds],
+                bank=self.bank,
+                num_chunks=config.validation_chunks,
+                num_steps=config.validation_steps,
+            )
+        return results
+
+    def _recall(self) -> dict[str, float]:
+        config = self.config
+        if self._visits is None:
+            seeds = range(config.validation_trips)
+            self._visits = build_visits(self.donor, seeds, away_chunks=config.validation_away_chunks)
+        return recall_score(self.student, self.donor, self._visits, num_steps=config.validation_steps)
+
+    def _held_out_losses(self) -> dict[str, float]:
+        config, generator = self.config, seeded_generator(self.device, _HELD_OUT_SEED)
+        if self._held_out is None:
+            seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_trips)
+            clips = training_clips(seeds, num_chunks=config.num_chunks, split="test", hold_share=config.hold_share)
+            self._held_out = build_trip_bank(self.donor.vae, self.donor.tokenizer, trips=clips)
+        bank, losses = self._held_out, {}
+        for kind in _KINDS:
+            rows = getattr(bank, kind)[: config.validation_trips]
+            if not rows:
+                continue
+            slots: list[SlotLayout] = [slots_of(chunk, "uniform") for _, chunk in rows]
+            batch = gather_batch(bank, [row for row, _ in rows], [chunk for _, chunk in rows], slots)
+            batch = batch.with_prompt(self.donor.text_encoder, batch.tokens, length=TEXT_LENGTH)
+            with torch.compiler.set_stance("force_eager"):
+                errors = self.squared_errors(batch, _high_sigmas(len(rows), generator)[:, None], generator)
+            losses[f"held_out_{kind}"] = float(errors.mean())
+        return losses
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights of the student."""
+        return with_prefix("transformer", self.student.state_dict())
+
+
+def _high_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    return _LEAST_SIGMA + (1 - _LEAST_SIGMA) * torch.rand(count, device=generator.device, generator=generator)
