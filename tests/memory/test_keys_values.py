@@ -296,12 +296,13 @@ def assert_rotated_for_own_camera(memory: KeyValueMemory, whole: Camera) -> None
 def test_keys_are_rotated_for_the_camera_of_their_own_frame_wherever_they_go(config: MemoryConfig):
     """After moves and copies, after being written anew and after being saved, for two videos with two cameras."""
     model, memory, frames, whole = told_model(), memory_of(told_model(), config, batch_size=2), video(30, 2), path(30)
-    motions = set()
+    first: list[Tensor] = []
     for number, chunk in enumerate(frames.split(3, dim=2)):
         memory.begin_chunk(camera=of_chunk(whole, number))
         assert_rotated_for_own_camera(memory, whole)
         assert torch.equal(memory.motions, of_chunk(whole, number).motions)
-        motions.add(memory.motions.data_ptr())
+        first = first or [memory.motions]
+        assert memory.motions.data_ptr() == first[0].data_ptr()  # passes are captured with the place where they lie
         for time in (900.0, 0.0):
             model(chunk, torch.full((2,), time), text(2), memory=memory, alone=time == 0)
             if time:
@@ -318,10 +319,21 @@ def test_keys_are_rotated_for_the_camera_of_their_own_frame_wherever_they_go(con
             saved = {name: part.clone() for name, part in tensors.items()}
             memory = memory_of(told_model(), config, batch_size=2)
             memory.load_state(saved, values)
-            motions.clear()
-    assert len(motions) == 1  # passes are captured with the place where they lie
+            first = []
     remembered = {slot[0] for row in memory.buffers.slots for slot in row if slot}
     assert all(set(cameras) == remembered for cameras in memory.buffers._cameras)
+
+
+def test_chunks_with_a_camera_are_those_of_one_full_pass():
+    """Of a student whose chunks are remembered as they saw the past."""
+    model, frames, whole = told_model(clean_pass="chunk"), video(12, 2), path(12)
+    memory, outputs = memory_of(model, MemoryConfig.full(12), batch_size=2), []
+    for number, chunk in enumerate(frames.split(3, dim=2)):
+        memory.begin_chunk(camera=of_chunk(whole, number))
+        outputs.append(model(chunk, torch.zeros(2), text(2), memory=memory).sample)
+        memory.commit()
+    expected = model(frames, torch.zeros(2), text(2), chunk_frames=3, camera=whole).sample
+    torch.testing.assert_close(torch.cat(outputs, dim=2), expected, rtol=0, atol=1e-5)
 
 
 def test_a_chunk_that_begins_again_has_its_new_camera():

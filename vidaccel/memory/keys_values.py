@@ -26,7 +26,8 @@ class KeyValueMemory:
 
     Every sample of a batch has its own index, so that it remembers what it would alone.
     For every chunk: `begin_chunk`, any number of passes of the transformer at falling noise (`observe` after each),
-    one pass with the finished latents at timestep 0, `commit`.
+    one pass with the finished latents at timestep 0, `commit`. Of students that are told of a camera, every frame is
+    remembered with the place of its own.
 
     indexes: the integers, one `MemoryIndex` a sample. buffers: the tensors.
     """

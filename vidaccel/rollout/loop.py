@@ -1,6 +1,7 @@
 """The loop of an autoregressive rollout (Context Forcing, arXiv 2602.06028; Self-Forcing, arXiv 2506.08009).
 
-A chunk is denoised in a few steps while it attends to the memory, then passed once more at timestep 0 to be remembered.
+A chunk is denoised in a few steps while it attends to the memory, then passed once more at timestep 0 to be remembered:
+with the same memory in sight, or by students that were trained so every frame alone (`clean_pass`).
 The noise of a chunk is a function of the seed and its number: how long the rollout is, and whether it was resumed, does
 not matter. Latents are (B, C, F, H, W), normalised as the transformer takes them.
 """
@@ -317,7 +318,10 @@ class _Runner:
         self._noise = (chunk, generators, noise)
 
     def _clean_pass(self, latents: Tensor, prompt: PromptCache, memory: KeyValueMemory) -> None:
-        """Write the keys and values of finished latents: a pass at timestep 0, whose velocity nobody needs."""
+        """Write the keys and values of finished latents: a pass at timestep 0, whose velocity nobody needs.
+
+        Only students of the clean pass "frame" ask for `alone`, so that a `Pass` for others need not know of it.
+        """
         inputs = (latents.to(memory.dtype), latents.new_zeros(latents.shape[0]), prompt, memory)
         if self.student.transformer.clean_pass == "frame":
             self._run(*inputs, alone=True)

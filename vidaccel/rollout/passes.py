@@ -73,7 +73,8 @@ def compiled(transformer: CausalWanTransformer3DModel, *, backend: Any = "induct
     """The transformer with its blocks compiled, in place; `backend` is `torch.compile`'s.
 
     One block is compiled for all of them, once for the first chunk and once more, for any number of remembered
-    frames, when that number changes. Compiling takes up to minutes and happens within the first passes.
+    frames, when that number changes; and twice more where frames are passed alone too. Compiling takes up to minutes
+    and happens within the first passes.
     """
     if not any(is_compiled(block) for block in transformer.blocks):
         transformer.compile_repeated_blocks(fullgraph=True, backend=backend)  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ class Decoder(Protocol):
 class RolloutState:
     """The running values of one rollout.
 
-    memories: one for each branch of guidance, the prompt's first.
+    memories: one for each branch of guidance, the prompt's first; they also keep the camera of what they remember.
     seeds: one for each sample; with the number of a chunk they give its noise.
     size: of a latent frame, (C, H, W).
     remembered: latents of the frames in the memory, (B, C, H, W) by frame of the shot.
