@@ -79,7 +79,7 @@ class Module(NamedTuple):
 
     @property
     def is_command_line(self) -> bool:
-        return RANKS[self.package] == 7 or self.package == "__main__" or self.path.stem == "app"
+        return RANKS[self.package] == 7 or self.package == "__main__" or f"_{self.path.stem}".endswith("_app")
 
 
 @cache
@@ -169,7 +169,7 @@ def files_and_functions_are_short(module: Module) -> Iterator[str]:
 def functions_take_few_parameters(module: Module) -> Iterator[str]:
     # The parameters of a command are its flags; those of a pipeline's call are the base class's; those of a model are
     # the keys of its configuration file and the inputs that its pipeline gives it.
-    if module.package in ("cli", "models", "pipelines") or module.path.name == "app.py":
+    if module.package in ("cli", "models", "pipelines") or module.is_command_line:
         return
     for node in functions(module.tree):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]

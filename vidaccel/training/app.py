@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,34 +10,42 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidaccel.errors import UserError
+from vidaccel.training.console_app import (
+    Compile,
+    Device,
+    Output,
+    Resume,
+    Seconds,
+    Seed,
+    Steps,
+    Toy,
+    check_output,
+    draw,
+    failures,
+    folder_bytes,
+    show,
+    show_with_bank,
+)
+from vidaccel.training.context_forcing_app import context_forcing
 
 if TYPE_CHECKING:
     from vidaccel.training.causal_config import CausalTrainingConfig
     from vidaccel.training.keyframe_threshold import KeyframeThreshold
-    from vidaccel.training.loop import Record
     from vidaccel.training.transformer_trainer import TransformerTrainingConfig
     from vidaccel.training.vae_trainer import VaeTrainingConfig
 
 
 app = typer.Typer(
-    help="Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`.",
+    help="Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `context-forcing`, "
+    "`export-causal`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Output = Annotated[Path, typer.Option(help="Folder to write.")]
-Seconds = Annotated[float | None, typer.Option(help="Length by the clock, preparation and validation included.")]
-Steps = Annotated[int | None, typer.Option(help="Length in steps, instead; such a run can be repeated bit by bit.")]
-Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a finished one gets a further round.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
 _TOY_STEPS = 4
-Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
 
 
 @app.command()
@@ -62,10 +68,10 @@ def vae(
     config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
     if toy:
         config = _toy_vae(config)
-    _check_output(output, resume)
-    with _failures():
-        _show(train_vae(config, output, resume=resume), title="autoencoder")
-    _draw(output, "training of the vae")
+    check_output(output, resume)
+    with failures():
+        show(train_vae(config, output, resume=resume), title="autoencoder")
+    draw(output, "training of the vae")
 
 
 @app.command()
@@ -106,10 +112,10 @@ def transformer(
     )
     if toy:
         config = _toy_transformer(config)
-    _check_output(output, resume)
-    with _failures():
-        _show_with_bank(partial(train_transformer, config, output, vae=vae, resume=resume), title="transformer")
-    _draw(output, "training of the transformer")
+    check_output(output, resume)
+    with failures():
+        show_with_bank(partial(train_transformer, config, output, vae=vae, resume=resume), title="transformer")
+    draw(output, "training of the transformer")
 
 
 @app.command()
@@ -178,10 +184,13 @@ def causal(
     )
     if toy:
         config = _toy_causal(config)
-    _check_output(output, resume)
-    with _failures():
-        _show_with_bank(partial(train_causal, config, output, resume=resume), title="causal student")
-    _draw(output, "training of the causal student")
+    check_output(output, resume)
+    with failures():
+        show_with_bank(partial(train_causal, config, output, resume=resume), title="causal student")
+    draw(output, "training of the causal student")
+
+
+app.command("context-forcing")(context_forcing)
 
 
 @app.command()
@@ -197,9 +206,9 @@ def export(
     """Write a folder in bf16 that the stock WanPipeline loads."""
     from vidaccel.training.export import export_pipeline
 
-    with _failures():
+    with failures():
         export_pipeline(output, vae=vae, transformer=transformer, weights=weights, overwrite=overwrite)
-    typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
+    typer.echo(f"{output}: {folder_bytes(output) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -221,7 +230,7 @@ def export_causal(
 
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"`threshold` must be from 0 to 1, got {threshold}.")
-    with _failures():
+    with failures():
         found = export_student(
             output,
             causal=causal,
@@ -233,7 +242,7 @@ def export_causal(
         )
     if found is not None:
         typer.echo(_threshold_text(found))
-    typer.echo(f"{output}: {_folder_bytes(output) / 1e6:.1f} MB")
+    typer.echo(f"{output}: {folder_bytes(output) / 1e6:.1f} MB")
 
 
 def _threshold_text(found: KeyframeThreshold) -> str:
@@ -247,10 +256,6 @@ def _threshold_text(found: KeyframeThreshold) -> str:
         )
     ]
     return "\n".join([f"keyframes below similarity {found.threshold:.6f}", *rows])
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _length(seconds: float | None, steps: int | None, toy: bool) -> dict[str, Any]:
@@ -303,77 +308,6 @@ def _toy_causal(config: CausalTrainingConfig) -> CausalTrainingConfig:
         validation_chunks=4,
         validation_steps=2,
     )
-
-
-def _check_output(output: Path, resume: Path | None) -> None:
-    from vidaccel.training.checkpoint import STATE_FILE
-
-    if (output / STATE_FILE).exists() and (resume is None or resume.resolve() != output.resolve()):
-        raise UserError(f"{output} holds a checkpoint; go on from it with --resume {output} or give another --output.")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"`output` must be a folder, {output} is a file.")
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """A training that diverges and a full disk are the user's to solve."""
-    try:
-        yield
-    except (FloatingPointError, OSError) as error:
-        raise UserError(str(error)) from error
-
-
-@contextmanager
-def _bar(title: str, text: str) -> Iterator[tuple[Progress, TaskID]]:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:.0f} % {task.fields[text]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield progress, progress.add_task(title, total=None, text=text)
-
-
-def _show(records: Iterator[Record], *, title: str, first: Record | None = None) -> None:
-    """A bar with the latest numbers; validations, and without a terminal every record, also as lines."""
-    is_terminal = Console(stderr=True).is_terminal
-    with _bar(title, "") as (progress, task):
-        for record in _chained(first, records):
-            text = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
-            if "loss" in record:
-                progress.update(task, total=1.0, completed=record["fraction"], text=_short(record))
-            if "loss" not in record or not is_terminal:
-                progress.console.print(text, highlight=False, soft_wrap=True)
-
-
-def _show_with_bank(start: Callable[..., Iterator[Record]], *, title: str) -> None:
-    """A bar while the bank is built, which happens before the first record, then the training."""
-    with _bar("clips", "") as (progress, task):
-        records = start(on_bank=lambda finished, total: progress.update(task, completed=finished, total=total))
-        first = next(records)
-        progress.remove_task(task)
-        _show(records, title=title, first=first)
-
-
-def _chained(first: Record | None, records: Iterator[Record]) -> Iterator[Record]:
-    if first is not None:
-        yield first
-    yield from records
-
-
-def _short(record: Record) -> str:
-    names = ("loss", "train_psnr", "frames_per_second")
-    return ", ".join(f"{name} {record[name]:.4g}" for name in names if name in record)
-
-
-def _draw(output: Path, title: str) -> None:
-    from vidaccel.training.curves import draw_curves, read_records
-    from vidaccel.training.loop import METRICS_FILE
-
-    draw_curves(read_records(output / METRICS_FILE), output / "curves.png", title=title)
 
 
 def main() -> None:

@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from vidaccel.errors import UserError
 from vidaccel.training.loop import Record
 
-_LOSSES = ("loss", "flow_loss", "return_loss", "held_out_returns", "held_out_arrivals", "held_out_changes")
+_LOSSES = (
+    "loss",
+    "critic_loss",
+    "flow_loss",
+    "return_loss",
+    "held_out_returns",
+    "held_out_arrivals",
+    "held_out_changes",
+)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -44,8 +52,8 @@ def draw_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
 
 
 def _validation_names(records: Sequence[Record]) -> list[str]:
-    common = ("step", "round", "seconds", "fraction", *_LOSSES)
-    validations = [record for record in records if "loss" not in record]
+    common = ("step", "round", "updates", "seconds", "fraction", *_LOSSES)
+    validations = [record for record in records if "loss" not in record and "critic_loss" not in record]
     return list(dict.fromkeys(name for record in validations for name in record if name not in common))
 
 

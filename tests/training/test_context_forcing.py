@@ -1,0 +1,366 @@
+"""Distillation of a causal student: what learns from what, stages and views, exact resumption, starts, pictures."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.tiny_donor import noise_bank
+from vidaccel.errors import UserError
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.training import context_forcing_step as step_module
+from vidaccel.training import context_forcing_trainer as trainer_module
+from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, new_text_encoder
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from vidaccel.training.chunk_batch import ChunkBatch
+from vidaccel.training.context_forcing_config import (
+    ContextForcingConfig,
+    MatchingRule,
+    RolloutRule,
+    UpdateRule,
+)
+from vidaccel.training.context_forcing_networks import Networks
+from vidaccel.training.context_forcing_starts import Forcing, ignorant_starts, load_beginning
+from vidaccel.training.context_forcing_step import ContextForcing
+from vidaccel.training.context_forcing_trainer import train_context_forcing
+from vidaccel.training.self_rollout import PromptTable, StartShares
+from vidaccel.training.trip_bank import TripBank
+from vidaccel.world import vocabulary
+
+TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2}
+ARCHITECTURE: dict[str, Any] = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "camera_dim": 8,
+    "clean_pass": "frame",
+}
+UPDATE = UpdateRule(critic_only=2, ratio=2)
+ROLLOUT = RolloutRule(max_chunks=2)
+
+
+def new_model(seed: int = 2) -> CausalWanTransformer3DModel:
+    torch.manual_seed(seed)
+    return CausalWanTransformer3DModel(**ARCHITECTURE)
+
+
+def config(**changes: Any) -> ContextForcingConfig:
+    values: dict[str, Any] = {
+        "init": "nowhere",
+        "updates": 3,
+        "device": "cpu",
+        "stage": "2",
+        "update": UPDATE,
+        "rollout": ROLLOUT,
+        "batch_size": 2,
+        "num_chunks": 7,
+        "bank_clips": 4,
+        "validation_trips": 0,
+        "validations": 1,
+        "log_steps": 2,
+        "text": 40,
+    }
+    return ContextForcingConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def bank() -> TripBank:
+    return noise_bank()
+
+
+@pytest.fixture(scope="module")
+def prompts(bank: TripBank) -> PromptTable:
+    torch.manual_seed(0)
+    encoder = new_text_encoder({**TEXT_ENCODER_ARCHITECTURE, **TEXT}, words=vocabulary())
+    return PromptTable(bank, encoder.eval(), length=40)
+
+
+@pytest.fixture
+def new_task(bank: TripBank, prompts: PromptTable) -> Any:
+    def make(**changes: Any) -> ContextForcing:
+        settings = config(**changes)
+        networks = Networks(generator=new_model(), teacher=new_model(3), rule=settings.update)
+        noise = torch.Generator().manual_seed(0)
+        return ContextForcing(networks, settings, bank=bank, prompts=prompts, generator=noise)
+
+    return make
+
+
+def weights(network: torch.nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def moved(network: torch.nn.Module, before: list[Tensor]) -> bool:
+    return any(not torch.equal(parameter, old) for parameter, old in zip(network.parameters(), before, strict=True))
+
+
+# ---- one iteration ----------------------------------------------------------------------------------------------
+
+
+def test_the_critic_learns_in_every_iteration_and_the_generator_in_every_second_after_a_while(new_task: Any) -> None:
+    task = new_task()
+    learnt = []
+    for _ in range(7):
+        generator, critic, teacher = (
+            weights(network)
+            for network in (task.networks.generator.network, task.networks.critic.network, task.networks.teacher)
+        )
+        scalars = task.iterate(0.5)
+        assert moved(task.networks.critic.network, critic)
+        assert not moved(task.networks.teacher, teacher)
+        learnt.append(moved(task.networks.generator.network, generator))
+        assert ("loss" in scalars) == learnt[-1]
+    assert learnt == [False, False, True, False, True, False, True]
+    assert task.num_updates == 3
+    assert task.num_iterations == 7
+
+
+def test_the_average_counts_updates_of_the_generator(new_task: Any) -> None:
+    task = new_task()
+    average = task.networks.average
+    for number in range(6):
+        before = [value.clone() for value in average.values]
+        count = average.num_updates
+        task.iterate(0.5)
+        assert (average.num_updates > count) == (number in (2, 4))
+        changed = any(not torch.equal(old, new) for old, new in zip(before, average.values, strict=True))
+        assert changed == (average.num_updates > count)
+
+
+def test_teacher_and_critic_see_what_their_view_says_and_the_generator_always_sees_all(
+    new_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def spied(name: str) -> Any:
+        original = getattr(step_module, name)
+
+        def wrapped(network: Any, batch: ChunkBatch, *args: Any, **kwargs: Any) -> Any:
+            role = roles[id(network)]
+            seen.setdefault(role, []).append(int(batch.context_mask.sum(1).max()))
+            return original(network, batch, *args, **kwargs)
+
+        return wrapped
+
+    exit_pass = step_module.exit_pass
+
+    def spied_exit(network: Any, scored: Any) -> Tensor:
+        seen.setdefault("generator", []).append(int(scored.batch.context_mask.sum(1).max()))
+        return exit_pass(network, scored)
+
+    for name in ("context_of", "velocity_of"):
+        monkeypatch.setattr(step_module, name, spied(name))
+    monkeypatch.setattr(step_module, "exit_pass", spied_exit)
+    rollout = replace(
+        ROLLOUT, layouts="uniform", shares=StartShares(returns=1, arrivals=0, changes=0, anything=0, own=0)
+    )
+    for view in ("long", "short"):
+        seen.clear()
+        task = new_task(matching=MatchingRule(view=view, error_share=0), rollout=rollout)
+        roles = {id(task.networks.teacher): "teacher", id(task.networks.critic.network): "critic"}
+        for _ in range(5):
+            task.iterate(0.5)
+        assert max(seen["generator"]) > 6
+        for role in ("teacher", "critic"):
+            assert max(seen[role]) == (max(seen["generator"]) if view == "long" else 3)
+
+
+def test_arms_draw_the_same_rollouts_whatever_the_view(new_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = []
+    for view in ("long", "short"):
+        task = new_task(matching=MatchingRule(view=view, error_share=0))
+        chunks = task._rolled_out(2, 0.5)
+        first.append((chunks[0].batch.frames, chunks[0].noisy, chunks[0].exit_step))
+    for one, other in zip(*first, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_the_critic_is_given_a_clean_past_and_its_loss_is_that_of_the_chunk_alone(
+    new_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = new_task(matching=MatchingRule(error_share=0))
+    (scored,) = task._rolled_out(2, 0.0)
+    latents = torch.randn(scored.noisy.shape)
+    given: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def spied(network: Any, batch: ChunkBatch, noisy: Tensor, sigmas: Tensor, *, copies: int = 1) -> Tensor:
+        given.append((batch.context, noisy, sigmas))
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(step_module, "velocity_of", spied)
+    loss = task._follow(latents, scored.batch)["critic_loss"]
+    ((context, noisy, sigmas),) = given
+    assert torch.equal(context, scored.batch.context)
+    levels = sigmas.view(-1, 1, 1, 1, 1)
+    noise = (noisy - (1 - levels) * latents) / levels
+    torch.testing.assert_close(loss, (noise - latents).square().mean(), rtol=1e-3, atol=1e-4)
+
+
+def test_where_the_critic_is_the_teacher_the_generator_stays(new_task: Any) -> None:
+    task = new_task(update=UpdateRule(critic_only=0, ratio=1))
+    task.networks.critic.network.load_state_dict(task.networks.teacher.state_dict())
+    (scored,) = task._rolled_out(2, 0.0)
+    latents = step_module.exit_pass(task.networks.generator.network, scored)
+    found = task._match(latents, scored.batch)
+    assert float(found["loss"].detach()) == 0
+    assert float(found["distance"]) > 0
+
+
+def test_windows_levels_guidance_regression_and_recycled_errors_can_be_switched_on(new_task: Any) -> None:
+    matching = MatchingRule(guidance=1.0, levels=2, flow_share=0.3, error_share=0.5, error_slow=True)
+    task = new_task(
+        rollout=RolloutRule(max_chunks=3, scored=2), matching=matching, update=replace(UPDATE, critic_only=0)
+    )
+    plain = new_task(rollout=RolloutRule(max_chunks=3, scored=2), update=replace(UPDATE, critic_only=0))
+    scalars = [one.iterate(1.0) for one in (task, plain)]
+    assert set(scalars[0]) == {*scalars[1], "flow_loss"}
+    assert all(bool(torch.isfinite(value)) for value in scalars[0].values())
+    assert task.errors.count > 0
+
+
+def test_the_first_stage_is_short_rollouts_from_nothing_under_the_short_view(
+    new_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = new_task(stage="both", first_share=0.25, rollout=RolloutRule(max_chunks=5))
+    assert task.stage_at(0.0) == (1, 0.0)
+    assert task.stage_at(0.125) == (1, 0.5)
+    assert task.stage_at(0.25) == (2, 0.0)
+    assert task.stage_at(1.0) == (2, 1.0)
+    for _ in range(6):
+        (scored,) = task._rolled_out(1, 1.0)
+        assert int(scored.batch.first.max()) < 9
+        assert len(set(scored.batch.first.tolist())) == 1
+    views: list[str] = []
+    original = step_module.view_of
+    monkeypatch.setattr(step_module, "view_of", lambda batch, view: views.append(view) or original(batch, view))
+    task.iterate(0.1)
+    task.iterate(0.9)
+    assert views == ["short", "long"]
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for changes, words in (
+        ({"updates": None}, "exactly one"),
+        ({"seconds": 3.0}, "exactly one"),
+        ({"updates": 0}, "above 0"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"num_chunks": 2}, "`num_chunks`"),
+        ({"first_share": 2.0}, "`first_share`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            config(**changes)
+    with pytest.raises(UserError, match="`scored`"):
+        RolloutRule(scored=5)
+    with pytest.raises(UserError, match="`max_chunks`"):
+        RolloutRule(max_chunks=1, scored=2)
+    with pytest.raises(UserError, match="`levels`"):
+        MatchingRule(levels=0)
+    with pytest.raises(UserError, match="`error_share`"):
+        MatchingRule(error_share=1.5)
+    with pytest.raises(UserError, match="`momentum`"):
+        UpdateRule(momentum=1.0)
+    with pytest.raises(UserError, match="`ratio`"):
+        UpdateRule(ratio=0)
+
+
+# ---- starts -----------------------------------------------------------------------------------------------------
+
+
+def test_the_starts_of_a_seed_are_two_students_that_learnt_something(bank: TripBank, prompts: PromptTable) -> None:
+    base = new_model()
+    before = copy.deepcopy(base)
+    made = [ignorant_starts(copy.deepcopy(base), bank, prompts, Forcing(steps=2, batch_size=2)) for _ in range(2)]
+    for short, ignore in made:
+        assert moved(short, weights(before))
+        assert moved(ignore, weights(short))
+    for first, again in zip(*made, strict=True):
+        assert not moved(first, weights(again))
+    with pytest.raises(UserError, match="exactly one"):
+        Forcing()
+
+
+# ---- the whole --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def init(donor_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of a student as teacher forcing leaves it, untrained."""
+    folder = tmp_path_factory.mktemp("forced") / "student"
+    state = TrainingState(
+        kind="causal",
+        step=7,
+        round_step=7,
+        fraction=1.0,
+        seconds=3.0,
+        architecture={"transformer": ARCHITECTURE},
+        recipe={"init": donor_folder, "num_chunks": 7, "validation_steps": 4, "validation_chunks": 4},
+    )
+    save_checkpoint(folder, state, with_prefix("transformer", new_model().state_dict()))
+    return str(folder)
+
+
+@pytest.fixture
+def noise_clips(bank: TripBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips of noise instead of rendered ones, which take long to encode."""
+    monkeypatch.setattr(trainer_module, "training_bank", lambda *args, **kwargs: bank)
+
+
+def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    return load_checkpoint(folder, kind="causal")[1]
+
+
+@pytest.mark.usefixtures("noise_clips")
+def test_a_run_that_was_killed_and_goes_on_gives_the_weights_of_one_that_was_not(init: str, tmp_path: Path) -> None:
+    settings = config(init=init, updates=4, stage="both", first_share=0.3, save_seconds=0.0)
+    list(train_context_forcing(settings, tmp_path / "whole"))
+    run = train_context_forcing(settings, tmp_path / "killed")
+    for record in run:
+        if record["updates"] >= 2:
+            break
+    run.close()  # as a kill: what happened after the last checkpoint is lost
+    state, _ = load_checkpoint(tmp_path / "killed", kind="causal")
+    assert 0 < state.fraction < 1
+    records = list(train_context_forcing(settings, tmp_path / "killed", resume=tmp_path / "killed"))
+    assert records[-1]["fraction"] == 1.0
+    whole, killed = (checkpoint_weights(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    states = [load_checkpoint(tmp_path / name, kind="causal")[0] for name in ("whole", "killed")]
+    assert states[0].progress == states[1].progress
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.usefixtures("noise_clips")
+def test_the_checkpoint_is_one_of_a_causal_student_with_the_average_as_its_weights(init: str, tmp_path: Path) -> None:
+    list(train_context_forcing(config(init=init), tmp_path / "made"))
+    state, tensors = load_checkpoint(tmp_path / "made", kind="causal")
+    student = CausalWanTransformer3DModel(**state.architecture["transformer"])
+    student.load_state_dict(without_prefix("transformer", tensors))
+    generator = without_prefix("generator.network", tensors)
+    assert any(not torch.equal(tensor, generator[name]) for name, tensor in student.state_dict().items())
+    assert state.origin is not None
+    assert "distilled into 4 steps" in state.origin
+    assert [past["steps"] for past in state.history] == [7]
+    beginning = load_beginning(str(tmp_path / "made"))
+    assert beginning.state is not None
+
+
+def test_what_is_no_student_to_distil_is_refused(donor_folder: str, init: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no student to distil"):
+        list(train_context_forcing(config(init=donor_folder), tmp_path / "a"))
+    with pytest.raises(UserError, match="no checkpoint of a distillation"):
+        list(train_context_forcing(config(init=init), tmp_path / "b", resume=Path(init)))
+    assert not (tmp_path / "a").exists()

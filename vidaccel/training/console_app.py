@@ -1,0 +1,107 @@
+"""What the commands of `vidaccel train` share: their common options, and how a training is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vidaccel.errors import UserError
+
+if TYPE_CHECKING:
+    from vidaccel.training.loop import Record
+
+Output = Annotated[Path, typer.Option(help="Folder to write.")]
+Seconds = Annotated[float | None, typer.Option(help="Length by the clock, preparation and validation included.")]
+Steps = Annotated[int | None, typer.Option(help="Length in steps, instead; such a run can be repeated bit by bit.")]
+Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a finished one gets a further round.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
+Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
+_SHORT = ("loss", "critic_loss", "train_psnr", "frames_per_second")
+_KEPT = ("as_seen",)  # of the latest validation
+
+
+def check_output(output: Path, resume: Path | None) -> None:
+    """Raise `UserError` where a training would overwrite a checkpoint that it does not go on from."""
+    from vidaccel.training.checkpoint import STATE_FILE
+
+    if (output / STATE_FILE).exists() and (resume is None or resume.resolve() != output.resolve()):
+        raise UserError(f"{output} holds a checkpoint; go on from it with --resume {output} or give another --output.")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"`output` must be a folder, {output} is a file.")
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """A training that diverges and a full disk are the user's to solve."""
+    try:
+        yield
+    except (FloatingPointError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def show(records: Iterator[Record], *, title: str, first: Record | None = None) -> None:
+    """A bar with the latest numbers; validations, and without a terminal every record, also as lines."""
+    is_terminal = Console(stderr=True).is_terminal
+    kept: Record = {}
+    with _bar(title, "") as (progress, task):
+        for record in _chained(first, records):
+            text = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
+            kept |= {name: record[name] for name in _KEPT if name in record}
+            if is_progress := any(name in record for name in _SHORT):
+                progress.update(task, total=1.0, completed=record["fraction"], text=_short(record | kept))
+            if not is_progress or not is_terminal:
+                progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def show_with_bank(start: Callable[..., Iterator[Record]], *, title: str) -> None:
+    """A bar while the bank is built, which happens before the first record, then the training."""
+    with _bar("clips", "") as (progress, task):
+        records = start(on_bank=lambda finished, total: progress.update(task, completed=finished, total=total))
+        first = next(records)
+        progress.remove_task(task)
+        show(records, title=title, first=first)
+
+
+def draw(output: Path, title: str) -> None:
+    """The curves of the training in `output` as a picture beside its records."""
+    from vidaccel.training.curves import draw_curves, read_records
+    from vidaccel.training.loop import METRICS_FILE
+
+    draw_curves(read_records(output / METRICS_FILE), output / "curves.png", title=title)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _bar(title: str, text: str) -> Iterator[tuple[Progress, TaskID]]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:.0f} % {task.fields[text]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress, progress.add_task(title, total=None, text=text)
+
+
+def _chained(first: Record | None, records: Iterator[Record]) -> Iterator[Record]:
+    if first is not None:
+        yield first
+    yield from records
+
+
+def _short(record: Record) -> str:
+    return ", ".join(f"{name} {record[name]:.4g}" for name in (*_SHORT, *_KEPT) if name in record)

@@ -1,0 +1,189 @@
+"""`vidaccel train context-forcing`: distil a teacher-forced student into few steps with its long memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vidaccel.errors import UserError
+from vidaccel.training.console_app import (
+    Compile,
+    Device,
+    Output,
+    Resume,
+    Seconds,
+    Seed,
+    Toy,
+    check_output,
+    draw,
+    failures,
+    folder_bytes,
+    show_with_bank,
+)
+
+if TYPE_CHECKING:
+    from vidaccel.training.context_forcing_config import ContextForcingConfig
+    from vidaccel.training.self_rollout import StartShares
+
+_SECONDS = 1200.0
+_TOY_UPDATES = 3
+
+
+def context_forcing(
+    output: Output,
+    init: Annotated[str, typer.Option(help="Teacher-forced student: a checkpoint, a name or a folder.")] = (
+        "wan-tiny-causal"
+    ),
+    stage: Annotated[
+        Literal["1", "2", "both"],
+        typer.Option(help="1: short rollouts from nothing; 2: contextual, with what is remembered; both in turn."),
+    ] = "both",
+    first_share: Annotated[float, typer.Option(help="Share of stage 1 in both.")] = 0.2,
+    view: Annotated[
+        Literal["long", "short"],
+        typer.Option(help="What teacher and critic see in stage 2: all that is remembered, or the last chunk."),
+    ] = "long",
+    start: Annotated[
+        Literal["as-is", "short", "ignore"],
+        typer.Option(help="What the student begins as; short, ignore: made without recall from --base."),
+    ] = "as-is",
+    base: Annotated[str, typer.Option(help="Model that such a start is made from.")] = "wan-tiny",
+    start_seconds: Annotated[float, typer.Option(help="Length of each part of such a start.")] = 25.0,
+    start_steps: Annotated[int | None, typer.Option(help="In steps, instead.")] = None,
+    seconds: Seconds = None,
+    updates: Annotated[
+        int | None, typer.Option(help="Length in updates of the student, instead; can be repeated bit by bit.")
+    ] = None,
+    resume: Resume = None,
+    learning_rate: Annotated[float, typer.Option(help="Of the student.")] = 2e-4,
+    critic_learning_rate: Annotated[float, typer.Option(help="Of the critic.")] = 5e-4,
+    ratio: Annotated[int, typer.Option(help="Updates of the critic for one of the student.")] = 2,
+    max_chunks: Annotated[int, typer.Option(help="Most chunks of a rollout.")] = 6,
+    scored: Annotated[int, typer.Option(help="How many of them are judged, the last ones; 1 to 4.")] = 1,
+    length: Annotated[
+        Literal["linear", "exponential", "uniform"], typer.Option(help="How rollouts grow to it.")
+    ] = "linear",
+    layouts: Annotated[
+        Literal["drawn", "uniform", "every second", "keyframes"],
+        typer.Option(help="What is remembered: any layout, or that of one rule."),
+    ] = "drawn",
+    shares: Annotated[
+        str | None,
+        typer.Option(
+            help="What rollouts show, such as returns=0.4,arrivals=0.3,changes=0.15,anything=0.15,own=0.1; own: those "
+            "that begin with nothing."
+        ),
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Of the teacher, cond + guidance (cond - uncond).")] = 0.0,
+    levels: Annotated[int, typer.Option(help="Noise levels at which each chunk is judged.")] = 1,
+    flow_share: Annotated[float, typer.Option(help="Weight of flow matching on real clips beside it.")] = 0.0,
+    error_share: Annotated[float, typer.Option(help="Samples that remember a chunk with a recycled error.")] = 0.25,
+    error_slow: Annotated[bool, typer.Option("--error-slow", help="On older frames too.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Rollouts an iteration.")] = 64,
+    bank_clips: Annotated[int, typer.Option(help="Clips of 15 chunks to render and encode first.")] = 3000,
+    bank_seconds: Annotated[float | None, typer.Option(help="Stop preparing them after this time.")] = None,
+    validations: Annotated[int, typer.Option(help="How often recall is measured and a picture drawn.")] = 4,
+    validation_trips: Annotated[int, typer.Option(help="Trips that recall is measured on.")] = 32,
+    export: Annotated[Path | None, typer.Option(help="Folder to export the finished student to.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    compile: Compile = False,
+    toy: Toy = False,
+) -> None:
+    """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
+    if export is not None and export.exists():
+        raise UserError(f"{export} is there already; give another --export.")
+    from vidaccel.training.context_forcing_config import (
+        ContextForcingConfig,
+        MatchingRule,
+        RolloutRule,
+        UpdateRule,
+    )
+    from vidaccel.training.context_forcing_trainer import train_context_forcing
+
+    if seconds is None and updates is None:
+        seconds, updates = (None, _TOY_UPDATES) if toy else (_SECONDS, None)
+    config = ContextForcingConfig(
+        init=init,
+        seconds=seconds,
+        updates=updates,
+        stage=stage,
+        first_share=first_share,
+        start=start,
+        base=base,
+        start_seconds=start_seconds if start_steps is None else None,
+        start_steps=start_steps,
+        seed=seed,
+        device=device,
+        update=UpdateRule(learning_rate=learning_rate, critic_learning_rate=critic_learning_rate, ratio=ratio),
+        rollout=RolloutRule(
+            max_chunks=max_chunks, scored=scored, length=length, layouts=layouts, shares=_shares(shares)
+        ),
+        matching=MatchingRule(
+            view=view,
+            guidance=guidance,
+            levels=levels,
+            flow_share=flow_share,
+            error_share=error_share,
+            error_slow=error_slow,
+        ),
+        batch_size=batch_size,
+        bank_clips=bank_clips,
+        bank_seconds=bank_seconds,
+        validations=validations,
+        validation_trips=validation_trips,
+        compile=compile,
+    )
+    if toy:
+        config = _toy(config)
+    check_output(output, resume)
+    with failures():
+        show_with_bank(partial(train_context_forcing, config, output, resume=resume), title="distillation")
+    draw(output, "distillation of the causal student")
+    if export is not None:
+        _export(output, export, toy=toy, device=device)
+
+
+def _shares(text: str | None) -> StartShares:
+    from vidaccel.training.self_rollout import StartShares
+
+    if text is None:
+        return StartShares()
+    names = ("returns", "arrivals", "changes", "anything", "own")
+    try:
+        found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+        if unknown := sorted(set(found) - set(names)):
+            raise ValueError(f"{unknown[0]} is not one of {', '.join(names)}")
+    except ValueError as error:
+        raise UserError(
+            f"`shares` must be names with numbers, such as returns=0.5,anything=0.5, got {text!r}: {error}."
+        ) from error
+    return StartShares(**{**dict.fromkeys(names[:-1], 0.0), **found})
+
+
+def _toy(config: ContextForcingConfig) -> ContextForcingConfig:
+    return replace(
+        config,
+        update=replace(config.update, critic_only=2),
+        rollout=replace(config.rollout, max_chunks=min(config.rollout.max_chunks, 2)),
+        start_seconds=None,
+        start_steps=2,
+        batch_size=2,
+        num_chunks=5,
+        bank_clips=2,
+        validations=1,
+        validation_trips=1,
+        log_steps=2,
+    )
+
+
+def _export(checkpoint: Path, folder: Path, *, toy: bool, device: str) -> None:
+    from vidaccel.training.causal_export import export_student
+
+    with failures():
+        export_student(folder, causal=checkpoint, weights="toy" if toy else "trained", stochastic=True, device=device)
+    typer.echo(f"{folder}: {folder_bytes(folder) / 1e6:.1f} MB")

@@ -1,0 +1,160 @@
+"""Settings of the distillation of a causal student: `vidaccel train context-forcing`."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from vidaccel.errors import UserError
+from vidaccel.training.context_forcing_views import View
+from vidaccel.training.self_rollout import Layouts, LengthRule, StartShares
+
+Stage = Literal["1", "2", "both"]
+StartKind = Literal["as-is", "short", "ignore"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRule:
+    """How generator and critic learn.
+
+    learning_rate, critic_learning_rate: of both optimizers of a network, Muon for matrices of blocks and AdamW with
+        betas (0, 0.999) for the rest. momentum, critic_momentum: of Muon.
+    ratio: the critic learns in every iteration, the generator in every `ratio`-th, after `critic_only` iterations.
+    ema_decay: of the averaged generator, counted in its updates.
+    """
+
+    learning_rate: float = 2e-4
+    critic_learning_rate: float = 5e-4
+    momentum: float = 0.8
+    critic_momentum: float = 0.9
+    ratio: int = 2
+    critic_only: int = 20
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        for name in ("momentum", "critic_momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be from 0 to below 1, got {getattr(self, name)}.")
+        if self.ratio < 1 or self.critic_only < 0:
+            raise UserError(f"`ratio` must be at least 1 and `critic_only` 0, got {self.ratio} and {self.critic_only}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRule:
+    """What the student makes in training.
+
+    max_chunks: most chunks of a rollout. length, growth_share: how lengths grow to it, and in which share of the stage.
+    scored: how many of the chunks are judged, the last ones.
+    layouts: how the memory is laid out, see `layout_rule`. shares: what happens in the chunks.
+    """
+
+    max_chunks: int = 6
+    length: LengthRule = "linear"
+    growth_share: float = 0.5
+    scored: int = 1
+    layouts: Layouts = "drawn"
+    shares: StartShares = field(default_factory=StartShares)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scored <= 4:
+            raise UserError(f"`scored` must be from 1 to 4 chunks, got {self.scored}.")
+        if not 0 < self.growth_share <= 1:
+            raise UserError(f"`growth_share` must be above 0 and at most 1, got {self.growth_share}.")
+        if self.max_chunks < self.scored:
+            raise UserError(f"`max_chunks` must be at least the {self.scored} scored ones, got {self.max_chunks}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingRule:
+    """How teacher and critic judge.
+
+    view: what they are given, all that the student remembers or the last chunk only.
+    guidance: of the teacher, cond + guidance (cond - uncond). levels: noise levels a sample.
+    flow_share: weight of flow matching on real clips beside the matching loss of the generator.
+    error_share, error_slow: samples with a recycled error on the last remembered chunk, and whether on older frames.
+    """
+
+    view: View = "long"
+    guidance: float = 0.0
+    levels: int = 1
+    flow_share: float = 0.0
+    error_share: float = 0.25
+    error_slow: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("flow_share", "error_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+        if self.levels < 1 or self.guidance < 0:
+            raise UserError(f"`levels` must be at least 1, `guidance` 0, got {self.levels} and {self.guidance}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextForcingConfig:
+    """Settings of `train_context_forcing`.
+
+    init: teacher-forced student, a checkpoint or a folder: teacher, and what generator and critic begin as.
+    seconds, updates: length, exactly one of them; seconds count everything from the start of the call, updates are
+        those of the generator, and a training of that length can be repeated bit by bit.
+    stage: "1", rollouts from nothing under the short view; "2", contextual; "both", the first `first_share` is stage 1.
+    start: what the generator begins as, see `context_forcing_starts`: "as-is" `init`; the others are trained from
+        `base` for `start_seconds` or `start_steps` each.
+    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
+    validation_trips: trips on which recall is measured, `validations` times. text: tokens of a prompt.
+    """
+
+    init: str
+    seconds: float | None = None
+    updates: int | None = None
+    stage: Stage = "both"
+    first_share: float = 0.2
+    start: StartKind = "as-is"
+    base: str = "wan-tiny"
+    start_seconds: float | None = 25.0
+    start_steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    update: UpdateRule = field(default_factory=UpdateRule)
+    rollout: RolloutRule = field(default_factory=RolloutRule)
+    matching: MatchingRule = field(default_factory=MatchingRule)
+    batch_size: int = 64
+    num_chunks: int = 15
+    bank_clips: int = 3000
+    bank_seconds: float | None = None
+    text: int = 64
+    validations: int = 4
+    validation_trips: int = 32
+    log_steps: int = 20
+    save_seconds: float = 60.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.updates is None):
+            raise UserError("Give exactly one of `seconds` and `updates` as the length of the distillation.")
+        length = self.updates if self.seconds is None else self.seconds
+        if length is None or not length > 0:
+            raise UserError(f"The length of the distillation must be above 0, got {length}.")
+        for name in ("batch_size", "bank_clips", "log_steps", "validations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_chunks <= self.rollout.max_chunks:
+            raise UserError(
+                f"`num_chunks` must be more than the {self.rollout.max_chunks} of a rollout, got {self.num_chunks}."
+            )
+        if not 0 <= self.first_share <= 1:
+            raise UserError(f"`first_share` must be from 0 to 1, got {self.first_share}.")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings as checkpoints and cards keep them: flat, and without those of the machine."""
+        flat = _flat(asdict(self))
+        return {name: value for name, value in flat.items() if name not in ("device", "save_seconds")}
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value) if isinstance(value, dict) else {name: value}
+    return found

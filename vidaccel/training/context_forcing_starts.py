@@ -1,0 +1,191 @@
+"""What a distillation begins with: the teacher-forced student, and generators that cannot recall yet.
+
+"short" and "ignore" are there to measure what a teacher teaches. "short" is teacher forcing from `base` with the last
+chunk remembered only, so that filled slots are new to it; "ignore" goes on from it with sink and slow memory of other
+clips: filled slots are ordinary and nothing was ever gained by reading them.
+"""
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.training.architecture import Transformer
+from vidaccel.training.averaging import WeightAverage
+from vidaccel.training.budget import Budget
+from vidaccel.training.causal_student import Donor, load_donor, new_student, student_architecture, student_tensors
+from vidaccel.training.causal_trainer import trained_student
+from vidaccel.training.checkpoint import STATE_FILE, TrainingState
+from vidaccel.training.chunk_batch import ChunkBatch, velocity_of
+from vidaccel.training.context_forcing_views import foreign_memory, short_view
+from vidaccel.training.device import seeded_generator
+from vidaccel.training.dmd import flow_loss
+from vidaccel.training.flow import draw_sigmas, noisy_latents
+from vidaccel.training.self_rollout import PromptTable, StartShares, draw_starts, layout_rule, new_video
+from vidaccel.training.transformer_trainer import new_optimizers
+from vidaccel.training.trip_bank import TripBank
+
+_LEARNING_RATE = 1e-3
+_WARMUP_STEPS = 100
+_FLAT_SHARE = 0.4
+_FINAL_SHARE = 0.02
+_EMA_DECAY = 0.999
+_HIGH_SHARE = 0.25  # of samples at high noise, which decide what a chunk will show
+_LEAST_HIGH = 0.8
+_CONTEXT_NOISE = 0.15
+_SEEDS_APART = 1000  # so that the second round of a seed is not the first one of another
+_CONTEXT_NOISE_SHARE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """The teacher-forced student, what it shares with the model it came from, and its constructor's arguments.
+
+    init: the donor's name or folder. state: of its training, where that is known.
+    """
+
+    student: Transformer
+    donor: Donor
+    architecture: dict[str, Any]
+    init: str
+    state: TrainingState | None = None
+
+
+def load_beginning(init: str) -> Beginning:
+    """A checkpoint of `vidaccel train causal`, or an exported student by its name or folder, in float32.
+
+    Raises `UserError` for anything else, and for a student that is not told of its camera or whose memory depends on
+    history: distillation encodes what is remembered frame by frame.
+    """
+    if (Path(init) / STATE_FILE).is_file():
+        state, student = trained_student(Path(init))
+        source = state.recipe["init"]
+        found = Beginning(
+            student=student,
+            donor=load_donor(source),
+            architecture=dict(state.architecture["transformer"]),
+            init=source,
+            state=state,
+        )
+    else:
+        donor = load_donor(init)
+        config = {name: value for name, value in donor.transformer.config.items() if not name.startswith("_")}
+        architecture = {**config, "patch_size": list(config["patch_size"])}
+        found = Beginning(student=donor.transformer, donor=donor, architecture=architecture, init=init)
+    if not found.architecture.get("camera_dim") or found.architecture.get("clean_pass") != "frame":
+        raise UserError(
+            f"{init} is no student to distil: it must take a camera and remember frames on their own; "
+            "make one with `vidaccel train causal`."
+        )
+    return found
+
+
+def base_student(base: str, architecture: dict[str, Any]) -> Transformer:
+    """A student of this architecture that begins as the layers of `base` and has learnt nothing else, in float32.
+
+    Raises `UserError` for a model that does not fit.
+    """
+    transformer = load_donor(base).transformer
+    wanted = architecture["num_layers"]
+    spread = transformer.config.num_layers
+    if wanted > spread:
+        raise UserError(f"`base` must have at least {wanted} layers, {base} has {spread}.")
+    layers = [round(place * (spread - 1) / max(wanted - 1, 1)) for place in range(wanted)]
+    sizes = student_architecture(transformer, num_layers=wanted, camera_dim=architecture["camera_dim"])
+    return new_student(sizes, student_tensors(transformer, layers=layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forcing:
+    """How long a round of teacher forcing is, and what its batches are; `seconds` or `steps`."""
+
+    seconds: float | None = None
+    steps: int | None = None
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.steps is None):
+            raise UserError("Give exactly one of `seconds` and `steps` as the length of a start.")
+
+
+def ignorant_starts(
+    student: Transformer, bank: TripBank, prompts: PromptTable, forcing: Forcing
+) -> tuple[Transformer, Transformer]:
+    """The starts "short" and "ignore" of a seed; `student` is trained into the second of them."""
+    short = copy.deepcopy(teacher_forced(student, bank, prompts, forcing, seen=short_view))
+    later = replace(forcing, seed=forcing.seed + _SEEDS_APART)
+    return short, teacher_forced(student, bank, prompts, later, seen=foreign_memory)
+
+
+def teacher_forced(
+    student: Transformer,
+    bank: TripBank,
+    prompts: PromptTable,
+    forcing: Forcing,
+    *,
+    seen: Callable[[ChunkBatch], ChunkBatch],
+) -> Transformer:
+    """Train `student` by flow matching on real chunks of which it sees `seen`; returns the average of its weights.
+
+    Muon and AdamW at a rate that goes down over the last part; noise on what is remembered in most steps.
+    """
+    device = bank.latents.device
+    average = WeightAverage(list(student.parameters()), decay=_EMA_DECAY)
+    optimizers = new_optimizers(student, average.parameters, "muon", rate=_LEARNING_RATE)
+    draw, generator = random.Random(f"teacher forcing {forcing.seed}"), seeded_generator(device, forcing.seed)
+    budget, step = Budget(seconds=forcing.seconds, steps=forcing.steps), 0
+    while (fraction := budget.fraction(step)) < 1:
+        loss = _forcing_loss(student, seen(_real_batch(bank, prompts, draw, forcing.batch_size)), draw, generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(average.parameters, 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(step, fraction)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average.update()
+        step += 1
+        if step == 1 and forcing.seconds is not None:  # what is compiled in the first step does not count
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            budget = Budget(seconds=forcing.seconds, steps=None)
+    with torch.no_grad():
+        for parameter, value in zip(average.parameters, average.values, strict=True):
+            parameter.copy_(value)
+    return student
+
+
+def _real_batch(bank: TripBank, prompts: PromptTable, draw: random.Random, size: int) -> ChunkBatch:
+    starts = draw_starts(bank, draw, count=size, num_chunks=1, shares=StartShares())
+    return new_video(bank, prompts, starts, rule=layout_rule(bank, "drawn", draw)).batch(0)
+
+
+def _forcing_loss(student: Transformer, batch: ChunkBatch, draw: random.Random, generator: torch.Generator) -> Tensor:
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, device=generator.device, generator=generator)
+
+    def noise_like(values: Tensor) -> Tensor:
+        return torch.randn(values.shape, device=generator.device, generator=generator)
+
+    size = len(batch.chunk)
+    if draw.random() < _CONTEXT_NOISE_SHARE:
+        levels = _CONTEXT_NOISE * uniform(*batch.context_mask.shape) * batch.context_mask
+        levels = levels[:, None, :, None, None]
+        batch = replace(batch, context=(1 - levels) * batch.context + levels * noise_like(batch.context))
+    high = _LEAST_HIGH + (1 - _LEAST_HIGH) * uniform(size)
+    sigmas = torch.where(uniform(size) < _HIGH_SHARE, high, draw_sigmas(size, generator))
+    noise = noise_like(batch.chunk)
+    velocity = velocity_of(student, batch, noisy_latents(batch.chunk, noise, sigmas), sigmas)
+    return flow_loss(velocity, noise=noise, clean=batch.chunk)
+
+
+def _rate(step: int, fraction: float) -> float:
+    done = max((fraction - _FLAT_SHARE) / (1 - _FLAT_SHARE), 0.0)
+    return _LEARNING_RATE * min(1.0, (step + 1) / _WARMUP_STEPS) * (1 - (1 - _FINAL_SHARE) * done)

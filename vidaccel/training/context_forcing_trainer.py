@@ -1,0 +1,269 @@
+"""Distillation of a causal student into a few steps, with its long memory: from the teacher-forced one to a checkpoint.
+
+A run that is stopped and goes on gives the weights of one that was not: checkpoints hold all networks, optimizers,
+random states and counters, and the clips are rebuilt from their seeds.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidaccel.errors import UserError
+from vidaccel.files.atomic import atomic_write
+from vidaccel.training.budget import Budget
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from vidaccel.training.context_forcing_config import ContextForcingConfig
+from vidaccel.training.context_forcing_networks import Networks, compile_blocks
+from vidaccel.training.context_forcing_score import Validation
+from vidaccel.training.context_forcing_starts import (
+    Beginning,
+    Forcing,
+    base_student,
+    ignorant_starts,
+    load_beginning,
+)
+from vidaccel.training.context_forcing_step import ContextForcing
+from vidaccel.training.device import seeded_generator, training_device
+from vidaccel.training.loop import METRICS_FILE, Record, carry_records, finished_round, start_round
+from vidaccel.training.self_rollout import STUDENT_SIGMAS, PromptTable
+from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
+
+FIRST_SEED = 950_000_000
+_SEEDS_PER_SEED = 1_000_000
+_UNKNOWN_RECIPE: Mapping[str, Any] = {"validation_steps": len(STUDENT_SIGMAS), "validation_chunks": 16}
+_ORIGIN = (
+    "Taught by teacher forcing, then distilled into {steps} steps by `vidaccel train context-forcing`: stage {stage}, "
+    "teacher and critic with the {view} view."
+)
+
+
+def train_context_forcing(
+    config: ContextForcingConfig,
+    output: Path,
+    *,
+    resume: Path | None = None,
+    on_bank: Callable[[int, int], None] | None = None,
+) -> Iterator[Record]:
+    """Distil `config.init` into the checkpoint folder `output`; yields records with losses, recall and speed.
+
+    The folder's averaged student is what `vidaccel train export-causal` takes, and pictures lie in its `samples`.
+    resume: a checkpoint of this command to go on from. on_bank: called with finished and all clips of the bank.
+    Raises `UserError` for what cannot be used, FloatingPointError if the training diverges.
+    """
+    began = time.monotonic()
+    device = training_device(config.device)
+    saved, tensors = load_checkpoint(resume, kind="causal") if resume else (None, {})
+    if resume is not None and not (saved and saved.progress):
+        raise UserError(f"{resume} is no checkpoint of a distillation; give it as --init instead of --resume.")
+    beginning = load_beginning(config.init)
+    state = start_round(saved, _fresh(config, beginning))
+    for network in (beginning.student, beginning.donor.vae, beginning.donor.text_encoder):
+        network.to(device)
+    carry_records(resume, output)
+    bank = training_bank(config, beginning, num_clips=state.progress.get("num_clips"), on_progress=on_bank)
+    task = new_task(config, beginning, bank, device=device)
+    if saved is not None:
+        restore(task, state, tensors)
+    run = _Round(task, Validation(beginning.donor, config), state=state, output=output, began=began)
+    _forget_records_after(output / METRICS_FILE, state.step)
+    yield from run.go()
+
+
+def training_bank(
+    config: ContextForcingConfig,
+    beginning: Beginning,
+    *,
+    num_clips: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TripBank:
+    """The clips of a seed; `num_clips` rebuilds exactly as many as there were."""
+    first = FIRST_SEED + config.seed * _SEEDS_PER_SEED
+    count = config.bank_clips if num_clips is None else num_clips
+    return build_trip_bank(
+        beginning.donor.vae,
+        beginning.donor.tokenizer,
+        trips=training_clips(range(first, first + count), num_chunks=config.num_chunks),
+        seconds=config.bank_seconds if num_clips is None else None,
+        on_progress=on_progress,
+    )
+
+
+def new_task(
+    config: ContextForcingConfig, beginning: Beginning, bank: TripBank, *, device: torch.device
+) -> ContextForcing:
+    """Networks at their start: the generator as `config.start` says, teacher and critic as the beginning."""
+    teacher = beginning.student
+    prompts = PromptTable(bank, beginning.donor.text_encoder, length=config.text)
+    if config.start == "as-is":
+        generator = copy.deepcopy(teacher)
+    else:
+        base = base_student(config.base, beginning.architecture).to(device)
+        if config.compile:
+            compile_blocks(base)
+        steps = config.start_steps
+        forcing = Forcing(
+            seconds=config.start_seconds if steps is None else None,
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        short, ignore = ignorant_starts(base, bank, prompts, forcing)
+        generator = short if config.start == "short" else ignore
+    networks = Networks(generator=generator, teacher=teacher, rule=config.update)
+    if config.compile:
+        networks.compile()
+    noise = seeded_generator(device, config.seed)
+    return ContextForcing(networks, config, bank=bank, prompts=prompts, generator=noise)
+
+
+def progress_of(task: ContextForcing) -> dict[str, Any]:
+    """Counters and random states of a task, as JSON holds them."""
+    return {
+        "num_iterations": task.num_iterations,
+        "num_updates": task.num_updates,
+        "num_errors": task.errors.count,
+        "num_clips": len(task.bank.latents),
+        "draw": list(task.draw.getstate()),
+        "generator": bytes(task.generator.get_state().tolist()).hex(),
+    }
+
+
+def restore(task: ContextForcing, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    """Put a task of the same settings where `state` and `tensors` of a checkpoint were saved."""
+    progress = state.progress
+    task.networks.load(dict(tensors), num_updates=progress["num_updates"])
+    task.errors.residuals.copy_(tensors["errors.residuals"])
+    task.errors.count = progress["num_errors"]
+    task.num_iterations = progress["num_iterations"]
+    version, numbers, following = progress["draw"]
+    task.draw.setstate((version, tuple(numbers), following))
+    task.generator.set_state(torch.tensor(list(bytes.fromhex(progress["generator"])), dtype=torch.uint8))
+
+
+def _fresh(config: ContextForcingConfig, beginning: Beginning) -> TrainingState:
+    """A further round of the training that made the beginning, as the card of an export tells it."""
+    origin = _ORIGIN.format(steps=len(STUDENT_SIGMAS), stage=config.stage, view=config.matching.view)
+    before = beginning.state or TrainingState(kind="causal", recipe=dict(_UNKNOWN_RECIPE))
+    history = [*before.history, finished_round(before)] if beginning.state else []
+    return TrainingState(
+        kind="causal",
+        round=len(history),
+        seconds=before.seconds,
+        architecture={"transformer": beginning.architecture},
+        recipe={**_UNKNOWN_RECIPE, **before.recipe, **config.recipe, "init": beginning.init},
+        history=history,
+        origin=origin,
+    )
+
+
+def _forget_records_after(path: Path, step: int) -> None:
+    """What a killed run recorded after its last checkpoint happens again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line and json.loads(line)["step"] <= step]
+    with atomic_write(path) as unfinished:
+        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+class _Round:
+    """The running values of a distillation: when to record, to validate and to save."""
+
+    def __init__(
+        self, task: ContextForcing, validation: Validation, *, state: TrainingState, output: Path, began: float
+    ) -> None:
+        self.task, self.validation, self.state, self.output = task, validation, state, output
+        self.config = task.config
+        self._began, self._first_seconds = began, state.seconds
+        self._first_updates = task.num_updates - state.round_step
+        self._next_validation = self._slot(state.fraction) + 1
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._last_record = self._last_save = time.monotonic()
+        output.mkdir(parents=True, exist_ok=True)
+
+    def go(self) -> Iterator[Record]:
+        """Iterate until the budget is used."""
+        config = self.config
+        spent = time.monotonic() - self._began
+        reserve = self.validation.seconds
+        left = None if config.seconds is None else max(config.seconds - spent - reserve, 0.05 * config.seconds)
+        budget = Budget(seconds=left, steps=config.updates, start=self.state.fraction)
+        fraction = self.state.fraction
+        try:
+            while (fraction := budget.fraction(self._round_updates)) < 1:
+                self._iterate(fraction)
+                if self._counts["critic_loss"] >= config.log_steps:
+                    yield self._record(fraction)
+                if self._slot(fraction) >= self._next_validation:
+                    yield self._validate(fraction)
+                elif time.monotonic() - self._last_save > config.save_seconds:
+                    self._save(fraction)
+        except KeyboardInterrupt:
+            self._save(fraction)
+            raise
+        yield self._validate(1.0)
+
+    @property
+    def _round_updates(self) -> int:
+        return self.task.num_updates - self._first_updates
+
+    def _iterate(self, fraction: float) -> None:
+        for name, value in self.task.iterate(fraction).items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self.state = replace(self.state, step=self.state.step + 1, round_step=self._round_updates)
+
+    def _record(self, fraction: float) -> Record:
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        now = time.monotonic()
+        speed = self._counts["critic_loss"] / max(now - self._last_record, 1e-9)
+        self._sums, self._counts, self._last_record = {}, {}, now
+        return self._write({**means, "iterations_per_second": speed}, fraction)
+
+    def _slot(self, fraction: float) -> int:
+        return int(fraction * self.config.validations)
+
+    def _validate(self, fraction: float) -> Record:
+        """Results of the averaged generator, which is saved before and after it."""
+        self._next_validation = self._slot(fraction) + 1
+        self._save(fraction)
+        began = time.monotonic()
+        generator = self.task.networks.generator.network
+        with self.task.networks.average.applied():
+            results = self.validation.results(generator, self.output / "samples" / f"{self.state.step:06d}.png")
+        self.state = replace(self.state, results=results)
+        self._save(fraction)
+        self._last_record += time.monotonic() - began
+        return self._write(results, fraction)
+
+    def _save(self, fraction: float) -> None:
+        self.state = replace(
+            self.state, fraction=min(fraction, 1.0), seconds=self._seconds(), progress=progress_of(self.task)
+        )
+        tensors = {**self.task.networks.tensors(), "errors.residuals": self.task.errors.residuals}
+        save_checkpoint(self.output, self.state, tensors)
+        self._last_save = time.monotonic()
+
+    def _seconds(self) -> float:
+        return round(self._first_seconds + time.monotonic() - self._began, 2)
+
+    def _write(self, values: Mapping[str, float], fraction: float) -> Record:
+        record: Record = {
+            "step": self.state.step,
+            "round": self.state.round,
+            "updates": self.task.num_updates,
+            "seconds": self._seconds(),
+            "fraction": round(min(fraction, 1.0), 5),
+            **values,
+        }
+        with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
