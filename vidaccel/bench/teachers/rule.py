@@ -75,15 +75,15 @@ def _gains(pairs: Mapping[int, tuple[Arm, Arm]]) -> list[dict[str, Any]]:
 
 def _controls(pairs: Mapping[int, tuple[Arm, Arm]]) -> list[dict[str, Any]]:
     checks = []
-    for cell, name, bound in (
-        ("blank", "as_seen", {"most": MOST_CONTROL}),
-        ("window", "as_seen", {"most": MOST_CONTROL}),
-        ("swap", "swapped", {"least": LEAST_SWAPPED}),
+    for cell, name, least, most in (
+        ("blank", "as_seen", None, MOST_CONTROL),
+        ("window", "as_seen", None, MOST_CONTROL),
+        ("swap", "swapped", LEAST_SWAPPED, None),
     ):
         values = [value for long, _ in pairs.values() for value in long["cells"][cell][name]]
         low, high = share_interval(sum(values), len(values))
-        share = sum(values) / len(values)
-        checks.append(_check(f"{name} of the long arm, {cell}", share, **bound) | {"low": low, "high": high})
+        found = _check(f"{name} of the long arm, {cell}", sum(values) / len(values), least=least, most=most)
+        checks.append(found | {"low": low, "high": high})
     return checks
 
 

@@ -1,0 +1,114 @@
+"""One arm of the comparison of teachers: a start, a distillation of a fixed number of updates, and what it shows."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vidaccel.files.atomic import atomic_write
+from vidaccel.training.context_forcing_config import ContextForcingConfig
+from vidaccel.training.context_forcing_networks import Networks, compile_blocks
+from vidaccel.training.context_forcing_score import draw_samples
+from vidaccel.training.context_forcing_starts import Beginning, Forcing, base_student, ignorant_starts
+from vidaccel.training.context_forcing_step import ContextForcing
+from vidaccel.training.context_forcing_visits import Cell, ReturnVisits
+from vidaccel.training.device import seeded_generator
+from vidaccel.training.self_rollout import PromptTable
+from vidaccel.training.trip_bank import TripBank
+
+CELLS: tuple[Cell, ...] = ("memory", "blank", "window", "swap", "first visit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What all arms share: the student that is the teacher, the clips, and the trips they are measured on."""
+
+    beginning: Beginning
+    bank: TripBank
+    prompts: PromptTable
+    visits: ReturnVisits
+    curve: ReturnVisits
+    device: torch.device
+    compile: bool
+
+
+def starts_of(ground: Ground, base: str, forcing: Forcing, *, kept: Path) -> dict[str, Any]:
+    """The starts "short" and "ignore" of a seed; taken from the folder `kept` if they are there, and written there."""
+    names = ("short", "ignore")
+    paths = [kept / f"{name}-{forcing.seed}.safetensors" for name in names]
+    networks = [base_student(base, ground.beginning.architecture).to(ground.device).eval() for _ in names]
+    if ground.compile:
+        compile_blocks(*networks)
+    if all(path.is_file() for path in paths):
+        for network, path in zip(networks, paths, strict=True):
+            network.load_state_dict(load_file(path, device=str(ground.device)))
+        return dict(zip(names, networks, strict=True))
+    made = ignorant_starts(networks[0], ground.bank, ground.prompts, forcing)
+    kinds = [
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in trained.state_dict().items()}
+        for trained in made
+    ]
+    for network, tensors, path in zip(networks, kinds, paths, strict=True):
+        network.load_state_dict(tensors)
+        with atomic_write(path) as unfinished:
+            save_file(tensors, unfinished)
+    return dict(zip(names, networks, strict=True))
+
+
+def measured(student: Any, visits: ReturnVisits, cells: Sequence[Cell] = CELLS) -> dict[str, dict[str, Any]]:
+    """By cell, what every trip shows, as plain lists."""
+    return {
+        cell: {name: list(values) for name, values in asdict(visits.outcome(student, cell)).items()} for cell in cells
+    }
+
+
+def run_arm(
+    ground: Ground, start: Any, config: ContextForcingConfig, *, curve_updates: int, picture: Path
+) -> dict[str, Any]:
+    """Distil a copy of `start` for `config.updates` updates of the generator and measure its averaged last weights.
+
+    curve_updates: measure as_seen on some trips after every so many updates. picture: rows of first visit, return with
+    memory, return without. Raises FloatingPointError if a weight is no longer finite.
+    """
+    began = time.monotonic()
+    networks = Networks(generator=copy.deepcopy(start), teacher=ground.beginning.student, rule=config.update)
+    if ground.compile:
+        networks.compile()
+    noise = seeded_generator(ground.device, config.seed)
+    task = ContextForcing(networks, config, bank=ground.bank, prompts=ground.prompts, generator=noise)
+    assert config.updates is not None
+    curve: list[Mapping[str, float]] = []
+    known = 0
+    while task.num_updates < config.updates:
+        scalars = task.iterate(task.num_updates / config.updates)
+        if task.num_updates > known and task.num_updates % curve_updates == 0:
+            known = task.num_updates
+            curve.append(_point(task, ground.curve, scalars))
+    student = task.networks.generator.network
+    with task.networks.average.applied():
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in student.parameters()):
+            raise FloatingPointError(f"training diverged within {config.updates} updates; use a lower learning rate.")
+        seconds = time.monotonic() - began
+        cells = measured(student, ground.visits)
+        draw_samples(student, ground.visits, picture)
+    return {
+        "updates": task.num_updates,
+        "iterations": task.num_iterations,
+        "seconds": seconds,
+        "curve": curve,
+        "cells": cells,
+    }
+
+
+def _point(task: ContextForcing, visits: ReturnVisits, scalars: Mapping[str, Any]) -> dict[str, float]:
+    with task.networks.average.applied():
+        outcome = visits.outcome(task.networks.generator.network, "memory")
+    found = {name: float(value) for name, value in scalars.items()}
+    return {"updates": task.num_updates, "as_seen": sum(outcome.as_seen) / len(outcome.as_seen), **found}

@@ -1,0 +1,110 @@
+"""The comparison of teachers for people: verdicts, a row an arm, and recall over updates as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidaccel.bench.shared.markdown import captions, markdown_table
+from vidaccel.bench.shared.statistics import share_interval
+from vidaccel.files.atomic import atomic_write
+from vidaccel.machine.environment import hardware_line
+
+Content = Mapping[str, Any]
+Record = Mapping[str, Any]
+_COLUMNS = (
+    ("as_seen", "memory", "as_seen"),
+    ("blank", "blank", "as_seen"),
+    ("window", "window", "as_seen"),
+    ("swapped one", "swap", "swapped"),
+    ("valid on return", "memory", "valid"),
+    ("valid on first visit", "first visit", "valid"),
+)
+_COLOURS = {"long": "#0072b2", "short": "#d1410c"}
+
+
+def teachers_markdown(content: Content) -> str:
+    """The results as a page."""
+    protocol = content["protocol"]
+    lines = [
+        "# Long against short teachers",
+        "",
+        f"Students that cannot recall are distilled for {protocol['updates']} updates of the generator by the same "
+        "teacher, which sees all that the student remembers (long) or the last chunk only (short); so does the critic. "
+        f"{protocol['num_trips']} held-out trips, 4 steps, averaged last weights. as_seen: at the return, kind, colour "
+        "and place of the landmark are those of the first visit; blank: frames of that place are not remembered; "
+        "window: only the last frames are; swapped one: they show another landmark, and that one is shown. "
+        "Intervals: Wilson, 95 %.",
+        "",
+        captions(content),
+        "",
+        "## The claims",
+        "",
+    ]
+    for claim in content["summary"].get("claims", []):
+        missing = f" ({claim['missing']})" if claim["missing"] else ""
+        lines += [f"Start *{claim['start']}*: **{claim['verdict']}**{missing}.", ""]
+        lines += markdown_table(("check", "value", "asked", "met"), [_check_row(check) for check in claim["checks"]])
+        lines.append("")
+    header = ("arm", "seed", "updates", "s", *(title for title, _, _ in _COLUMNS))
+    lines += ["## The arms", "", *markdown_table(header, [_row(record) for record in content["records"]])]
+    return "\n".join(lines) + "\n"
+
+
+def _check_row(check: Record) -> tuple[str, ...]:
+    interval = f" [{check['low']:.1%}, {check['high']:.1%}]" if "low" in check else ""
+    return check["check"], f"{check['value']:.1%}{interval}", check["asked"], "yes" if check["holds"] else "no"
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    arm = {"teacher": "the teacher", "start": f"{record.get('start')}, before"}.get(
+        record["kind"], f"{record.get('start')}, {record.get('view')}"
+    )
+    cells = [_share_text(record["cells"][cell][name]) for _, cell, name in _COLUMNS]
+    seconds = f"{record['seconds']:.0f}" if "seconds" in record else ""
+    return arm, str(record.get("seed", "")), str(record.get("updates", "")), seconds, *cells
+
+
+def _share_text(values: Sequence[bool]) -> str:
+    low, high = share_interval(sum(values), len(values))
+    return f"{sum(values) / len(values):.1%} [{low:.0%}, {high:.0%}]"
+
+
+def save_teachers_plot(path: Path, content: Content) -> Path:
+    """Recall over updates, a panel a start, a line an arm; the last points are of all trips, with their intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms = [record for record in content["records"] if record["kind"] == "arm"]
+    starts = list(dict.fromkeys(arm["start"] for arm in arms)) or ["no arm"]
+    figure = Figure(figsize=(5 * len(starts), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts, strict=True):
+        for arm in arms:
+            if arm["start"] == start:
+                _draw_arm(axes, arm)
+        axes.set_title(f"start: {start}", fontsize=9)
+        axes.set_xlabel("updates of the generator")
+        axes.set_ylim(-0.03, 1.03)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        handles, names = axes.get_legend_handles_labels()
+        if handles:
+            shown = dict(zip(names, handles, strict=True))
+            axes.legend(shown.values(), shown.keys(), fontsize=8)
+    figure.axes[0].set_ylabel("as seen at the first visit")
+    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=7)
+    with atomic_write(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+    return path
+
+
+def _draw_arm(axes: Any, arm: Record) -> None:
+    values = arm["cells"]["memory"]["as_seen"]
+    share, (low, high) = sum(values) / len(values), share_interval(sum(values), len(values))
+    before = [point for point in arm["curve"] if point["updates"] < arm["updates"]]
+    points = [*((point["updates"], point["as_seen"]) for point in before), (arm["updates"], share)]
+    colour = _COLOURS[arm["view"]]
+    axes.plot(*zip(*points, strict=True), "-o", markersize=3, color=colour, label=f"{arm['view']} teacher")
+    axes.vlines([arm["updates"]], [low], [high], color=colour, linewidth=2, alpha=0.5)
