@@ -18,9 +18,10 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, check_choice, check_count
 from vidaccel.training.architecture import Transformer
+from vidaccel.training.causal_rollout import euler_sigmas
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.offline.fingerprint import weights_digest
-from vidaccel.training.offline.states import STORED, Embed, States, noise_levels
+from vidaccel.training.offline.states import STORED, Embed, States
 from vidaccel.training.offline.store import Cost, TargetStore, bytes_of, check_budget
 from vidaccel.training.offline.teacher import Teacher, ask, trajectory
 from vidaccel.training.offline.visits import RolloutPlan, noise_states, plan_rollouts, visit
@@ -121,7 +122,7 @@ def collect(
     there and all. Raises UserError, before any pass, where the states do not fit in `max_bytes`, where the store holds
     another collection, and where the teacher's steps do not stop at the student's levels.
     """
-    teacher.check_levels(noise_levels(config.student_steps)[:-1])
+    teacher.check_levels(euler_sigmas(config.student_steps)[:-1])
     check_budget(config.num_states, _record_bytes(bank, config), config.max_bytes)
     settings = {**config.to_dict(), "clips": list(bank.latents.shape)}
     if config.kind == "visited":
@@ -179,7 +180,7 @@ def _ways_from_noise(
     teacher: Teacher, noise: States, plan: RolloutPlan, *, config: CollectConfig, embed: Embed
 ) -> tuple[Targets, Cost]:
     """Pairs on the teacher's own ways; all states of one way have the same end."""
-    levels = noise_levels(config.student_steps)[:-1]
+    levels = euler_sigmas(config.student_steps)[:-1]
     way = trajectory(teacher, noise, levels, embed)
     states, ends, velocities = [], [], []
     for step, (sigma, noisy, velocity) in enumerate(way.stops):

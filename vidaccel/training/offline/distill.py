@@ -109,6 +109,11 @@ class StoredTargets:
         """The next records of the order."""
         return self._rows(self._deck.draw(count, self._count))
 
+    @property
+    def num_states(self) -> int:
+        """All records, those that are held out too."""
+        return len(self._store)
+
     def held_out(self) -> tuple[States, Tensor]:
         """The records that are never drawn."""
         return self._rows(list(range(self._count, len(self._store))))

@@ -13,7 +13,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.camera import Camera
 from vidaccel.models.causal_blocks import History, PromptCache
-from vidaccel.training.architecture import FLOW_SHIFT, Transformer
+from vidaccel.training.architecture import Transformer
 from vidaccel.training.chunk_batch import ChunkContext
 from vidaccel.training.device import autocast
 
@@ -129,12 +129,6 @@ def first_of(context: ChunkContext, count: int) -> ChunkContext:
         Camera(*(part[:count] for part in context.camera)),
         context.positions[:count],
     )
-
-
-def noise_levels(num_steps: int) -> list[float]:
-    """From 1 to 0 with Wan's shift; `num_steps` + 1 of them."""
-    times = [1 - step / num_steps for step in range(num_steps + 1)]
-    return [FLOW_SHIFT * time / (1 + (FLOW_SHIFT - 1) * time) for time in times]
 
 
 def _first(layers: tuple[tuple[Tensor, Tensor], ...], count: int) -> tuple[tuple[Tensor, Tensor], ...]:

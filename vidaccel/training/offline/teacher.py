@@ -8,10 +8,11 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, check_count
 from vidaccel.training.architecture import FLOW_SHIFT, Transformer
+from vidaccel.training.causal_rollout import euler_sigmas
 from vidaccel.training.chunk_batch import velocity_in
 from vidaccel.training.flow import empty_prompt
 from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_digest
-from vidaccel.training.offline.states import Embed, HistoryView, States, context_of_states, first_of, noise_levels
+from vidaccel.training.offline.states import Embed, HistoryView, States, context_of_states, first_of
 
 _NEAR = 1e-4  # noise levels are told apart by more than this
 
@@ -46,7 +47,7 @@ class Teacher:
 
     def check_levels(self, sigmas: list[float]) -> None:
         """Raise UserError where a level is not one of the teacher's grid, as its trajectories have no state there."""
-        grid = noise_levels(self.num_steps)
+        grid = euler_sigmas(self.num_steps)
         for sigma in sigmas:
             if min(abs(sigma - known) for known in grid) > _NEAR:
                 raise UserError(
@@ -83,7 +84,7 @@ def _follow(teacher: Teacher, states: States, levels: list[float], embed: Embed)
     """As `ask`, for states in descending order of their `levels`: those that have begun are the first ones."""
     guided = _Guided(teacher, states, embed)
     ways, firsts, begun, count = states.noisy.float(), [], 0, 0
-    for sigma, following in itertools.pairwise(noise_levels(teacher.num_steps)):
+    for sigma, following in itertools.pairwise(euler_sigmas(teacher.num_steps)):
         active = sum(level > sigma - _NEAR for level in levels)
         if active == 0:
             continue
@@ -113,7 +114,7 @@ def trajectory(teacher: Teacher, noise: States, levels: list[float], embed: Embe
     """The teacher's ways from pure noise. Raises UserError for a level that its grid does not have."""
     teacher.check_levels(levels)
     guided, ways, stops = _Guided(teacher, noise, embed), noise.noisy.float(), []
-    for sigma, following in itertools.pairwise(noise_levels(teacher.num_steps)):
+    for sigma, following in itertools.pairwise(euler_sigmas(teacher.num_steps)):
         step = guided.velocity(ways, sigma, len(noise))
         if any(abs(sigma - level) <= _NEAR for level in levels):
             stops.append((sigma, ways, step))

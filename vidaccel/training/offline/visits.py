@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vidaccel.training.architecture import Transformer
+from vidaccel.training.causal_rollout import euler_sigmas
 from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch
-from vidaccel.training.offline.states import STORED, Embed, HistoryView, States, context_of_states, noise_levels
+from vidaccel.training.offline.states import STORED, Embed, HistoryView, States, context_of_states
 from vidaccel.training.self_rollout import few_step_chunk
 from vidaccel.training.trip_bank import TripBank
 
@@ -111,7 +112,7 @@ def visit(
     """
     videos = bank.latents[torch.tensor(plan.rows, device=bank.latents.device)].float()
     kept: list[States] = []
-    levels = noise_levels(num_steps)[:-1]
+    levels = euler_sigmas(num_steps)[:-1]
     for number, slots in enumerate(plan.slots):
         batch = gather_batch(bank, plan.rows, plan.chunks(number), slots, latents=videos)
         states = states_at(batch, _noise(batch.chunk, generator), 1.0)
