@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-from inputs import MOST_SEED, checked_count, checked_number, checked_prompt
+from inputs import MOST_SEED, checked_camera, checked_count, checked_number, checked_prompt
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +27,8 @@ from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
 from vidaccel.memory import MemoryConfig, MemoryPolicy
+from vidaccel.rollout.branch_camera import camera_of_branch
+from vidaccel.rollout.camera import PlacedPath, check_takes_camera
 from vidaccel.rollout.chunk import Chunk, Shot
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.grid import ChunkGrid
@@ -70,6 +72,17 @@ class Studio:
         """Where chunks lie in time."""
         return self.pipe.grid(fps=self.defaults.fps)
 
+    @property
+    def takes_camera(self) -> bool:
+        """Whether the student is told where its camera is."""
+        return bool(self.pipe.transformer.takes_camera)
+
+    def camera(self, text: object) -> PlacedPath | None:
+        """The moves of a text on this grid; None for a student that is not told. Raises UserError for another text."""
+        path = checked_camera(text)
+        check_takes_camera(path, takes_camera=self.takes_camera, student="this student")
+        return path.on(self.grid) if self.takes_camera else None
+
     def shot(self, prompt: str) -> Shot:
         """A prompt, encoded, as the shot from chunk 0 on. To be called in turn: tokenizers are of one thread."""
         guided = self.pipe.student().num_branches > 1
@@ -106,6 +119,14 @@ class _Kept:
         return Path(self.folder.name)
 
 
+class _Asked(NamedTuple):
+    """What a visitor asks for: the first prompt, the length of the whole video, the camera."""
+
+    prompt: str
+    num_chunks: int
+    camera: PlacedPath | None
+
+
 @dataclass(kw_only=True)
 class _Show:
     """The running values between the start and the end of making chunks. unknown: words that the model cannot read."""
@@ -128,8 +149,12 @@ class LiveRollout:
         self._has_left = False
         self._kept: _Kept | None = None
 
-    def start(self, prompt: object, *, seconds: object, seed: object, memory: object) -> Iterator[View]:
+    def start(
+        self, prompt: object, *, seconds: object, seed: object, memory: object, camera: object = ""
+    ) -> Iterator[View]:
         """Make a new video in place of the one before; a view when it begins, of every chunk, and at the end.
+
+        camera: how it moves, as text; nothing for a student that is not told.
 
         Raises UserError for values out of range, and in the first view where a rollout is running.
         """
@@ -137,16 +162,19 @@ class LiveRollout:
         if not isinstance(memory, str) or memory not in memories:
             raise UserError(f"The memory must be one of: {'; '.join(memories)}.")
         number = checked_count("The seed", seed, least=0, most=MOST_SEED)
-        return self._started(checked_prompt(prompt), self._num_chunks(seconds), number, memories[memory])
+        asked = _Asked(checked_prompt(prompt), self._num_chunks(seconds), self._studio.camera(camera))
+        return self._started(asked, number, memories[memory])
 
-    def branch_from(self, prompt: object, *, second: object, seconds: object) -> Iterator[View]:
+    def branch_from(self, prompt: object, *, second: object, seconds: object, camera: object = "") -> Iterator[View]:
         """Go on from an earlier second (its next chunk) to a video of `seconds` in all; views as of `start`.
 
-        What was made after that second stays on disk until the next start, but is no longer shown.
+        What was made after that second stays on disk until the next start, but is no longer shown. The camera goes on
+        from where it was there.
         Raises UserError for values out of range, and in the first view where there is nothing to branch from.
         """
         at = self._studio.grid.chunk_from(checked_number("The second", second, least=0, most=MOST_SECONDS))
-        return self._branched(checked_prompt(prompt), at, self._num_chunks(seconds))
+        asked = _Asked(checked_prompt(prompt), self._num_chunks(seconds), self._studio.camera(camera))
+        return self._branched(asked, at)
 
     def change_prompt(self, prompt: object) -> str:
         """Show something else from the next chunk on; what to tell. Raises UserError if nothing is running."""
@@ -194,7 +222,7 @@ class LiveRollout:
             if self._has_left:
                 self.leave()
 
-    def _started(self, prompt: str, num_chunks: int, seed: int, memory: MemoryPolicy) -> Iterator[View]:
+    def _started(self, asked: _Asked, seed: int, memory: MemoryPolicy) -> Iterator[View]:
         with self._at_work():
             yield View(line="Starting.")
             self._forget()
@@ -202,9 +230,9 @@ class LiveRollout:
             settings = {"seed": seed, "memory": memory.to_dict(), "fps": self._studio.defaults.fps}
             session = Session.create(Path(folder.name, "session"), settings, snapshot_every=_SNAPSHOT_EVERY)
             self._kept = _Kept(folder, session, seed, memory)
-            yield from self._make(self._kept, session.branch(MAIN), prompt, num_chunks)
+            yield from self._make(self._kept, session.branch(MAIN), asked)
 
-    def _branched(self, prompt: str, at: int, num_chunks: int) -> Iterator[View]:
+    def _branched(self, asked: _Asked, at: int) -> Iterator[View]:
         with self._at_work():
             kept, grid = self._kept, self._studio.grid
             if kept is None:
@@ -213,13 +241,13 @@ class LiveRollout:
             if at > last.num_chunks:
                 end = grid.start_seconds(last.num_chunks)
                 raise UserError(f"The video ends at {end:g} s; branch from there or before.")
-            if num_chunks <= at:
+            if asked.num_chunks <= at:
                 raise UserError(
                     f"The branch begins at {grid.start_seconds(at):g} s; the length must be more than that."
                 )
             yield View(line=f"Going back to {grid.start_seconds(at):g} s.")
             branch = kept.session.new_branch(f"branch-{len(kept.session.branches)}", kept.branch, at)
-            yield from self._make(kept, branch, prompt, num_chunks)
+            yield from self._make(kept, branch, asked)
 
     def _forget(self) -> None:
         kept, self._kept = self._kept, None
@@ -227,11 +255,11 @@ class LiveRollout:
             kept.session.close()
             kept.folder.cleanup()
 
-    def _make(self, kept: _Kept, branch: Branch, prompt: str, num_chunks: int) -> Iterator[View]:
+    def _make(self, kept: _Kept, branch: Branch, asked: _Asked) -> Iterator[View]:
         """What is missing of a branch, chunk after chunk, no faster than it can be watched."""
         fps = self._studio.defaults.fps
         with self._studio.turn:
-            run = self._prepare(kept, branch, prompt, num_chunks)
+            run = self._prepare(kept, branch, asked)
         shown_until = 0.0
         with VideoStream(kept.path / f"{branch.name}.mp4", fps=fps) as stream:
             replay_segments(branch, branch.num_chunks, run.report, stream)
@@ -246,10 +274,10 @@ class LiveRollout:
                     yield View(line=self._line(run, chunk), moving=animated(chunk.frames[0], fps=fps))
         with self._studio.turn:  # drawing is of one thread too
             picture = run.report.save_picture(kept.path / f"{branch.name}.png")
-        end = "Stopped" if run.report.num_chunks < num_chunks else "Done"
+        end = "Stopped" if run.report.num_chunks < asked.num_chunks else "Done"
         yield View(line=f"{end}: {self._line(run, chunk)}", video=stream.path, picture=picture)
 
-    def _prepare(self, kept: _Kept, branch: Branch, prompt: str, num_chunks: int) -> _Show:
+    def _prepare(self, kept: _Kept, branch: Branch, asked: _Asked) -> _Show:
         """The student, and the state after the chunks that the branch has."""
         studio, pipe, defaults = self._studio, self._studio.pipe, self._studio.defaults
         student = pipe.student()
@@ -262,13 +290,14 @@ class LiveRollout:
             decoder=StreamingDecoder(pipe.vae),
         )
         shots = shots_of_branch(
-            branch, branch.num_chunks, [studio.shot(prompt)], lambda text: studio.shot(text).embeddings
+            branch, branch.num_chunks, [studio.shot(asked.prompt)], lambda text: studio.shot(text).embeddings
         )
         production = Production(
             student=student,
             state=state,
             shots=shots,
-            num_chunks=num_chunks,
+            num_chunks=asked.num_chunks,
+            camera=camera_of_branch(branch, branch.num_chunks, asked.camera),
             branch=branch,
             snapshot_every=_SNAPSHOT_EVERY,
             fps=defaults.fps,
@@ -281,8 +310,8 @@ class LiveRollout:
             production=production,
             shots=shots,
             report=report,
-            num_chunks=num_chunks,
-            unknown=unknown_words(pipe, prompt),
+            num_chunks=asked.num_chunks,
+            unknown=unknown_words(pipe, asked.prompt),
         )
 
     def _chunks(self, run: _Show) -> Generator[Chunk]:

@@ -16,6 +16,7 @@ from live_rollout import MOST_SECONDS, LiveRollout, Studio, View
 
 from vidaccel.errors import UserError
 
+CAMERA_EXAMPLE = "2-2.75 right 1, 6-6.75 left 1"
 VISITORS = 4  # rollouts at a time; further ones wait
 Row = tuple[LiveRollout, str, str, str, str | None, str | None]
 
@@ -33,6 +34,9 @@ def add_rollout_tab(studio: Studio) -> None:
         seconds = gradio.Slider(1, MOST_SECONDS, 30, step=1, label="Length (s)")
         seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
         second = gradio.Number(0, label="Branch from second", minimum=0)
+    camera = []  # a field where the student is told of it
+    if studio.takes_camera:
+        camera.append(gradio.Textbox("", label="Camera (seconds, where to, screens)", placeholder=CAMERA_EXAMPLE))
     with gradio.Row():
         start = gradio.Button("Start", variant="primary")
         change = gradio.Button("Change the prompt")
@@ -45,16 +49,20 @@ def add_rollout_tab(studio: Studio) -> None:
     picture = gradio.Image(label="What was remembered when")
     gradio.Examples([[example] for example in EXAMPLES], inputs=[prompt])
 
-    def on_start(live: LiveRollout | None, prompt: str, seconds: float, seed: float, memory: str) -> Iterator[Row]:
+    def on_start(
+        live: LiveRollout | None, prompt: str, seconds: float, seed: float, memory: str, camera: str = ""
+    ) -> Iterator[Row]:
         rollout = live or LiveRollout(studio)
         with _told():
-            for view in rollout.start(prompt, seconds=seconds, seed=seed, memory=memory):
+            for view in rollout.start(prompt, seconds=seconds, seed=seed, memory=memory, camera=camera):
                 yield _row(rollout, view)
 
-    def on_branch(live: LiveRollout | None, prompt: str, second: float, seconds: float) -> Iterator[Row]:
+    def on_branch(
+        live: LiveRollout | None, prompt: str, second: float, seconds: float, camera: str = ""
+    ) -> Iterator[Row]:
         rollout = live or LiveRollout(studio)
         with _told():
-            for view in rollout.branch_from(prompt, second=second, seconds=seconds):
+            for view in rollout.branch_from(prompt, second=second, seconds=seconds, camera=camera):
                 yield _row(rollout, view)
 
     making: dict[str, Any] = {
@@ -64,8 +72,8 @@ def add_rollout_tab(studio: Studio) -> None:
         "concurrency_limit": VISITORS,
     }
     asking: dict[str, Any] = {"outputs": [note], "show_progress": "hidden", "concurrency_limit": None}
-    start.click(on_start, [live, prompt, seconds, seed, memory], api_name="rollout", **making)
-    branch.click(on_branch, [live, prompt, second, seconds], api_name="branch", **making)
+    start.click(on_start, [live, prompt, seconds, seed, memory, *camera], api_name="rollout", **making)
+    branch.click(on_branch, [live, prompt, second, seconds, *camera], api_name="branch", **making)
     gradio.on([change.click, prompt.submit], _on_prompt, [live, prompt], api_name="change_prompt", **asking)
     stop.click(_on_stop, [live], api_name="stop", **asking)
 

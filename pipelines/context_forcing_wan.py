@@ -29,11 +29,12 @@ from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryPolicy, parse_memory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.rollout.camera import CameraPath
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.fingerprint import session_settings
 from vidaccel.rollout.grid import ChunkGrid
-from vidaccel.rollout.inputs import chunks_asked, drawn_seeds, repeated, start_of, timeline_of
+from vidaccel.rollout.inputs import camera_asked, chunks_asked, drawn_seeds, repeated, start_of, timeline_of
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.session_request import SessionRequest
@@ -181,6 +182,7 @@ class ContextForcingWanPipeline(WanPipeline):
         *,
         num_chunks: int | None = None,
         num_frames: int | None = None,
+        camera: CameraPath | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
@@ -212,10 +214,12 @@ class ContextForcingWanPipeline(WanPipeline):
             text_dim) in its place, with guidance `negative_prompt_embeds` too.
         num_chunks: of the whole rollout, or `num_frames`: as many as hold so many pixel frames; without either it goes
             on until the caller stops.
+        camera: how the camera moves, in seconds and widths of the picture, for students that are told: a `CameraPath`
+            or its text, `"2-2.75 right 1, 6-6.75 left 1"`; None: it holds, or moves as the timeline says.
         image, video: to begin with, (3, H, W) or (f, 3, H, W) in [0, 1], or what diffusers' pipelines take (PIL
             images are scaled); its own chunks come first and count. Their `frames` are the pixels that were given, with
             `decode_start` those that the autoencoder makes of them.
-        fps: what a timeline's seconds are counted in, and of the video in a session.
+        fps: what the seconds of a timeline and a camera are counted in, and of the video in a session.
         state: to go on from, as `new_state` gave it; it is advanced in place.
         session: a folder in which finished chunks are kept, as `vidaccel rollout --checkpoint` does; either goes on
             with what the other began, with the same settings and the same bits. It is open until the iterator ends or
@@ -225,7 +229,8 @@ class ContextForcingWanPipeline(WanPipeline):
             their latents; False: new chunks only.
 
         Arguments are checked, and a session is opened, when this is called. Raises UserError for sizes, prompts and
-        starts that do not go together, a start as long as the video, and a session as `open_session` does.
+        starts that do not go together, a start as long as the video, moves of a camera that the student is not told of
+        or that the timeline has already, and a session as `open_session` does.
         """
         asked = SessionRequest.of(
             session,
@@ -247,6 +252,7 @@ class ContextForcingWanPipeline(WanPipeline):
         given_frames = 0 if start is None else start.num_latent_frames
         grid = self.grid(fps=fps, given_frames=given_frames, memory=state.memory.policy)
         length = chunks_asked(num_chunks, num_frames, prompt, grid)
+        moved = camera_asked(camera, prompt, grid, takes_camera=self.transformer.takes_camera)
         encoder = PromptEncoder(
             pipe=self,
             negative_prompt=negative_prompt,
@@ -255,15 +261,22 @@ class ContextForcingWanPipeline(WanPipeline):
             max_sequence_length=max_sequence_length,
         )
         shots = encoder.shots(prompt, grid, length, embeddings=prompt_embeds, negative=negative_prompt_embeds)
-        made = Production(student=student, state=state, shots=shots, num_chunks=length, start=start)
+        made = Production(student=student, state=state, shots=shots, num_chunks=length, camera=moved, start=start)
         if asked is None:
             return made.chunks()
         made.fps = fps
+        return self._kept_chunks(made, asked, encoder, num_given_chunks=grid.num_given_chunks, replay=replay)
+
+    def _kept_chunks(
+        self, made: Production, asked: SessionRequest, encoder: PromptEncoder, *, num_given_chunks: int, replay: bool
+    ) -> Generator[Chunk]:
+        """The chunks of a rollout that is kept in a session, which is opened at once."""
+        planned = made.shots
         opened = made.open_session(
             asked,
             session_settings(self, made, encoder),
-            encode=lambda text: encoder.past_embeddings(text, shots),
-            num_given_chunks=grid.num_given_chunks,
+            encode=lambda text: encoder.past_embeddings(text, planned),
+            num_given_chunks=num_given_chunks,
         )
         return made.session_chunks(opened, replay=replay)
 
@@ -289,6 +302,7 @@ class ContextForcingWanPipeline(WanPipeline):
         max_sequence_length: int = WAN_TEXT_TOKENS,
         fps: float = 16,
         decode_start: bool = False,
+        camera: CameraPath | str | None = None,
     ) -> Any:
         """Make whole videos of `num_frames` pixel frames, as `WanPipeline` does; see `stream` for the other arguments.
 
@@ -323,6 +337,7 @@ class ContextForcingWanPipeline(WanPipeline):
             fps=fps,
             max_sequence_length=max_sequence_length,
             decode=output_type != "latent",
+            camera=camera,
         )
         made = []
         with self.progress_bar(total=num_frames) as bar:

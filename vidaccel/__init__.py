@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from vidaccel.generation.request import GenerationRequest
     from vidaccel.memory.config import MemoryConfig
     from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
+    from vidaccel.rollout.camera import CameraMove, CameraPath
     from vidaccel.rollout.timeline import PromptSpan, PromptTimeline
     from vidaccel.video.files import read_video, write_video
     from vidaccel.video.metrics import compare_videos
 
 __all__ = [
+    "CameraMove",
+    "CameraPath",
     "ContextForcingWanPipeline",
     "EasyCacheConfig",
     "EasyCacheReport",
@@ -51,6 +54,7 @@ _HOMES = {
     "vidaccel.generation.request": ("GenerationRequest",),
     "vidaccel.memory.config": ("MemoryConfig",),
     "vidaccel.pipelines.context_forcing_wan": ("ContextForcingWanPipeline",),
+    "vidaccel.rollout.camera": ("CameraMove", "CameraPath"),
     "vidaccel.rollout.timeline": ("PromptSpan", "PromptTimeline"),
     "vidaccel.video.files": ("read_video", "write_video"),
     "vidaccel.video.metrics": ("compare_videos",),

@@ -127,6 +127,19 @@ def test_easycache_says_what_is_wrong_with_a_request(
         connect().predict(*values, api_name="/easycache")
 
 
+def test_a_student_that_is_told_of_its_camera_has_a_field_for_it(
+    student: Any, tiny_wan_folder: Path, studio: Studio
+) -> None:
+    pytest.importorskip("gradio")
+    told = replace(studio, pipe=tiny_student(tiny_wan_folder, camera_dim=8))
+    for one, expected in ((studio, 0), (told, 1)):
+        config = build_app(None, TINY, one).get_config_file()
+        labels = [part["props"].get("label") or "" for part in config["components"]]
+        assert sum(label.startswith("Camera") for label in labels) == expected
+        (start,) = [part for part in config["dependencies"] if part["api_name"] == "rollout"]
+        assert len(start["inputs"]) == 5 + expected
+
+
 def test_a_visitor_sees_chunks_changes_the_prompt_stops_and_branches(connect: Callable[[], Any]) -> None:
     visitor = connect()
     job = visitor.submit("a red square", 60, 0, MEMORY, api_name="/rollout")

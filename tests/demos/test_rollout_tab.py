@@ -132,6 +132,38 @@ def test_a_new_prompt_begins_with_the_next_chunk(studio: Studio) -> None:
     assert last.line.startswith("Done")
 
 
+def test_a_camera_moves_as_asked_for_and_goes_on_from_there_in_a_branch(tiny_wan_folder: Path, tmp_path: Path) -> None:
+    studio = Studio(tiny_student(tiny_wan_folder, camera_dim=8), DEFAULTS, tmp_path)
+    live = LiveRollout(studio)
+    first, later = f"{9 / FPS}-{21 / FPS} right 1", f"{33 / FPS}-{45 / FPS} left 0.5"
+    list(started(live, camera=first))
+    made = list(
+        studio.pipe.stream(
+            RED, num_chunks=5, camera=f"{first}, {later}", height=32, width=32, fps=FPS, max_sequence_length=16
+        )
+    )
+    assert_same(latents(live)[:3], made[:3])
+    list(live.branch_from(RED, second=33 / FPS, seconds=57 / FPS, camera=later))
+    assert_same(latents(live), made)
+    held = LiveRollout(studio)
+    list(started(held))
+    assert not torch.equal(latents(held)[1], made[1].latents)
+
+
+@pytest.mark.parametrize(
+    ("camera", "complaint"),
+    [
+        ("right", "no camera move"),
+        (3, "The camera must be a text"),
+        ("1-2 right 1," * 50, "at most 500 characters"),
+        ("1-2 right 1", "this student is not: leave it out"),
+    ],
+)
+def test_a_camera_that_cannot_be_is_refused(studio: Studio, camera: object, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        started(LiveRollout(studio), camera=camera)
+
+
 def test_a_prompt_before_the_first_chunk_is_the_only_one(studio: Studio) -> None:
     live = LiveRollout(studio)
     views = started(live)

@@ -11,6 +11,7 @@ import pytest
 import vidaccel
 
 PUBLIC_NAMES = [
+    *("CameraMove", "CameraPath"),
     *("ContextForcingWanPipeline", "EasyCacheConfig", "EasyCacheReport", "Generation", "GenerationRequest"),
     *("MemoryConfig", "PromptSpan", "PromptTimeline", "UserError", "apply_easycache", "compare_videos"),
     *("easycache_report", "generate", "load_pipeline", "read_video", "remove_easycache", "write_video"),

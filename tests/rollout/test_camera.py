@@ -7,8 +7,12 @@ from itertools import pairwise
 import pytest
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.camera import CameraMove, CameraPath, check_takes_camera, goes_on
+from vidaccel.rollout.camera import CameraMove, CameraPath, check_takes_camera
 from vidaccel.rollout.grid import ChunkGrid
+from vidaccel.world.scene import FRAME_SIZE
+from vidaccel.world.trip import Trip, latent_cameras
+from vidaccel.world.trips import random_trip
+from vidaccel.world.trips import test_trip as trip_of_kind
 
 GRID = ChunkGrid(chunk_frames=3, fps=16)  # chunks begin at pixel frames 0, 9, 21, 33, 45, ...
 CUT = ChunkGrid(chunk_frames=3, fps=16, cuts=(3,))  # at 0, 9, 21, 33, 42, 54, ...
@@ -99,7 +103,7 @@ def test_other_values_are_no_path(values: dict[str, object]) -> None:
     ],
 )
 def test_a_move_begins_with_the_next_chunk_and_takes_the_nearest_number(move: str, chunks: tuple[int, int]) -> None:
-    (placed,) = CameraPath.parse(move).placed(GRID)
+    (placed,) = CameraPath.parse(move).on(GRID).moves
     assert (placed.chunk, placed.end) == chunks
     assert not placed.is_late
 
@@ -119,7 +123,7 @@ def test_the_way_is_the_sum_of_the_moves_in_every_pixel_frame(grid: ChunkGrid, t
     path = CameraPath.parse(text)
     ways = [
         (grid.first_pixel_frame(move.chunk), grid.first_pixel_frame(move.end), move.move.screens)
-        for move in path.placed(grid)
+        for move in path.on(grid).moves
     ]
 
     def at(pixel: int) -> float:
@@ -143,7 +147,7 @@ def test_a_camera_that_comes_back_is_exactly_where_it_was() -> None:
 
 def test_a_hard_cut_makes_its_move_shorter_and_the_path_goes_on() -> None:
     path = CameraPath.parse("1.4-2.8 right 1")  # of the two chunks before and after the cut
-    (placed,) = path.placed(CUT)
+    (placed,) = path.on(CUT).moves
     assert (placed.chunk, placed.end) == (3, 5)
     assert (CUT.first_pixel_frame(3), CUT.first_pixel_frame(5)) == (33, 54)
     earlier = CameraPath.parse("1-2 right 1")
@@ -155,7 +159,7 @@ def test_given_frames_hold_unless_a_move_lies_in_them() -> None:
     assert [GIVEN.first_frame(chunk) for chunk in range(5)] == [0, 3, 6, 7, 10]
     after = CameraPath.parse("1.5-2 right 1")
     assert [after.positions(chunk, GIVEN) for chunk in range(3)] == [[0, 0, 0], [0, 0, 0], [0]]
-    assert CameraPath.parse("0.5-1 right 1").placed(GIVEN)[0].chunk == 1
+    assert CameraPath.parse("0.5-1 right 1").on(GIVEN).moves[0].chunk == 1
     assert CameraPath.parse("0.5-1 right 1").positions(2, GIVEN) == [1]
 
 
@@ -167,27 +171,8 @@ def test_moves_that_are_not_made_as_asked_are_named() -> None:
     assert "'right 2' at 6 s is not made to its end" in short
     assert "the video has 7.3125 s" in short
     assert "'left 1' at 60 s is not made: the video of 7.3125 s has its last chunk at 6.5625 s" in never
-    assert [(placed.chunk, placed.end) for placed in path.placed(GRID)[:2]] == [(2, 3), (3, 4)]
+    assert [(placed.chunk, placed.end) for placed in path.on(GRID).moves[:2]] == [(2, 3), (3, 4)]
     assert CameraPath.parse("1-1.1 right 1").problems(GRID, num_chunks=10) == ()
-
-
-def test_a_camera_goes_on_from_where_other_chunks_left_it() -> None:
-    past = CameraPath.parse("0.5-1.2 right 0.3")
-    planned = CameraPath.parse("3-3.7 left 1")
-    made = [past.positions(chunk, GRID) for chunk in range(4)]
-    camera = goes_on(planned.on(GRID), made, 12)
-    for chunk in range(4):
-        assert camera(chunk, 3 * chunk, 3) == past.on(GRID)(chunk, 3 * chunk, 3)
-    positions, motions = camera(5, 15, 3)
-    assert positions == [position + made[-1][-1] for position in planned.positions(5, GRID)]
-    assert motions == planned.motions(5, GRID)
-    assert min(motions) < 0
-    same = goes_on(past.on(GRID), made, 12)
-    again = goes_on(planned.on(GRID), [*made, camera(4, 12, 3)[0], positions], 18)
-    for chunk in range(9):
-        assert same(chunk, 3 * chunk, 3) == past.on(GRID)(chunk, 3 * chunk, 3)
-        assert again(chunk, 3 * chunk, 3) == camera(chunk, 3 * chunk, 3)
-    assert goes_on(planned.on(GRID), [], 0)(5, 15, 3) == planned.on(GRID)(5, 15, 3)
 
 
 def test_moves_are_for_students_that_are_told_of_a_camera() -> None:
@@ -195,3 +180,19 @@ def test_moves_are_for_students_that_are_told_of_a_camera() -> None:
     check_takes_camera(CameraPath.parse("1-2 right 1"), takes_camera=True, student="'plain'")
     with pytest.raises(UserError, match=r"\(--camera, .*'plain' is not: leave it out and say the move in the prompt"):
         check_takes_camera(CameraPath.parse("1-2 right 1"), takes_camera=False, student="'plain'")
+
+
+@pytest.mark.parametrize("trip", [*map(random_trip, range(6)), trip_of_kind(3, kind="shift", pan_chunks=2)])
+def test_the_camera_of_a_trip_of_the_storybook_world_is_where_a_path_of_its_moves_is(trip: Trip) -> None:
+    moves = tuple(
+        CameraMove(move.start / 16, (move.start + move.num_frames) / 16, move.distance / FRAME_SIZE)
+        for move in trip.camera_moves
+        if move.distance
+    )
+    path, start = CameraPath(moves), trip.camera_x(0)
+    columns, motions = latent_cameras(trip)
+    positions = way(path, GRID, trip.num_chunks)
+    assert [start + FRAME_SIZE * position for position in positions] == pytest.approx(columns, abs=1e-3)
+    moved = [FRAME_SIZE * motion for chunk in range(trip.num_chunks) for motion in path.motions(chunk, GRID)]
+    assert moved == pytest.approx(motions, abs=1e-3)
+    assert any(moved)

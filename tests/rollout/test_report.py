@@ -151,6 +151,17 @@ def test_a_rollout_that_went_on_has_the_memory_of_all_and_the_times_of_what_was_
     assert resumed.num_passes == 10 * 5
 
 
+def test_the_way_of_the_camera_is_written_down_for_every_latent_frame() -> None:
+    config = MemoryConfig()
+    chunks = made_chunks(4, config)
+    assert "camera" not in reported(chunks, config).to_dict()
+    told = [replace(chunk, camera=([chunk.index, 0.5, 0.25], [0.0] * 3)) for chunk in chunks]
+    expected = [position for chunk in range(4) for position in (chunk, 0.5, 0.25)]
+    assert reported(told, config).to_dict()["camera"] == expected
+    # Of chunks that were made before the camera was told, it held.
+    assert reported([*chunks[:2], *told[2:]], config).to_dict()["camera"] == [0.0] * 6 + expected[6:]
+
+
 def test_a_phase_that_comes_later_took_no_time_before() -> None:
     config = MemoryConfig()
     chunks = made_chunks(4, config)

@@ -28,8 +28,17 @@ FPS = 16
 @pytest.fixture(scope="session")
 def student_folder(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tiny random causal student."""
-    folder = tmp_path_factory.mktemp("student")
-    tiny_student(tiny_wan_folder).save_pretrained(folder)
+    return _saved(tiny_student(tiny_wan_folder), tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="session")
+def camera_student_folder(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that is told of its camera."""
+    return _saved(tiny_student(tiny_wan_folder, camera_dim=8), tmp_path_factory.mktemp("camera-student"))
+
+
+def _saved(pipe: Any, folder: Path) -> Path:
+    pipe.save_pretrained(folder)
     settings = {"defaults": {"height": 32, "width": 48, "fps": FPS, "max_sequence_length": 16}}
     (folder / "vidaccel.json").write_text(json.dumps(settings))
     return folder

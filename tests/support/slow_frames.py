@@ -18,7 +18,8 @@ from tests.support.slow_rollout import Sampling
 from vidaccel.memory import MemoryIndex, MemoryPolicy
 from vidaccel.memory.camera import Camera
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import ChunkCamera, Shot
+from vidaccel.rollout.camera import ChunkCamera
+from vidaccel.rollout.chunk import Shot
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import Tensor
 from vidaccel.memory import MemoryConfig
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.rollout.chunk import Chunk, ChunkCamera, Shot, Student
+from vidaccel.rollout.camera import ChunkCamera
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.state import RolloutState, new_state
 

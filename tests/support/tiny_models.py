@@ -143,11 +143,19 @@ def call_arguments(pipe: Any, *, seed: int = 0, batch: int = 1, **changes: Any) 
     return arguments | changes
 
 
-def tiny_student(wan_folder: Path) -> ContextForcingWanPipeline:
-    """A random causal student with the VAE and the text encoder of `save_tiny_wan`."""
+def tiny_student(wan_folder: Path, *, camera_dim: int | None = None) -> ContextForcingWanPipeline:
+    """A random causal student with the VAE and the text encoder of `save_tiny_wan`.
+
+    camera_dim: of one that is told of its camera and remembers frames that were encoded alone.
+    """
     parts = WanPipeline.from_pretrained(wan_folder).components
-    transformer = CausalWanTransformer3DModel.from_config(tiny_transformer().config)
-    transformer.load_state_dict(tiny_transformer(seed=1).state_dict())
+    changes: dict[str, Any] = {} if camera_dim is None else {"camera_dim": camera_dim, "clean_pass": "frame"}
+    transformer = CausalWanTransformer3DModel.from_config({**tiny_transformer().config, **changes})
+    transformer.load_state_dict(tiny_transformer(seed=1).state_dict(), strict=camera_dim is None)
+    if camera_dim is not None:
+        generator = torch.Generator().manual_seed(1)
+        for parameter in transformer.camera_embedder.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 4)
     return ContextForcingWanPipeline(
         tokenizer=parts["tokenizer"],
         text_encoder=parts["text_encoder"],

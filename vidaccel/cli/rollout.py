@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -39,7 +39,18 @@ def rollout(
     seconds: Annotated[float, typer.Option(help="Length of the video, rounded up to whole chunks.")] = 10.0,
     timeline: Annotated[
         Path | None,
-        typer.Option(help="Prompts over time: lines such as `0:12.5 the ball rolls`, `1:05 | hard | night`."),
+        typer.Option(
+            help="Prompts over time: lines such as `0:12.5 the ball rolls`, `1:05 | hard | night`, and for the camera "
+            "`0:02-0:02.75 | camera | right 1`."
+        ),
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MOVES",
+            help="How the camera moves, in seconds and widths of the picture: `2-2.75 right 1, 6-6.75 left 1`. For "
+            "students that are told of it; --timeline has lines for it too. (default: it holds)",
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="A causal student: a name of `vidaccel models`, a folder, or a Hub id.")
@@ -128,7 +139,7 @@ def rollout(
         "width": width,
         "fps": fps,
     }
-    prompts, spec = _timeline(prompt, timeline), spec_of(model)
+    prompts, spec = _timeline(prompt, timeline).with_camera(camera), spec_of(model)
     _check_flags(seconds, flags, files, decoder)
     _check_places(output, report=report, device=device, dtype=dtype)
     loras, mode = tuple(LoraFile.parse(text) for text in lora or []), _passes(passes)
@@ -172,7 +183,7 @@ def rollout(
         loras=loras,
     )
     if plan:
-        return _show(request.plan())
+        return _show(request.plan(), request.camera_words())
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
     return run_rollout(request, output=file, asked=kept, report=report, overwrite=overwrite)
 
@@ -210,11 +221,13 @@ def _passes(name: str) -> PassMode:
     return cast(PassMode, name)
 
 
-def _show(plan: RolloutPlan) -> None:
+def _show(plan: RolloutPlan, camera: Sequence[str]) -> None:
     from vidaccel.cli.rollout_request import plan_table
     from vidaccel.machine.footprint import gigabytes
 
     console.print(plan_table(plan))
+    for words in camera:
+        say(f"Camera: {words}.")
     if plan.fits:
         say("It fits.")
         return

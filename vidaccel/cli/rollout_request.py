@@ -24,6 +24,7 @@ from vidaccel.machine.footprint import gigabytes
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.models.taehv import TinyWanDecoder
 from vidaccel.rollout import PassMode
+from vidaccel.rollout.camera import PlacedPath, check_takes_camera
 from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.kept_session import SessionSettings
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
@@ -96,6 +97,11 @@ class StudentFolder:
         flag = next(iter(given)).replace("_", "-")
         raise UserError(f"--{flag} is for slow-fast memories, and the memory is {words!r}; leave it out.")
 
+    @property
+    def takes_camera(self) -> bool:
+        """Whether the student is told where its camera is."""
+        return self.sizes.transformer.get("camera_dim") is not None
+
     def small_decoder(self, path: Path) -> "SmallDecoder":
         """The small decoder in a file. Raises UserError for another file, and for one of other models' latents."""
         model = TinyWanDecoder.from_single_file(path)
@@ -155,6 +161,9 @@ class RolloutRequest:
     def __post_init__(self) -> None:
         if self.passes == "captured" and (device := resolve_device(self.device)).type != "cuda":
             raise UserError(f"Passes can be captured on CUDA only, and the device is {device}; use compiled or eager.")
+        check_takes_camera(
+            self.timeline.camera, takes_camera=self.student.takes_camera, student=repr(self.student.spec.name)
+        )
         check_length(self.grid, self.num_chunks)
         last = self.grid.first_frame(self.num_chunks)
         if self.memory.max_frames is not None and last > self.memory.max_frames:
@@ -167,6 +176,20 @@ class RolloutRequest:
     def grid(self) -> ChunkGrid:
         """Where chunks lie in time."""
         return grid_of(self.student, self.memory, self.fps, self.start)
+
+    @property
+    def camera(self) -> PlacedPath | None:
+        """Where the camera is in every chunk; None for a student that is not told."""
+        return self.timeline.camera_on(self.grid) if self.student.takes_camera else None
+
+    def camera_words(self) -> list[str]:
+        """What the camera does from when until when, in the chunks that it takes; a line for every move."""
+        grid = self.timeline.grid_with_cuts(self.grid)
+        moves = self.timeline.camera.on(grid).moves
+        spans = [(grid.start_seconds(move.chunk), grid.start_seconds(move.end)) for move in moves]
+        return [
+            f"{move.move.words} from {start:g} to {end:g} s" for move, (start, end) in zip(moves, spans, strict=True)
+        ]
 
     @property
     def text_tokens(self) -> int:

@@ -22,6 +22,7 @@ from vidaccel.generation.generate import warn_about_words
 from vidaccel.generation.loading import load_pipeline, resolve_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.models.taehv import StreamingTinyDecoder
+from vidaccel.rollout.branch_camera import camera_of_branch
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.kept_session import check_session, open_session
 from vidaccel.rollout.passes import speed_up
@@ -62,6 +63,7 @@ def run_rollout(
                     request.timeline.changes(request.grid, num_chunks=request.num_chunks),
                     num_chunks=request.num_chunks,
                     num_given_chunks=request.grid.num_given_chunks,
+                    camera=request.camera,
                 )
                 stack.enter_context(session)
                 stack.enter_context(_reporting_kept_chunks(branch, session.folder))
@@ -162,6 +164,7 @@ class _RolloutCommand:
             state=state,
             shots=shots,
             num_chunks=request.num_chunks,
+            camera=camera_of_branch(self.branch, self.done, request.camera),
             start=None if start is None else Start.of(pipe.vae, start, is_decoded=request.decode_start),
             branch=self.branch,
             snapshot_every=self.snapshot_every,

@@ -8,20 +8,23 @@ off and arrives at half its mean speed.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vidaccel.errors import UserError
 from vidaccel.rollout.grid import ChunkGrid, span_seconds
 
 ChunkCamera = Callable[[int, int, int], tuple[list[float], list[float]]]
-"""Of a chunk (index, its first latent frame, how many): where the camera is in each, and how far it moved since the
-latent frame before, both in screens."""
+"""Where the camera is in the latent frames of a chunk, and how far it moved since the frame before each.
+
+Called with the number of the chunk, its first latent frame in the whole rollout, and how many it has; gives two lists
+with a number for each frame, in screens (widths of the picture), to the right. All videos of a rollout share it.
+"""
 
 _MOVE = re.compile(r"(left|right)\s+(\S+)")
 _TIMED = re.compile(r"([\d.:]+\s*-\s*[\d.:]+)\s+(.+)")
-_STEPS = 2**20  # of a screen: positions are multiples, so that their sums are exact in any order
+_STEPS = 2**20  # of a screen: what is done of a move is a multiple, so that sums are exact, however they came about
 _FORM = "`2-2.75 right 1, 6-6.75 left 0.5`: from and to in seconds, where to, how many screens"
 
 
@@ -75,6 +78,42 @@ class PlacedMove:
     end: int
     is_late: bool = False
 
+    def after(self, chunk: int) -> "PlacedMove":
+        """The same number of chunks, but not before `chunk`."""
+        late = max(0, chunk - self.chunk)
+        return replace(self, chunk=self.chunk + late, end=self.end + late, is_late=self.is_late or late > 0)
+
+
+@dataclass(frozen=True)
+class PlacedPath:
+    """The way of a camera in the chunks of a rollout: a `ChunkCamera`."""
+
+    grid: ChunkGrid
+    moves: tuple[PlacedMove, ...]
+
+    def begun_with(self, chunk: int) -> PlacedMove | None:
+        """The move that begins with a chunk."""
+        return next((placed for placed in self.moves if placed.chunk == chunk), None)
+
+    def __call__(self, chunk: int, first_frame: int, num_frames: int) -> tuple[list[float], list[float]]:
+        """Where the camera is in the latent frames of a chunk, and how far it moved since the one before each.
+
+        Both in screens. Where it is in a latent frame is the mean of its pixel frames. It has not moved in the first
+        latent frame of all; at a hard cut the path goes on.
+        """
+        positions = [self._position(frame) for frame in range(first_frame, first_frame + num_frames)]
+        before = [self._position(first_frame - 1) if first_frame else positions[0], *positions]
+        return positions, [here - there for there, here in zip(before, positions, strict=False)]
+
+    def _position(self, frame: int) -> float:
+        pixels = range(self.grid.pixels_before(frame), self.grid.pixels_before(frame + 1))
+        reached = 0.0
+        for placed in self.moves:
+            first, end = self.grid.first_pixel_frame(placed.chunk), self.grid.first_pixel_frame(placed.end)
+            shares = [_eased(min(max((pixel - first) / (end - first), 0.0), 1.0)) for pixel in pixels]
+            reached += round(_STEPS * placed.move.screens * sum(shares) / len(shares)) / _STEPS
+        return reached
+
 
 @dataclass(frozen=True)
 class CameraPath:
@@ -127,10 +166,11 @@ class CameraPath:
     def __str__(self) -> str:
         return ", ".join(map(str, self.moves))
 
-    def placed(self, grid: ChunkGrid) -> tuple[PlacedMove, ...]:
-        """Every move with its chunks: at least one, and as many as come nearest to its length.
+    def on(self, grid: ChunkGrid) -> PlacedPath:
+        """The path in the chunks of a rollout, for `rollout`.
 
-        A move that would start before the one before it has ended starts there.
+        A move takes at least one chunk, and as many as come nearest to its length. One that would start before the one
+        before it has ended starts there.
         """
         found: list[PlacedMove] = []
         for move in self.moves:
@@ -138,25 +178,7 @@ class CameraPath:
             chunk = max(wanted, free)
             length = (move.end_seconds - move.start_seconds) * grid.fps
             found.append(PlacedMove(move, chunk, _nearest_end(grid, chunk, length), is_late=wanted < free))
-        return tuple(found)
-
-    def on(self, grid: ChunkGrid) -> ChunkCamera:
-        """Where the camera is in the chunks of a rollout, for `rollout`."""
-        ways = [
-            (grid.first_pixel_frame(placed.chunk), grid.first_pixel_frame(placed.end), placed.move.screens)
-            for placed in self.placed(grid)
-        ]
-
-        def position(frame: int) -> float:
-            pixels = range(grid.pixels_before(frame), grid.pixels_before(frame + 1))
-            return round(_STEPS * sum(_position(ways, pixel) for pixel in pixels) / len(pixels)) / _STEPS
-
-        def camera(chunk: int, first_frame: int, num_frames: int) -> tuple[list[float], list[float]]:
-            positions = [position(frame) for frame in range(first_frame, first_frame + num_frames)]
-            before = [position(first_frame - 1) if first_frame else positions[0], *positions]
-            return positions, [here - there for there, here in zip(before, positions, strict=False)]
-
-        return camera
+        return PlacedPath(grid, tuple(found))
 
     def positions(self, chunk: int, grid: ChunkGrid) -> list[float]:
         """Where the camera is in each latent frame of a chunk, in screens: the mean of its pixel frames."""
@@ -174,7 +196,7 @@ class CameraPath:
         end, last = grid.start_seconds(num_chunks), grid.start_seconds(num_chunks - 1)
         apart = grid.chunk_frames * grid.temporal_stride / grid.fps
         found = []
-        for placed in self.placed(grid):
+        for placed in self.on(grid).moves:
             name = f"The camera move {placed.move.words!r} at {placed.move.start_seconds:g} s"
             begins, ends = grid.start_seconds(placed.chunk), grid.start_seconds(placed.end)
             if placed.chunk >= num_chunks:
@@ -214,28 +236,6 @@ def check_takes_camera(path: CameraPath, *, takes_camera: bool, student: str) ->
         )
 
 
-def goes_on(camera: ChunkCamera, past: Sequence[Sequence[float]], first_frame: int) -> ChunkCamera:
-    """The camera after chunks that were made with another one, or with this one.
-
-    past: where it was in the latent frames of each of them. first_frame: the first latent frame after them. From there
-    on it moves as `camera` says, from where it was.
-    """
-    if not past:
-        return camera
-    (planned,), _ = camera(len(past) - 1, first_frame - 1, 1)
-    moved = past[-1][-1] - planned
-
-    def going_on(chunk: int, first: int, num_frames: int) -> tuple[list[float], list[float]]:
-        if chunk < len(past):
-            positions = list(past[chunk])
-            before = [*(past[chunk - 1][-1:] if chunk else positions[:1]), *positions]
-            return positions, [here - there for there, here in zip(before, positions, strict=False)]
-        positions, motions = camera(chunk, first, num_frames)
-        return [position + moved for position in positions], motions
-
-    return going_on
-
-
 def _frames_of(chunk: int, grid: ChunkGrid) -> tuple[int, int, int]:
     first = grid.first_frame(chunk)
     return chunk, first, grid.first_frame(chunk + 1) - first
@@ -247,12 +247,6 @@ def _nearest_end(grid: ChunkGrid, chunk: int, length: float) -> int:
     after = grid.chunk_from_pixel(math.ceil(wanted))
     ends = [end for end in (after - 1, after) if end > chunk] or [chunk + 1]
     return min(ends, key=lambda end: abs(grid.first_pixel_frame(end) - wanted))
-
-
-def _position(ways: Sequence[tuple[int, int, float]], pixel: int) -> float:
-    """Where the camera is in a pixel frame. ways: first pixel frame, the one after the last, screens."""
-    begun = [(min(1.0, (pixel - first) / (end - first)), screens) for first, end, screens in ways if pixel > first]
-    return sum(screens * _eased(progress) for progress, screens in begun)
 
 
 def _eased(progress: float) -> float:

@@ -1,7 +1,6 @@
 """What goes into a rollout and what comes out: the student, the shots of a prompt timeline, the finished chunks."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -13,12 +12,6 @@ from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.timeline import Cut
 
 Origin = Literal["made", "given", "saved"]
-ChunkCamera = Callable[[int, int, int], tuple[list[float], list[float]]]
-"""Where the camera stands in the latent frames of a chunk, and how far it moved since the frame before each.
-
-Called with the number of the chunk, its first latent frame in the whole rollout, and how many it has; gives two lists
-with a number for each frame, in screens (widths of the picture), to the right. All videos of a rollout share it.
-"""
 
 
 class Pass(Protocol):

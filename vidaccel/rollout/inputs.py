@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.rollout.camera import CameraPath, PlacedPath, check_takes_camera
 from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.start import Start, check_length, check_number
 from vidaccel.rollout.state import RolloutState
@@ -29,6 +30,18 @@ def chunks_asked(num_chunks: int | None, num_frames: int | None, prompt: object,
     length = num_chunks if num_frames is None else timeline_of(prompt).num_chunks_of(grid, num_frames)
     check_length(grid, length)
     return length
+
+
+def camera_asked(
+    camera: CameraPath | str | None, prompt: object, grid: ChunkGrid, *, takes_camera: bool
+) -> PlacedPath | None:
+    """Where the camera is in every chunk; None for a student that is not told.
+
+    Raises UserError for moves that such a student cannot make, and for moves beside those of a timeline.
+    """
+    timeline = timeline_of(prompt).with_camera(camera)
+    check_takes_camera(timeline.camera, takes_camera=takes_camera, student="this student")
+    return timeline.camera_on(grid) if takes_camera else None
 
 
 def start_of(pipe: Any, image: Any, video: Any, state: RolloutState, *, is_decoded: bool) -> Start | None:

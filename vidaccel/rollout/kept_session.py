@@ -12,6 +12,8 @@ import torch
 from vidaccel.errors import UserError
 from vidaccel.files.text import plain_values
 from vidaccel.memory import MemoryPolicy
+from vidaccel.rollout.branch_camera import check_camera
+from vidaccel.rollout.camera import PlacedPath
 from vidaccel.rollout.resume import check_prompts
 from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.timeline import PromptChange
@@ -81,14 +83,16 @@ def open_session(
     *,
     num_chunks: int | None = None,
     num_given_chunks: int = 0,
+    camera: PlacedPath | None = None,
 ) -> tuple[Session, Branch]:
     """The session for writing, and its branch made, rewound and compared with what is asked for.
 
     planned: the prompts, each with its first chunk. num_chunks: of the whole rollout, None for no end.
     num_given_chunks: what the video begins with; a branch that was interrupted within it begins again.
+    camera: of the whole rollout, None for a student that is not told of one.
 
     Raises UserError as `check_session` and `Session.open` do, for a branch that is there or is not, and for one whose
-    chunks were made with other prompts. Nothing is given up then.
+    chunks were made with other prompts or another camera. Nothing is given up then.
     """
     check_session(asked)
     if asked.is_new:
@@ -98,7 +102,9 @@ def open_session(
         session = stack.enter_context(Session.open(asked.folder, settings.to_dict()))
         branch = _branch(asked, session)
         kept = branch.num_chunks if asked.rewind is None else min(branch.num_chunks, asked.rewind)
-        check_prompts(branch, planned, kept if num_chunks is None else min(kept, num_chunks))
+        compared = kept if num_chunks is None else min(kept, num_chunks)
+        check_prompts(branch, planned, compared)
+        check_camera(branch, camera, compared)
         if 0 < kept < num_given_chunks:
             branch = session.rewind(asked.branch, 0)
         elif asked.rewind is not None:

@@ -25,7 +25,8 @@ from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.transfer import sent
 from vidaccel.models.causal_blocks import PromptCache
 from vidaccel.models.fused_layers import separate_adapted_layers
-from vidaccel.rollout.chunk import Chunk, ChunkCamera, Pass, Shot, Student
+from vidaccel.rollout.camera import ChunkCamera
+from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student
 from vidaccel.rollout.passes import eager
 from vidaccel.rollout.state import RolloutState
 

@@ -24,7 +24,7 @@ _PARTS: dict[Part, tuple[str, str]] = {
     "fast": ("#8fbf9a", "fast ({})"),
 }
 _PHASE_COLOURS = ("#5b7fb0", "#d9b44a", "#9a7fb8", "#8a8a8a", "#5aa39a")
-_RED, _GREY = "#b03030", "#808080"
+_RED, _GREY, _CAMERA = "#b03030", "#808080", "#2a7f7f"
 _MOST_BARS = 320  # chunks whose frames are told apart; of a longer video the first panel shows the last ones
 _SHOWN_BARS = 240
 _MOST_LABELS = 12  # prompts that are written out; more would cover each other
@@ -42,6 +42,9 @@ def draw_rollout(record: RolloutRecord, path: Path) -> Path:
     if record.stays("slow"):
         panels.append(_draw_ages)
         heights.append(1.8)
+    if any(record.camera):
+        panels.append(_draw_camera)
+        heights.append(1.2)
     panels.append(_draw_times)
     heights.append(1.8)
     if any(not math.isnan(value) for value in record.similarities()):
@@ -106,6 +109,18 @@ def _draw_ages(record: RolloutRecord, axes: Any) -> None:
     axes.add_collection(LineCollection(lines, colors=_SLOW, linewidths=1.1))
     axes.set_ylim(0, max(most, second) * 1.08)
     axes.set_ylabel("age of slow\nframes [s]")
+
+
+def _draw_camera(record: RolloutRecord, axes: Any) -> None:
+    """The way of the camera, a point for each latent frame."""
+    times, firsts = record.start_seconds(), [*record.first_frames, len(record.camera)]
+    middles = [
+        left + (right - left) * (frame + 0.5) / (end - first)
+        for (left, right), (first, end) in zip(pairwise(times), pairwise(firsts), strict=True)
+        for frame in range(end - first)
+    ]
+    axes.plot(middles, record.camera, color=_CAMERA, linewidth=1)
+    axes.set_ylabel("camera\n[screens]")
 
 
 def _draw_times(record: RolloutRecord, axes: Any) -> None:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.rollout.branch_camera import camera_of_branch
+from vidaccel.rollout.camera import PlacedPath
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.kept_session import SessionSettings, open_session
 from vidaccel.rollout.loop import check_rollout, ingest, rollout, shot_at
@@ -44,6 +46,7 @@ class Production:
     student, state, shots: as `rollout` takes them; the state before the first chunk, also where the branch has some.
         `shots` are those of the whole rollout (`shots_of_branch`), and may be added to between two chunks.
     num_chunks: of the whole rollout; None: until the caller stops.
+    camera: of the whole rollout (`camera_of_branch`), None for a student that is not told of one.
     start: what it begins with.
     branch: of a session that is open for writing; its chunks are gone on from, and new ones appended.
     snapshot_every: chunks between exact states in the branch, 0 for none; None: as many as their size suggests.
@@ -56,6 +59,7 @@ class Production:
     state: RolloutState
     shots: Sequence[Shot]
     num_chunks: int | None = None
+    camera: PlacedPath | None = None
     start: Start | None = None
     branch: Branch | None = None
     snapshot_every: int | None = None
@@ -63,7 +67,7 @@ class Production:
     stream: Stream | None = None
 
     def __post_init__(self) -> None:
-        check_rollout(self.student, self.state, self.shots)
+        check_rollout(self.student, self.state, self.shots, self.camera)
 
     def open_session(
         self,
@@ -80,12 +84,18 @@ class Production:
         planned = self.shots
         changes = [PromptChange(shot.start_chunk, PromptSpan(0, shot.prompt, shot.cut)) for shot in planned]
         session, self.branch = open_session(
-            asked, settings, changes, num_chunks=self.num_chunks, num_given_chunks=num_given_chunks
+            asked,
+            settings,
+            changes,
+            num_chunks=self.num_chunks,
+            num_given_chunks=num_given_chunks,
+            camera=self.camera,
         )
         with ExitStack() as stack:
             stack.enter_context(session)
             self.snapshot_every = asked.snapshot_every
             self.shots = shots_of_branch(self.branch, self.num_saved, planned, encode)
+            self.camera = camera_of_branch(self.branch, self.num_saved, self.camera)
             stack.pop_all()
         return session
 
@@ -123,7 +133,15 @@ class Production:
     def restore(self, on_chunk: Callable[[int], None] | None = None) -> None:
         """Bring the state to after what the branch holds, if it is not there yet; see `vidaccel.rollout.resume`."""
         if self.branch is not None and self.state.num_chunks < self.num_saved:
-            restore(self.student, self.state, self.branch, self.shots, num_chunks=self.num_saved, on_chunk=on_chunk)
+            restore(
+                self.student,
+                self.state,
+                self.branch,
+                self.shots,
+                num_chunks=self.num_saved,
+                camera=self.camera,
+                on_chunk=on_chunk,
+            )
 
     def chunks(self) -> Generator[Chunk]:
         """What is missing, chunk after chunk, what the video begins with first.
@@ -142,8 +160,9 @@ class Production:
         student, state = self.student, self.state
         if self.start is not None and state.num_frames < self.start.num_latent_frames:
             self.start.say()
-            yield from map(self.start.shown, ingest(student, state, self.shots[0], self.start.latents()))
-        yield from rollout(student, state, self.shots, num_chunks=self._end)
+            given = ingest(student, state, self.shots[0], self.start.latents(), camera=self.camera)
+            yield from map(self.start.shown, given)
+        yield from rollout(student, state, self.shots, num_chunks=self._end, camera=self.camera)
 
     @property
     def _end(self) -> int:
@@ -210,7 +229,7 @@ class _Writer:
         segment = None if encoding is None else encoding.result()
         made = self._production
         if made.branch is not None:
-            save_chunk(made.branch, chunk, shot, made.state, segment=segment, exact=is_exact)
+            save_chunk(made.branch, chunk, shot, made.state, segment=segment, exact=is_exact, camera=made.camera)
         if made.stream is not None and segment is not None:
             made.stream.append(segment)
 
@@ -235,5 +254,6 @@ def _saved_chunk(index: int, values: Mapping[str, Any], latents: Tensor, frames:
         fast=fast,
         is_keyframe=values["is_keyframe"],
         similarity=values["similarity"],
+        camera=values.get("camera"),
         origin="saved",
     )

@@ -36,6 +36,7 @@ class RolloutRecord:
         guidance; a chunk that was given and not made takes the latter alone. Passes that write the memory anew under
         another prompt are not counted.
     prompts: the prompt and the chunk it begins with, for every change.
+    camera: where it was in each latent frame, in screens; nothing for students that are not told of it.
     bytes_by_part: of the memory, as it said last.
     decoder: name of the small decoder that made the pixels; None: the autoencoder did.
     """
@@ -52,6 +53,7 @@ class RolloutRecord:
         self.memory, self.grid, self.decoder = memory, grid, decoder
         self.num_passes = 0
         self.prompts: list[tuple[int, str]] = []
+        self.camera = array("d")
         self.bytes_by_part: dict[str, int] = {}
         self._passes = (passes_per_chunk, num_branches)
         self._first_frames = array("i")
@@ -90,6 +92,9 @@ class RolloutRecord:
             measured.append(seconds.get(phase, 0.0) if seconds else math.nan)
         if not self.prompts or self.prompts[-1][1] != prompt:
             self.prompts.append((index, prompt))
+        if (camera := values.get("camera")) is not None:
+            self.camera.extend([0.0] * (first_frame - len(self.camera)))  # it held, and nobody was told
+            self.camera.extend(camera[0])
         for part in PARTS:
             self._move(part, set(values[part]), index)
 

@@ -30,6 +30,7 @@ class RolloutReport(RolloutRecord):
             "memory": self.memory.to_dict(),
             "memory_bytes": self.bytes_by_part,
             "prompts": [{"chunk": chunk, "prompt": prompt} for chunk, prompt in self.prompts],
+            **({"camera": list(self.camera)} if self.camera else {}),
             "chunks": {
                 "first_frame": list(self.first_frames),
                 "is_keyframe": [chunk in keyframes for chunk in range(self.num_chunks)],

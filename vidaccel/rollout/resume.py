@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vidaccel.errors import UserError
+from vidaccel.rollout.branch_camera import move_values
+from vidaccel.rollout.camera import ChunkCamera, PlacedPath
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import replay, shot_at
 from vidaccel.rollout.state import RolloutState
@@ -28,11 +30,12 @@ def save_chunk(
     *,
     segment: bytes | None = None,
     exact: bool = True,
+    camera: PlacedPath | None = None,
 ) -> None:
     """Add the chunk that `state` is after to a branch.
 
     exact: also keep the state (keys, values and features of the decoder), so that going on takes no passes. It is the
-    size of the memory; without it a chunk costs its latents.
+    size of the memory; without it a chunk costs its latents. camera: of the rollout.
     """
     values: dict[str, Any] = {
         "prompt": chunk.prompt,
@@ -46,6 +49,8 @@ def save_chunk(
         "fast": list(chunk.fast),
         "is_keyframe": chunk.is_keyframe,
         "similarity": chunk.similarity,
+        **({} if chunk.camera is None else {"camera": chunk.camera}),
+        **move_values(camera, chunk.index),
     }
     branch.append(values, {"latents": chunk.latents}, segment, state.save_state() if exact else None, index=chunk.index)
 
@@ -92,12 +97,13 @@ def restore(
     shots: Sequence[Shot],
     *,
     num_chunks: int | None = None,
+    camera: ChunkCamera | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> None:
     """Bring a new state to where the rollout was after `num_chunks` chunks of a branch (None: all of them).
 
-    shots: those its chunks were made in (`past_shots`). on_chunk: called with the number of each chunk that is
-    passed again.
+    shots: those its chunks were made in (`past_shots`). camera: what they were made with (`camera_of_branch`).
+    on_chunk: called with the number of each chunk that is passed again.
     Raises UserError for a session of another model, seed or size, and for damaged files.
     """
     wanted = branch.num_chunks if num_chunks is None else num_chunks
@@ -114,7 +120,7 @@ def restore(
             yield branch.latents(index)["latents"]
 
     if state.num_chunks < wanted:
-        replay(student, state, shots, left())
+        replay(student, state, shots, left(), camera=camera)
 
 
 def check_prompts(branch: Branch, planned: Sequence[PromptChange], num_chunks: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.camera import CameraMove, CameraPath, ChunkCamera, check_follows
+from vidaccel.rollout.camera import CameraMove, CameraPath, PlacedPath, check_follows
 from vidaccel.rollout.grid import ChunkGrid, seconds_of, span_seconds
 
 Cut = Literal["soft", "hard"]
@@ -127,7 +127,7 @@ class PromptTimeline:
             )
         return replace(self, camera=path) if path.moves else self
 
-    def camera_on(self, grid: ChunkGrid) -> ChunkCamera:
+    def camera_on(self, grid: ChunkGrid) -> PlacedPath:
         """Where the camera is in every chunk, for `rollout`."""
         return self.camera.on(self.grid_with_cuts(grid))
 

@@ -20,7 +20,8 @@ from vidaccel.bench.recall.visits import Visits, read_visits
 from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.machine.private_names import execution_device
 from vidaccel.memory import MemoryPolicy
-from vidaccel.rollout.chunk import ChunkCamera, Shot
+from vidaccel.rollout.camera import ChunkCamera
+from vidaccel.rollout.chunk import Shot
 from vidaccel.rollout.decode import encode_start
 from vidaccel.rollout.loop import ingest, rollout
 from vidaccel.rollout.state import RolloutState
