@@ -33,6 +33,7 @@ CHUNK_FRAMES = 3
 PATCH_CELLS = TRANSFORMER_ARCHITECTURE["patch_size"][-1]
 Clip = Trip | Scene
 _CLIPS_AT_A_TIME = 16
+_RUNS_IN_FLIGHT = 8
 _RUNS = 5  # of clips rendered together, the last one is of old scenes
 
 
@@ -114,7 +115,7 @@ def build_trip_bank(
     for clips in _runs(trips):
         parts.append(_encoded_clips(vae, tokenizer, clips))
         finished += len(clips)
-        if device.type == "cuda" and seconds is not None:
+        if device.type == "cuda" and seconds is not None and len(parts) % _RUNS_IN_FLIGHT == 0:
             torch.cuda.synchronize(device)
         if on_progress is not None:
             on_progress(finished, len(trips))
@@ -160,20 +161,21 @@ def _encoded_clips(vae: Vae, tokenizer: WordTokenizer, clips: Sequence[Clip]) ->
     """The tensors of a bank of `clips`, which are of one kind."""
     device: Any = next(vae.parameters()).device
     draw: tuple[Any, Any] = (render_trips, trip_mask) if isinstance(clips[0], Trip) else (render, subject_mask)
+    # First what the host does alone: a GPU is still at work on the clips before.
     cameras = torch.tensor([clip_cameras(clip) for clip in clips], dtype=torch.float32)
+    num_chunks = cameras.shape[2] // CHUNK_FRAMES
+    tokens = caption_tokens(tokenizer, [clip_caption(clip, chunk) for clip in clips for chunk in range(num_chunks)])
     columns, motions = (cameras / pixels_per_column(vae)).to(device).unbind(1)
     coverage = pooled_coverage(
         draw[1](clips, device=device), scale=2 ** vae_depth(vae), stride=vae.config.scale_factor_temporal
     )
-    num_chunks = cameras.shape[2] // CHUNK_FRAMES
-    texts = [clip_caption(clip, chunk) for clip in clips for chunk in range(num_chunks)]
     return {
-        "latents": _encoded(vae, draw[0](clips, device=device)),
         "columns": columns,
         "motions": motions,
-        "tokens": caption_tokens(tokenizer, texts).view(len(clips), num_chunks, -1).to(device),
+        "tokens": tokens.view(len(clips), num_chunks, -1).to(device),
         "coverage": coverage.half(),
         "landmarks": landmark_coverage(clips, cameras[:, 0].to(device), cells=coverage.shape[-2:]).half(),
+        "latents": _encoded(vae, draw[0](clips, device=device)),
     }
 
 
