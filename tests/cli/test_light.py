@@ -14,7 +14,8 @@ PAGES = (
     *("", "generate", "rollout", "compare", "models", "bench"),
     *("session", "session show", "session branch", "session rewind", "session clean"),
     *("convert", "convert open-sora", "convert causal-wan"),
-    *("train", "train vae", "train transformer", "train causal", "train export", "train export-causal"),
+    *("train", "train vae", "train transformer", "train causal", "train offline", "train export"),
+    "train export-causal",
 )
 HELP = [[*page.split(), "--help"] for page in PAGES]
 WRONG = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.offline.collect import CollectConfig
 from vidaccel.training.offline.teacher import Teacher
 from vidaccel.training.trip_bank import TripBank
@@ -74,3 +77,14 @@ def collection(**changes: Any) -> CollectConfig:
     """Few states in small shards."""
     settings = {"kind": "visited", "num_states": 12, "rollouts_per_shard": 2, "states_per_rollout": 2}
     return CollectConfig(**{**settings, **changes})
+
+
+def save_tiny_student(donor: str, folder: Path) -> str:
+    """The tiny pipeline of `donor` with an untrained student in place of its transformer, as a model's folder."""
+    networks = load_donor(donor)
+    architecture = student_architecture(networks.transformer, num_layers=1, camera_dim=8)
+    student = new_student(architecture, student_tensors(networks.transformer, layers=(0,)))
+    shutil.copytree(donor, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "transformer")
+    student.save_pretrained(folder / "transformer")
+    return str(folder)

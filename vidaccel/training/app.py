@@ -29,6 +29,7 @@ from vidaccel.training.console_app import (
     show_with_bank,
 )
 from vidaccel.training.context_forcing_app import context_forcing
+from vidaccel.training.offline.app import offline
 
 if TYPE_CHECKING:
     from vidaccel.training.causal_config import CausalTrainingConfig
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `context-forcing`, "
+    help="Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `context-forcing` or `offline`, "
     "`export-causal`.",
     no_args_is_help=True,
     add_completion=False,
@@ -191,6 +192,7 @@ def causal(
 
 
 app.command("context-forcing")(context_forcing)
+app.command()(offline)
 
 
 @app.command()
