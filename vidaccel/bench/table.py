@@ -46,6 +46,11 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "vidaccel.bench.teachers.teachers:TeachersBench",
             "Does a student remember if its teacher does, long against short teachers: teachers.json, .md, .png.",
         ),
+        "offline": (
+            "vidaccel.bench.offline.offline:OfflineBench",
+            "Distillation onto targets that a teacher wrote down once, against anew and against none: offline.json, "
+            ".md.",
+        ),
     }
 )
 
