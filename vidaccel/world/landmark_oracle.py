@@ -19,7 +19,7 @@ from vidaccel.world.scene import ACCENTS, BACKGROUNDS, FRAME_SIZE, GROUND_Y
 from vidaccel.world.sprites import LANDMARK_KINDS, LANDMARK_SIZE, landmark_parts, landmark_sprites
 
 VALID_LIKELIHOOD = 0.03
-"""A reading of less shows no landmark: first percentile of 80 decoded trips; their mean is 0.149, bare ground under 0."""
+"""A reading of less shows no landmark: first percentile of 80 decoded trips (mean 0.149; bare ground is under 0)."""
 
 _TOP = GROUND_Y + 2 - LANDMARK_SIZE[0]
 _ROWS = GROUND_Y - 1 - _TOP  # the last row above the ground is half ground
