@@ -262,7 +262,7 @@ def test_a_finished_round_is_followed_by_another_that_goes_on_from_its_weights_a
     config = causal_config(
         donor_folder,
         schedule=replace(SCHEDULE, steps=1, learning_rate=1e-9),
-        validation_trips=2,
+        validation_trips=1,
         validation_clips=1,
     )
     records = list(train_causal(config, tmp_path, resume=trained))
