@@ -87,7 +87,7 @@ def stretches_of(timeline: PromptTimeline, grid: Any, *, num_chunks: int) -> lis
     """The stretches of a timeline that are long enough to be read, in order of time."""
     grid = timeline.grid_with_cuts(grid)
     changes = timeline.changes(grid, num_chunks=num_chunks)
-    moves = timeline.camera.placed(grid)
+    moves = timeline.camera.on(grid).moves
     ends = [change.chunk for change in changes[1:]] + [num_chunks]
     found = []
     for number, (change, end) in enumerate(zip(changes, ends, strict=True)):
