@@ -94,7 +94,7 @@ class Workshop:
         if arm == "c":
             return self._train(student, self._fresh(student, updates), schedule, name=arm)
         teacher = self.teacher if arm == "b" else self.other
-        source = self._stored(f"visits {teacher.history.name}", teacher, begun, self.visits)
+        source = self._stored(f"visits-{teacher.history.name.replace(':', '-')}", teacher, begun, self.visits)
         return self._train(student, source, schedule, name=arm)
 
     def _fresh(self, student: Transformer, updates: int) -> FreshTargets:
@@ -104,7 +104,8 @@ class Workshop:
         return FreshTargets(student, self.teacher, self.bank, config=config, embed=self.embed, refresh_steps=steps)
 
     def _stored(self, name: str, teacher: Teacher, student: Transformer, config: CollectConfig) -> StoredTargets:
-        folder = self.folder / "targets" / name.replace(":", "-")
+        # A run that goes on may have encoded more clips or fewer than the one before: then its targets are others.
+        folder = self.folder / "targets" / f"{name}-{len(self.bank.latents)}-clips"
         store = collect(student, teacher, self.bank, folder=folder, config=config, embed=self.embed)
         return StoredTargets(store, self.bank.latents.device, seed=config.seed)
 

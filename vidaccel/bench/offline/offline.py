@@ -49,7 +49,7 @@ class OfflineBench(Benchmark):
     weights: str = option("trained, toy, random, external: noted in the result.", "trained", recorded=False)
     arms: tuple[str, ...] = option(f"Of {', '.join(ARMS)}.", tuple(ARMS))
     train_seconds: float = option(
-        "Training in all; the beginning and each arm get a part, and every arm as many updates as the beginning.", 150.0
+        "Training in all; the beginning and each arm get a part, and every arm as many updates as the beginning.", 110.0
     )
     updates: int | None = option("Instead, updates of the beginning and of each arm.", None)
     num_states: int = option("States that are asked about, of each kind.", 4096)
@@ -119,15 +119,17 @@ class _Run:
         self.judge = Judge.of(
             donor, self.teacher, visits, num_states=4 * config.trips, student_steps=config.student_steps
         )
-        states = {"num_states": config.num_states, "student_steps": config.student_steps, "seed": config.seed}
+        visited = CollectConfig(
+            kind="visited", num_states=config.num_states, student_steps=config.student_steps, seed=config.seed
+        )
         self.workshop = Workshop(
             teacher=self.teacher,
             other=replace(self.teacher, history=HistoryView.parse(config.other_history)),
             bank=bank,
             embed=embedding(donor),
             architecture=beginning.architecture,
-            ways=CollectConfig(kind="ode", states_per_rollout=config.student_steps, **states),
-            visits=CollectConfig(kind="visited", **states),
+            ways=replace(visited, kind="ode", states_per_rollout=config.student_steps),
+            visits=visited,
             refreshes=config.refreshes,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,

@@ -10,11 +10,11 @@ from vidaccel.bench.offline.measures import DRIFT_CHUNKS
 from vidaccel.bench.shared.markdown import Content, captions, markdown_table
 from vidaccel.bench.shared.statistics import share_interval
 
-_NAMES = {
+_NAMES: dict[str, str] = {
     "teacher": "the teacher itself",
     "start": "its weights as the student, not trained",
     "begun": "begun on ways from noise",
-    **{arm: f"{arm}: {text}" for arm, text in ARMS.items()},
+    **{str(arm): f"{arm}: {text}" for arm, text in ARMS.items()},
 }
 _PAIRS = (("b", "a"), ("c", "b"), ("d", "b"))
 _MEASURES = ("own_end_distance", "common_end_distance", "as_seen", "own_recall", "first_visit_likelihood")

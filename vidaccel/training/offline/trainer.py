@@ -163,8 +163,7 @@ class _Run:
         bank = self._bank(on_bank)
         if config.refresh_steps is not None:
             fresh = replace(config.collect, seed=config.collect.seed + _SEEDS_PER_RUN * self.state.step)
-            options = {"config": fresh, "embed": self.embed, "refresh_steps": config.refresh_steps}
-            return FreshTargets(self.student, self.teacher, bank, **options), None
+            return self._fresh(bank, fresh, config.refresh_steps), None
         store = collect(
             self.beginning.student,
             self.teacher,
@@ -177,6 +176,11 @@ class _Run:
         seed = f"{config.collect.seed} {self.state.round} {self.state.round_step}"
         source = StoredTargets(store, bank.latents.device, seed=seed, held_out=config.held_out)
         return source, source.held_out() if config.held_out else None
+
+    def _fresh(self, bank: TripBank, collection: CollectConfig, refresh_steps: int) -> FreshTargets:
+        return FreshTargets(
+            self.student, self.teacher, bank, config=collection, embed=self.embed, refresh_steps=refresh_steps
+        )
 
     def _bank(self, on_bank: Progress | None) -> TripBank:
         first = _FIRST_SEED + _SEEDS_PER_RUN * self.config.collect.seed
