@@ -61,10 +61,13 @@ class Followed:
     misses: tuple[str, ...]
 
 
-def follow(pipe: Any, timeline: PromptTimeline, *, seconds: float, seed: int = 0, **options: Any) -> list[Followed]:
+def follow(
+    pipe: Any, timeline: PromptTimeline, *, seconds: float, seed: int = 0, places: bool = True, **options: Any
+) -> list[Followed]:
     """Make the rollout of a timeline in the words of the storybook world, and read it.
 
-    pipe: a causal student of the world. options: of `pipe.stream`, such as `max_sequence_length`.
+    pipe: a causal student of the world. places: whether the landmark of a place has to stay.
+    options: of `pipe.stream`, such as `max_sequence_length`.
     Raises UserError as `pipe.stream` does.
     """
     grid = pipe.grid(fps=FPS)
@@ -78,7 +81,10 @@ def follow(pipe: Any, timeline: PromptTimeline, *, seconds: float, seed: int = 0
         clip = video[max(stretch.start, stretch.stop - PART) : stretch.stop]
         shown = read_part(clip)
         camera = read_clip(video[stretch.start : stretch.stop].float() / 255).camera if stretch.is_panned else None
-        misses = (*_misses(stretch, shown, len(clip), camera), *_changed_places(stretch, shown, found))
+        misses = (
+            *_misses(stretch, shown, len(clip), camera),
+            *(_changed_places(stretch, shown, found) if places else ()),
+        )
         found.append(Followed(stretch=stretch, shown=shown, misses=misses))
     return found
 
