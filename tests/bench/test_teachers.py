@@ -1,12 +1,33 @@
-"""The rule of the comparison of teachers, on made-up arms."""
+"""The comparison of teachers: its rule on made-up arms, and a tiny run that stops and goes on."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.support.tiny_donor import save_tiny_donor
+from vidaccel.bench.teachers import teachers
 from vidaccel.bench.teachers.rule import decide
+from vidaccel.bench.teachers.teachers import TeachersBench
+from vidaccel.errors import UserError
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.training.checkpoint import TrainingState, save_checkpoint, with_prefix
+
+ARCHITECTURE: dict[str, Any] = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "camera_dim": 8,
+    "clean_pass": "frame",
+}
 
 TRIPS = 260
 
@@ -96,3 +117,79 @@ def test_too_few_seeds_trips_or_unequal_updates_decide_nothing():
             name: {key: values[:100] for key, values in one.items()} for name, one in record["cells"].items()
         }
     assert decide(few, start="ignore")["missing"] == "100 of 256 trips"
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A student to be the teacher, untrained; the model it shares networks with lies beside it."""
+    folder = tmp_path_factory.mktemp("teacher")
+    donor = save_tiny_donor(folder / "donor")
+    torch.manual_seed(0)
+    student = CausalWanTransformer3DModel(**ARCHITECTURE)
+    state = TrainingState(kind="causal", architecture={"transformer": ARCHITECTURE}, recipe={"init": donor})
+    save_checkpoint(folder / "student", state, with_prefix("transformer", student.state_dict()))
+    return str(folder / "student")
+
+
+def bench(init: str, output: Path, **changes: Any) -> TeachersBench:
+    values: dict[str, Any] = {
+        "init": init,
+        "base": str(Path(init).parent / "donor"),
+        "output": output,
+        "device": "cpu",
+        "starts": ("ignore",),
+        "seeds": (0,),
+        "updates": 2,
+        "start_steps": 1,
+        "num_trips": 2,
+        "away_chunks": 1,
+        "bank_clips": 2,
+        "batch_size": 2,
+        "num_chunks": 4,
+        "curve_updates": 1,
+    }
+    return TeachersBench(**{**values, **changes})
+
+
+@pytest.mark.slow
+def test_a_run_without_time_begins_no_arm_and_the_next_ones_finish_it_without_repeating_anything(
+    init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench(init, tmp_path, budget_seconds=-1.0).run()
+    assert first["claims"] == []
+    content = json.loads((tmp_path / "teachers.json").read_text())
+    assert [record["kind"] for record in content["records"]] == ["teacher"]
+    second = bench(init, tmp_path).run()
+    (claim,) = second["claims"]
+    assert (claim["start"], claim["verdict"]) == ("ignore", "not decided")
+    records = json.loads((tmp_path / "teachers.json").read_text())["records"]
+    assert [record["kind"] for record in records] == ["teacher", "start", "arm", "arm"]
+    long, short = records[2:]
+    assert (long["view"], short["view"]) == ("long", "short")
+    assert long["updates"] == short["updates"] == 2
+    assert long["iterations"] == short["iterations"]
+    assert [point["updates"] for point in long["curve"]] == [1, 2]
+    assert len(long["cells"]["swap"]["swapped"]) == 2
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"ignore-long-0.png", "ignore-short-0.png"}
+    assert "Start *ignore*: **not decided** (1 of 3 seeds" in (tmp_path / "teachers.md").read_text()
+    monkeypatch.setattr(teachers, "load_beginning", lambda init: pytest.fail("there is nothing left to run"))
+    assert bench(init, tmp_path).run() == second
+
+
+def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    for changes, words in (
+        ({"starts": ("recall",)}, "`starts`"),
+        ({"seeds": ()}, "must not be empty"),
+        ({"updates": 0}, "`updates`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            bench("student", tmp_path, **changes)
+
+
+def test_the_arms_of_a_pair_differ_in_the_view_alone(tmp_path: Path) -> None:
+    made = bench("student", tmp_path, seeds=(3, 4), starts=("ignore", "short"))
+    assert len(made.arms) == 8
+    assert [arm["view"] for arm in made.arms] == ["long", "short"] * 4
+    long, short = (made.config(3, view).recipe for view in ("long", "short"))
+    assert {name for name in long if long[name] != short[name]} == {"view"}
+    assert long["error_share"] == long["flow_share"] == long["guidance"] == 0

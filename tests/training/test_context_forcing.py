@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 from tests.support.tiny_donor import noise_bank
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.training import app as training_app
 from vidaccel.training import context_forcing_step as step_module
 from vidaccel.training import context_forcing_trainer as trainer_module
 from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, new_text_encoder
@@ -364,3 +367,43 @@ def test_what_is_no_student_to_distil_is_refused(donor_folder: str, init: str, t
     with pytest.raises(UserError, match="no checkpoint of a distillation"):
         list(train_context_forcing(config(init=init), tmp_path / "b", resume=Path(init)))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_the_command_distils_shows_pictures_and_exports_a_student_that_samples_with_fresh_noise(
+    init: str, tmp_path: Path
+) -> None:
+    output, export = tmp_path / "made", tmp_path / "student"
+    arguments = ["context-forcing", "--output", str(output), "--init", init, "--toy", "--device", "cpu"]
+    result = CliRunner().invoke(training_app.app, [*arguments, "--export", str(export)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    state, _ = load_checkpoint(output, kind="causal")
+    assert set(state.results) == {"as_seen", "blank", "valid", "first_visit_valid", "first_visit_likelihood"}
+    (picture,) = (output / "samples").glob("*.png")
+    with Image.open(picture) as image:
+        assert image.size == (128, 3 * 128)
+    assert (output / "curves.png").is_file()
+    scheduler = json.loads((export / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["stochastic_sampling"] is True
+    assert json.loads((export / "vidaccel.json").read_text())["weights"] == "toy"
+    assert "distilled into 4 steps" in (export / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shares", "returns=0.4"], "must sum to 1"),
+        (["--shares", "homes=1"], "homes is not one of"),
+        (["--shares", "nothing"], "names with numbers"),
+        (["--max-chunks", "0"], "`max_chunks`"),
+        (["--seconds", "5", "--updates", "5"], "exactly one"),
+        (["--guidance", "-1"], "`guidance`"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_in_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        CliRunner().invoke(
+            training_app.app, ["context-forcing", "--output", str(tmp_path / "out"), *arguments], catch_exceptions=False
+        )
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()

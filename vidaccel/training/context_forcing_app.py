@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 1200.0
 _TOY_UPDATES = 3
+_TOY_THRESHOLD = 0.99
 
 
 def context_forcing(
@@ -177,6 +178,7 @@ def _toy(config: ContextForcingConfig) -> ContextForcingConfig:
         bank_clips=2,
         validations=1,
         validation_trips=1,
+        validation_away_chunks=1,
         log_steps=2,
     )
 
@@ -185,5 +187,12 @@ def _export(checkpoint: Path, folder: Path, *, toy: bool, device: str) -> None:
     from vidaccel.training.causal_export import export_student
 
     with failures():
-        export_student(folder, causal=checkpoint, weights="toy" if toy else "trained", stochastic=True, device=device)
+        export_student(
+            folder,
+            causal=checkpoint,
+            weights="toy" if toy else "trained",
+            stochastic=True,
+            threshold=_TOY_THRESHOLD if toy else None,
+            device=device,
+        )
     typer.echo(f"{folder}: {folder_bytes(folder) / 1e6:.1f} MB")

@@ -102,7 +102,8 @@ class ContextForcingConfig:
     start: what the generator begins as, see `context_forcing_starts`: "as-is" `init`; the others are trained from
         `base` for `start_seconds` or `start_steps` each.
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
-    validation_trips: trips on which recall is measured, `validations` times. text: tokens of a prompt.
+    validation_trips, validation_away_chunks: trips on which recall is measured, `validations` times, and how long the
+        camera stays away on them. text: tokens of a prompt.
     """
 
     init: str
@@ -126,6 +127,7 @@ class ContextForcingConfig:
     text: int = 64
     validations: int = 4
     validation_trips: int = 32
+    validation_away_chunks: int = 6
     log_steps: int = 20
     save_seconds: float = 60.0
     compile: bool = False

@@ -42,7 +42,13 @@ class Validation:
             return {}
         if self._visits is None:
             seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_trips)
-            self._visits = ReturnVisits(self._donor, seeds, batch_size=config.batch_size, text=config.text)
+            self._visits = ReturnVisits(
+                self._donor,
+                seeds,
+                batch_size=config.batch_size,
+                text=config.text,
+                away_chunks=config.validation_away_chunks,
+            )
         found = {cell: self._visits.outcome(student, cell) for cell in _CELLS}
         draw_samples(student, self._visits, picture)
         return {

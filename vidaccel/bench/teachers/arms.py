@@ -23,6 +23,7 @@ from vidaccel.training.device import seeded_generator
 from vidaccel.training.self_rollout import PromptTable
 from vidaccel.training.trip_bank import TripBank
 
+_CURVE_TRIPS = 64
 CELLS: tuple[Cell, ...] = ("memory", "blank", "window", "swap", "first visit")
 
 
@@ -34,7 +35,6 @@ class Ground:
     bank: TripBank
     prompts: PromptTable
     visits: ReturnVisits
-    curve: ReturnVisits
     device: torch.device
     compile: bool
 
@@ -90,7 +90,7 @@ def run_arm(
         scalars = task.iterate(task.num_updates / config.updates)
         if task.num_updates > known and task.num_updates % curve_updates == 0:
             known = task.num_updates
-            curve.append(_point(task, ground.curve, scalars))
+            curve.append(_point(task, ground.visits, scalars))
     student = task.networks.generator.network
     with task.networks.average.applied():
         if not all(bool(torch.isfinite(parameter).all()) for parameter in student.parameters()):
@@ -109,6 +109,6 @@ def run_arm(
 
 def _point(task: ContextForcing, visits: ReturnVisits, scalars: Mapping[str, Any]) -> dict[str, float]:
     with task.networks.average.applied():
-        outcome = visits.outcome(task.networks.generator.network, "memory")
+        outcome = visits.outcome(task.networks.generator.network, "memory", count=_CURVE_TRIPS)
     found = {name: float(value) for name, value in scalars.items()}
     return {"updates": task.num_updates, "as_seen": sum(outcome.as_seen) / len(outcome.as_seen), **found}

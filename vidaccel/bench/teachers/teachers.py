@@ -31,7 +31,6 @@ from vidaccel.training.self_rollout import PromptTable
 STARTS = ("ignore", "short")
 VIEWS = ("long", "short")
 _TRIP_SEED = 79_000_000
-_CURVE_TRIPS = 64
 _SPARE = 1.15  # an arm is begun if this many times the seconds of the longest one are left
 
 
@@ -49,6 +48,7 @@ class TeachersBench(Benchmark):
     start_steps: int = option("Steps of teacher forcing for every start.", 450)
     max_chunks: int = option("Most chunks of a rollout in training.", 2)
     num_trips: int = option("Held-out trips.", 256)
+    away_chunks: int = option("Chunks that the camera stays away on them.", 6)
     bank_clips: int = option("Clips to train on.", 2560)
     batch_size: int = option("Rollouts an iteration.", 64)
     num_chunks: int = option("Chunks of a clip.", 15)
@@ -61,7 +61,8 @@ class TeachersBench(Benchmark):
             raise UserError(f"`starts` may name {', '.join(STARTS)}; got {', '.join(unknown)}.")
         if not self.starts or not self.seeds:
             raise UserError("`starts` and `seeds` must not be empty.")
-        for name in ("updates", "start_steps", "num_trips", "bank_clips", "batch_size", "curve_updates"):
+        counts = ("updates", "start_steps", "num_trips", "away_chunks", "bank_clips", "batch_size", "curve_updates")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
@@ -125,16 +126,18 @@ class _Comparison:
         settings = bench.config(0, "long")
         bank = training_bank(settings, beginning)
         trips = range(_TRIP_SEED, _TRIP_SEED + bench.num_trips)
-        visits, curve = (
-            ReturnVisits(beginning.donor, seeds, batch_size=bench.batch_size, text=settings.text)
-            for seeds in (trips, trips[:_CURVE_TRIPS])
+        visits = ReturnVisits(
+            beginning.donor,
+            trips,
+            batch_size=bench.batch_size,
+            text=settings.text,
+            away_chunks=bench.away_chunks,
         )
         self.ground = Ground(
             beginning=beginning,
             bank=bank,
             prompts=PromptTable(bank, beginning.donor.text_encoder, length=settings.text),
             visits=visits,
-            curve=curve,
             device=device,
             compile=bench.compile,
         )
