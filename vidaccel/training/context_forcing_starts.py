@@ -143,7 +143,7 @@ def teacher_forced(
     budget, step = Budget(seconds=forcing.seconds, steps=forcing.steps), 0
     while (fraction := budget.fraction(step)) < 1:
         loss = _forcing_loss(student, seen(_real_batch(bank, prompts, draw, forcing.batch_size)), draw, generator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(average.parameters, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
