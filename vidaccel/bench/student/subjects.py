@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count as numbers
+from typing import Any
 
 from vidaccel.bench.student.readings import read_part
 from vidaccel.bench.student.rollouts import CHUNK_PIXELS, STRIDE, Filming, Script
@@ -20,7 +21,7 @@ def measure_subjects(filming: Filming, *, count: int, seed: int, seconds: int) -
     prompts = staying_prompts(count, seed=seed)
     chunks = -(-(seconds * FPS + STRIDE - 1) // CHUNK_PIXELS)
     latents = filming.film([Script(seed=one.seed, prompts=((0, one.text),)) for one in prompts], chunks)
-    tries = [{"prompt": one.text, "asked": _asked(one), "shown": []} for one in prompts]
+    tries: list[dict[str, Any]] = [{"prompt": one.text, "asked": _asked(one), "shown": []} for one in prompts]
     rows = []
     for window in range(seconds // WINDOW_SECONDS):
         end = (window + 1) * WINDOW_SECONDS * FPS
