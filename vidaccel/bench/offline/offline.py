@@ -83,7 +83,7 @@ class OfflineBench(Benchmark):
         results = self.results(self.protocol({"drift_chunks": DRIFT_CHUNKS}), environment)
         wanted = (TEACHER, START, BEGUN, *self.arms)
         if any(results.find(arm=name) is None for name in wanted):
-            run = _Run(self, device)
+            run = _Comparison(self, device)
             for done, name in enumerate(wanted):
                 if results.find(arm=name) is not None or self._is_over(began):
                     continue
@@ -101,7 +101,7 @@ class OfflineBench(Benchmark):
         return self.budget_seconds is not None and time.monotonic() - began > self.budget_seconds
 
 
-class _Run:
+class _Comparison:
     """Networks, clips and held-out trips, loaded once for all arms."""
 
     def __init__(self, config: OfflineBench, device: torch.device) -> None:

@@ -109,7 +109,9 @@ def train_offline(
         student.load_state_dict(without_prefix("transformer", tensors))
     for part in (beginning.donor.vae, beginning.donor.text_encoder, beginning.student, teacher.network, student):
         part.to(device)
-    run = _Run(config=config, beginning=beginning, teacher=teacher, state=state, student=student.requires_grad_(True))
+    run = _Distillation(
+        config=config, beginning=beginning, teacher=teacher, state=state, student=student.requires_grad_(True)
+    )
     source, held_out = run.targets(output / TARGETS_FOLDER, on_bank=on_bank, on_targets=on_targets)
     if isinstance(source, StoredTargets):
         yield {"states_collected": float(source.num_states), **asdict(source.cost)}
@@ -141,7 +143,7 @@ def _fresh_state(config: OfflineTrainingConfig, beginning: Beginning, teacher: T
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class _Distillation:
     """What a training works with. The states of a store are those of the student as `init` has it."""
 
     config: OfflineTrainingConfig
