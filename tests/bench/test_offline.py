@@ -75,6 +75,14 @@ def test_every_arm_gets_as_many_updates_and_states_and_is_paid_for_once(student_
     assert not (tmp_path / "work").exists(), "targets and students are not results"
 
 
+def test_fresh_states_are_as_many_as_stored_ones_also_when_updates_do_not_divide(
+    student_folder: str, tmp_path: Path
+) -> None:
+    bench(student_folder, tmp_path, arms=("b", "c"), updates=5, num_states=16, refreshes=2).run()
+    records = {record["arm"]: record for record in content(tmp_path)["records"]}
+    assert records["c"]["student_forwards"] == records["b"]["student_forwards"] == 8 * 2 * 4
+
+
 def test_it_goes_on_where_the_time_was_up_to_the_same_records(student_folder: str, tmp_path: Path) -> None:
     bench(student_folder, tmp_path / "whole").run()
     part = bench(student_folder, tmp_path / "parts", budget_seconds=0.0)

@@ -6,6 +6,7 @@ All arms go on from one student that was begun on the teacher's ways from noise.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ class Workshop:
     def _fresh(self, student: Transformer, updates: int) -> FreshTargets:
         rollouts = max(1, self.visits.num_rollouts // self.refreshes)
         config = replace(self.visits, rollouts_per_shard=rollouts)
-        steps = max(1, updates // self.refreshes)
+        steps = math.ceil(updates / self.refreshes)
         return FreshTargets(student, self.teacher, self.bank, config=config, embed=self.embed, refresh_steps=steps)
 
     def _stored(self, name: str, teacher: Teacher, student: Transformer, config: CollectConfig) -> StoredTargets:
