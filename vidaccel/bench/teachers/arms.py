@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from vidaccel.files.atomic import atomic_write
+from vidaccel.training.checkpoint import STATE_FILE, TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks, compile_blocks
 from vidaccel.training.context_forcing_score import draw_samples
@@ -42,23 +41,16 @@ class Ground:
 def starts_of(ground: Ground, base: str, forcing: Forcing, *, kept: Path) -> dict[str, Any]:
     """The starts "short" and "ignore" of a seed; taken from the folder `kept` if they are there, and written there."""
     names = ("short", "ignore")
-    paths = [kept / f"{name}-{forcing.seed}.safetensors" for name in names]
+    folders = [kept / f"{name}-{forcing.seed}" for name in names]
     networks = [base_student(base, ground.beginning.architecture).to(ground.device).eval() for _ in names]
     if ground.compile:
         compile_blocks(*networks)
-    if all(path.is_file() for path in paths):
-        for network, path in zip(networks, paths, strict=True):
-            network.load_state_dict(load_file(path, device=str(ground.device)))
-        return dict(zip(names, networks, strict=True))
-    made = ignorant_starts(networks[0], ground.bank, ground.prompts, forcing)
-    kinds = [
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in trained.state_dict().items()}
-        for trained in made
-    ]
-    for network, tensors, path in zip(networks, kinds, paths, strict=True):
-        network.load_state_dict(tensors)
-        with atomic_write(path) as unfinished:
-            save_file(tensors, unfinished)
+    if not all((folder / STATE_FILE).is_file() for folder in folders):
+        made = ignorant_starts(networks[0], ground.bank, ground.prompts, forcing)
+        for trained, folder in zip(made, folders, strict=True):
+            save_checkpoint(folder, TrainingState(kind="causal"), trained.state_dict())
+    for network, folder in zip(networks, folders, strict=True):
+        network.load_state_dict(load_checkpoint(folder, kind="causal")[1])
     return dict(zip(names, networks, strict=True))
 
 

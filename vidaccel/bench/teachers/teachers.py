@@ -70,7 +70,9 @@ class TeachersBench(Benchmark):
         began = time.monotonic()
         device = training_device(self.device)
         environment = describe_environment(device=device, weights="trained", model=without_folders(self.init))
-        results = self.results(self.protocol({"init": without_folders(self.init)}), environment)
+        results = self.results(
+            self.protocol({name: without_folders(getattr(self, name)) for name in ("init", "base")}), environment
+        )
         tell = on_progress or (lambda progress: None)
         waiting = [arm for arm in self.arms if results.find(kind="arm", **arm) is None]
         if waiting:
