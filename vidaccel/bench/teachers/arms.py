@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vidaccel.errors import UserError
 from vidaccel.training.checkpoint import STATE_FILE, TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks, compile_blocks
@@ -67,7 +68,7 @@ def run_arm(
     """Distil a copy of `start` for `config.updates` updates of the generator and measure its averaged last weights.
 
     curve_updates: measure as_seen on some trips after every so many updates. picture: rows of first visit, return with
-    memory, return without. Raises FloatingPointError if a weight is no longer finite.
+    memory, return without. Raises `UserError` if a weight is no longer finite.
     """
     began = time.monotonic()
     networks = Networks(generator=copy.deepcopy(start), teacher=ground.beginning.student, rule=config.update)
@@ -86,7 +87,7 @@ def run_arm(
     student = task.networks.generator.network
     with task.networks.average.applied():
         if not all(bool(torch.isfinite(parameter).all()) for parameter in student.parameters()):
-            raise FloatingPointError(f"training diverged within {config.updates} updates; use a lower learning rate.")
+            raise UserError(f"An arm diverged within {config.updates} updates: a weight is no longer finite.")
         seconds = time.monotonic() - began
         cells = measured(student, ground.visits)
         draw_samples(student, ground.visits, picture)
