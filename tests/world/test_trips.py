@@ -69,11 +69,12 @@ def test_most_pans_lead_back_and_two_in_five_rests_stand_beside_the_stop():
         for move in trip.camera_moves:
             if move.distance == 0:
                 stop, rests, shifted = round(move.x / FRAME_SIZE), rests + 1, shifted + (move.x % FRAME_SIZE != 0)
+                assert seen or move.x == FRAME_SIZE * trip.subject_stop
                 assert abs(move.x - FRAME_SIZE * stop) <= 40
                 back, new = back + (stop in seen), new + (stop not in seen)
                 seen.add(stop)
-    assert 0.3 < shifted / rests < 0.45
-    assert back / (back + new - len(TRIPS)) > 0.6
+    assert 0.3 < shifted / (rests - len(TRIPS)) < 0.45
+    assert back / (back + new - len(TRIPS)) > 0.55
 
 
 def test_two_in_five_trips_change_and_every_change_is_named():
@@ -106,7 +107,7 @@ def test_the_subject_stays_in_its_home_screen_and_never_jumps():
     for trip in TRIPS:
         path = [trip.subject_xy(frame) for frame in range(trip.num_frames)]
         left = FRAME_SIZE * trip.subject_stop
-        assert all(10 <= x - left <= 118 and 40 <= y <= 84 for x, y in path), trip.seed
+        assert all(10 <= x - left <= 118 and 36 <= y <= 84 for x, y in path), trip.seed
         assert max(abs(b - a) for one, two in itertools.pairwise(path) for a, b in zip(one, two, strict=True)) < 8
 
 
@@ -156,7 +157,8 @@ def test_captions_of_trips_stay_in_the_vocabulary_and_say_nothing_of_the_camera(
             without_place += not span.names_place
             texts.add(text)
     assert 0.03 < without_place / len(TRIPS) < 0.15
-    assert len({world.trip_caption(TRIPS[0], 0, paraphrase=index) for index in range(40)}) > 8
+    named = next(trip for trip in TRIPS if trip.spans[0].names_place)
+    assert len({world.trip_caption(named, 0, paraphrase=index) for index in range(40)}) > 8
 
 
 def test_what_a_change_leaves_alone_is_worded_alike():

@@ -95,10 +95,9 @@ def draw_subject_moves(draw: random.Random, plan: TripPlan, *, motions: Sequence
     legs = _legs(plan, motions)
     distances = [_walk(draw, motion) * chunks for motion, _, chunks in legs]
     offsets = [sum(distances[:index]) for index in range(len(distances) + 1)]
-    scale = min(1.0, _SUBJECT_ROOM / max(max(offsets) - min(offsets), 1.0))
-    low, high = _SUBJECT_RANGE[0] - scale * min(offsets), _SUBJECT_RANGE[1] - scale * max(offsets)
-    if "loop" in motions and high - low > 2 * LOOP_RADIUS:
-        low, high = low + LOOP_RADIUS, high - LOOP_RADIUS
+    reach = LOOP_RADIUS if "loop" in motions else 0.0
+    scale = min(1.0, (_SUBJECT_ROOM - 2 * reach) / max(max(offsets) - min(offsets), 1.0))
+    low, high = _SUBJECT_RANGE[0] + reach - scale * min(offsets), _SUBJECT_RANGE[1] - reach - scale * max(offsets)
     start = draw.uniform(low, high)
     if plan.apart and not any(distances):
         start = min(max(draw.uniform(*_SUBJECT_APART), low), high)
