@@ -33,6 +33,8 @@ from vidaccel.training.context_forcing_networks import Networks
 from vidaccel.training.context_forcing_starts import Forcing, ignorant_starts, load_beginning
 from vidaccel.training.context_forcing_step import ContextForcing
 from vidaccel.training.context_forcing_trainer import train_context_forcing
+from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_digest
+from vidaccel.training.offline.loading import TEACHER
 from vidaccel.training.self_rollout import PromptTable, StartShares
 from vidaccel.training.trip_bank import TripBank
 from vidaccel.world import vocabulary
@@ -307,7 +309,13 @@ def init(donor_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         fraction=1.0,
         seconds=3.0,
         architecture={"transformer": ARCHITECTURE},
-        recipe={"init": donor_folder, "num_chunks": 7, "validation_steps": 4, "validation_chunks": 4},
+        recipe={
+            "schedule": {"seconds": 3.0, "learning_rate": 0.5},
+            "init": donor_folder,
+            "num_chunks": 7,
+            "copies": 4,
+            "validation_steps": 2,
+        },
     )
     save_checkpoint(folder, state, with_prefix("transformer", new_model().state_dict()))
     return str(folder)
@@ -357,8 +365,38 @@ def test_the_checkpoint_is_one_of_a_causal_student_with_the_average_as_its_weigh
     assert state.origin is not None
     assert "distilled into 4 steps" in state.origin
     assert [past["steps"] for past in state.history] == [7]
+    assert state.recipe["learning_rate"] == config().update.learning_rate
+    assert (state.recipe["validation_steps"], state.recipe["validation_sampler"]) == (4, "stochastic")
+    assert not {"schedule", "copies"} & state.recipe.keys(), "settings of teacher forcing"
     beginning = load_beginning(str(tmp_path / "made"))
     assert beginning.state is not None
+
+
+@pytest.mark.usefixtures("noise_clips")
+def test_a_student_that_followed_another_teacher_is_distilled_with_a_warning_and_others_without(
+    init: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, tensors = load_checkpoint(Path(init), kind="causal")
+    followed = TeacherFingerprint(
+        weights=weights_digest(load_beginning(init).student),
+        structure="causal",
+        history="own",
+        guidance_scale=1.0,
+        schedule="euler 16 steps, shift 3",
+    )
+    for name, teacher in (("same", followed), ("other", replace(followed, weights="0123456789abcdef"))):
+        recipe = {**state.recipe, TEACHER: teacher.to_dict()}
+        save_checkpoint(tmp_path / name, replace(state, recipe=recipe), tensors)
+    warnings = {}
+    for name, view in ((init, "long"), ("same", "long"), ("same", "short"), ("other", "long")):
+        caplog.clear()
+        settings = config(init=name if name == init else str(tmp_path / name), matching=MatchingRule(view=view))
+        next(train_context_forcing(settings, tmp_path / "made" / Path(name).name / view))
+        warnings[name, view] = [record.getMessage() for record in caplog.records if record.name.endswith("fingerprint")]
+    assert warnings[init, "long"] == warnings["same", "long"] == []
+    assert "history is 'own' there, asked for 'last:3'" in warnings["same", "short"][0]
+    assert "weights is '0123456789abcdef' there" in warnings["other", "long"][0]
+    assert "schedule" not in warnings["other", "long"][0]
 
 
 def test_what_is_no_student_to_distil_is_refused(donor_folder: str, init: str, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_the_second_stage_follows_the_teacher_of_the_first_and_refuses_another(
     list(train_offline(replace(config, teacher=student_folder), second))
     state = load_checkpoint(second, kind="causal")[0]
     assert (state.round, state.step, state.recipe["init"]) == (1, 8, student_folder)
+    sampled = (state.recipe["validation_steps"], state.recipe["validation_sampler"])
+    assert sampled == (config.collect.student_steps, "stochastic")
     assert recorded_teacher(state) == TargetStore(first / "targets").fingerprint
     assert not same(weights(first), weights(second))
 

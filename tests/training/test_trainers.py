@@ -292,10 +292,13 @@ def test_a_training_without_a_clear_length_is_refused(wrong: dict[str, float]) -
 
 
 def test_a_new_round_takes_the_new_recipe_and_the_old_steps() -> None:
-    old = TrainingState(kind="vae", step=9, round_step=9, fraction=1.0, seconds=3.0, recipe={"seed": 0})
+    old = TrainingState(
+        kind="vae", step=9, round_step=9, fraction=1.0, seconds=3.0, recipe={"seed": 0}, results={"psnr": 30.0}
+    )
     started = start_round(old, TrainingState(kind="vae", recipe={"seed": 5}))
     assert (started.round, started.step, started.round_step, started.fraction) == (1, 9, 0, 0.0)
     assert started.recipe == {"seed": 5}
+    assert started.results == {}, "those of the round before are not its own"
     assert started.history == [{"steps": 9, "seconds": 3.0, "recipe": {"seed": 0}}]
     third = start_round(replace(started, fraction=1.0, seconds=5.0, round_step=2), TrainingState(kind="vae"))
     assert [past["seconds"] for past in third.history] == [3.0, 2.0]

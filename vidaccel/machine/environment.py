@@ -40,6 +40,11 @@ def describe_environment(*, device: torch.device, weights: str, model: str) -> d
     }
 
 
+def code_version() -> str:
+    """The version of this package that is installed; its commit where none is."""
+    return _version("vidaccel") or package_commit()
+
+
 def package_commit() -> str:
     """The git commit of the code that runs, with "+changes" where files differ from it; "unknown" where none is found.
 
@@ -99,12 +104,14 @@ def _cpu_name() -> str:
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"cuda": torch.version.cuda}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return versions | {package: _version(package) for package in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

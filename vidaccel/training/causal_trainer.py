@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vidaccel.machine.environment import code_version
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
@@ -74,4 +75,5 @@ def trained_student(checkpoint: Path) -> tuple[TrainingState, Transformer]:
 
 
 def _recipe(config: CausalTrainingConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name != "device"}
+    settings = {name: value for name, value in asdict(config).items() if name != "device"}
+    return {**settings, "version": code_version()}

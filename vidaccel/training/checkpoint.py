@@ -33,7 +33,7 @@ class TrainingState:
     fraction: share of the current round's budget that is used; 1 means the round is finished.
     seconds: time of all rounds, preparation and validation included.
     architecture: constructor arguments of the networks, by network.
-    recipe: settings of the current round. results: the latest validation.
+    recipe: settings of the current round. results: its latest validation.
     history: the finished rounds before it, each with its `steps`, `seconds` and `recipe`.
     latents_mean, latents_std: normalisation of the latents per channel (transformer only).
     origin: what made the weights, where it was something else than `vidaccel train` alone; the card says it.

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
+from vidaccel.machine.environment import code_version
 from vidaccel.training.budget import Budget
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from vidaccel.training.chunk_batch import FAST_FRAMES
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks, compile_blocks
 from vidaccel.training.context_forcing_score import Validation
@@ -32,12 +34,15 @@ from vidaccel.training.context_forcing_starts import (
 from vidaccel.training.context_forcing_step import ContextForcing
 from vidaccel.training.device import seeded_generator, training_device
 from vidaccel.training.loop import METRICS_FILE, Record, carry_records, finished_round, start_round
+from vidaccel.training.offline.fingerprint import check_consistency, weights_digest
+from vidaccel.training.offline.loading import recorded_teacher
+from vidaccel.training.offline.states import HistoryView
 from vidaccel.training.self_rollout import STUDENT_SIGMAS, PromptTable
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
 
 FIRST_SEED = 950_000_000
 _SEEDS_PER_SEED = 1_000_000
-_UNKNOWN_RECIPE: Mapping[str, Any] = {"validation_steps": len(STUDENT_SIGMAS), "validation_chunks": 16}
+_VALIDATED: Mapping[str, Any] = {"validation_steps": len(STUDENT_SIGMAS), "validation_sampler": "stochastic"}
 _ORIGIN = (
     "Taught by teacher forcing, then distilled into {steps} steps by `vidaccel train context-forcing`: stage {stage}, "
     "teacher and critic with the {view} view."
@@ -63,6 +68,7 @@ def train_context_forcing(
     if resume is not None and not (saved and saved.progress):
         raise UserError(f"{resume} is no checkpoint of a distillation; give it as --init instead of --resume.")
     beginning = load_beginning(config.init)
+    _compare_teachers(config, beginning)
     state = start_round(saved, _fresh(config, beginning))
     for network in (beginning.student, beginning.donor.vae, beginning.donor.text_encoder):
         network.to(device)
@@ -147,17 +153,34 @@ def restore(task: ContextForcing, state: TrainingState, tensors: Mapping[str, Te
     task.generator.set_state(torch.tensor(list(bytes.fromhex(progress["generator"])), dtype=torch.uint8))
 
 
+def _compare_teachers(config: ContextForcingConfig, beginning: Beginning) -> None:
+    """Warn where the beginning followed another teacher's trajectories than those of what is now asked for scores.
+
+    It is asked at any noise level, so that the schedule of trajectories does not matter.
+    """
+    known = None if beginning.state is None else recorded_teacher(beginning.state)
+    if known is None:
+        return
+    here = replace(
+        known,
+        weights=weights_digest(beginning.student),
+        history=HistoryView(frames=FAST_FRAMES if config.matching.view == "short" else None).name,
+        guidance_scale=1 + config.matching.guidance,
+    )
+    check_consistency(known, here, stage="dmd")
+
+
 def _fresh(config: ContextForcingConfig, beginning: Beginning) -> TrainingState:
     """A further round of the training that made the beginning, as the card of an export tells it."""
     origin = _ORIGIN.format(steps=len(STUDENT_SIGMAS), stage=config.stage, view=config.matching.view)
-    before = beginning.state or TrainingState(kind="causal", recipe=dict(_UNKNOWN_RECIPE))
+    before = beginning.state or TrainingState(kind="causal")
     history = [*before.history, finished_round(before)] if beginning.state else []
     return TrainingState(
         kind="causal",
         round=len(history),
         seconds=before.seconds,
         architecture={"transformer": beginning.architecture},
-        recipe={**_UNKNOWN_RECIPE, **before.recipe, **config.recipe, "init": beginning.init},
+        recipe={**config.recipe, **_VALIDATED, "init": beginning.init, "version": code_version()},
         history=history,
         origin=origin,
     )

@@ -98,7 +98,8 @@ class Task(Protocol):
 
 
 def start_round(state: TrainingState | None, fresh: TrainingState) -> TrainingState:
-    """`fresh` for a new training; an interrupted round goes on, a finished one is followed by another."""
+    """`fresh` for a new training; an interrupted round goes on, a finished one is followed by another, which has no
+    results yet."""
     if state is None:
         return fresh
     if state.fraction < 1:
@@ -109,6 +110,7 @@ def start_round(state: TrainingState | None, fresh: TrainingState) -> TrainingSt
         round_step=0,
         fraction=0.0,
         recipe=fresh.recipe,
+        results={},
         history=[*state.history, finished_round(state)],
     )
 

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from vidaccel.errors import UserError, check_count
+from vidaccel.machine.environment import code_version
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_score import build_visits, recall_score
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
@@ -29,7 +29,6 @@ TARGETS_FOLDER = "targets"
 _FIRST_SEED = 1_200_000_000
 _VISITS_SEED = 78_000_000
 _SEEDS_PER_RUN = 1_000_000
-_READ_BY_EXPORTS = MappingProxyType({"validation_steps": 4, "validation_chunks": 0})
 Progress = Callable[[int, int], None]
 
 
@@ -135,10 +134,10 @@ def _teacher(config: OfflineTrainingConfig, beginning: Beginning) -> Teacher:
 
 
 def _fresh_state(config: OfflineTrainingConfig, beginning: Beginning, teacher: Teacher) -> TrainingState:
-    """A round of this training; what an export reads of its recipe is that of the training before, if there was one."""
-    before = {} if beginning.state is None else beginning.state.recipe
-    read = {name: before.get(name, value) for name, value in _READ_BY_EXPORTS.items()}
-    recipe = {**read, **config.recipe, "init": beginning.init, TEACHER: teacher.fingerprint.to_dict()}
+    """A round of this training."""
+    validated = {"validation_steps": config.collect.student_steps, "validation_sampler": "stochastic"}
+    told = {**validated, "init": beginning.init, "version": code_version(), TEACHER: teacher.fingerprint.to_dict()}
+    recipe = {**config.recipe, **told}
     return TrainingState(kind="causal", architecture={"transformer": beginning.architecture}, recipe=recipe)
 
 
