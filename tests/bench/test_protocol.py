@@ -17,7 +17,14 @@ from vidaccel.bench.caching.tables import easycache_markdown
 from vidaccel.bench.shared import records
 from vidaccel.bench.shared.plots import save_pareto
 from vidaccel.bench.shared.records import ResultFile
-from vidaccel.bench.shared.statistics import percentile, share_interval, summarise, value_at
+from vidaccel.bench.shared.statistics import (
+    entropy_of,
+    percentile,
+    share_interval,
+    share_of,
+    summarise,
+    value_at,
+)
 from vidaccel.easycache.rule import EasyCacheRule
 from vidaccel.machine import environment
 from vidaccel.machine.environment import command_line, describe_environment, package_commit
@@ -65,6 +72,19 @@ def test_the_share_interval_is_wilsons() -> None:
     assert 0.93 < share_interval(64, 64)[0] < 0.95
     with pytest.raises(ValueError, match="count"):
         share_interval(0, 0)
+
+
+def test_a_share_has_its_interval_and_none_of_nothing() -> None:
+    low, high = share_interval(3, 4)
+    assert share_of([True, False, True, True]) == {"correct": 3, "count": 4, "share": 0.75, "low": low, "high": high}
+    assert share_of(iter([])) is None
+
+
+def test_entropy_is_in_bits_of_how_often_each_name_comes() -> None:
+    assert entropy_of(["a"] * 5) == 0
+    assert entropy_of(["a", "b"] * 4) == 1
+    assert entropy_of(["a", "a", "b", "c"]) == 1.5
+    assert entropy_of([]) is None
 
 
 def test_a_curve_is_read_between_its_points_and_nowhere_else() -> None:

@@ -18,7 +18,7 @@ from vidaccel.bench.recall.blank import MemoryWithout
 from vidaccel.bench.recall.cells import CELLS, RecallCell
 from vidaccel.bench.recall.pictures import COLUMNS, pixels_of, save_places, strip_of
 from vidaccel.bench.recall.recall import RecallBench
-from vidaccel.bench.recall.summary import chance_of, entropy_of, summarise_recall
+from vidaccel.bench.recall.summary import chance_of, summarise_recall
 from vidaccel.bench.recall.tables import recall_markdown
 from vidaccel.bench.recall.trips import RecallTrips, batches, target_frames, trip_camera
 from vidaccel.cli import run
@@ -202,13 +202,11 @@ def test_as_seen_wants_kind_colour_and_place_and_every_part_is_told() -> None:
     assert summary["truths"][0]["first"]["kinds_entropy"] == pytest.approx(1.5)
 
 
-def test_chance_pairs_returns_with_all_other_trips_and_entropy_is_in_bits() -> None:
+def test_chance_pairs_returns_with_all_other_trips() -> None:
     alike = [reading()] * 3
     assert chance_of(alike, alike) == 1
     assert chance_of(FIRST, FIRST) == 0
     assert chance_of([reading(), reading("tree")], [reading("tree"), reading("tree")]) == pytest.approx(1 / 2)
-    assert entropy_of(["a"] * 5) == 0
-    assert entropy_of(["a", "b"] * 4) == 1
 
 
 def test_swap_wants_the_other_landmark_and_own_videos_their_own() -> None:

@@ -18,7 +18,7 @@ from vidaccel.bench.student.rollouts import Filming, Sampler, Script, first_pixe
 from vidaccel.bench.student.scenes import SETTINGS, covering_scenes, scene_prompt
 from vidaccel.bench.student.student import StudentBench
 from vidaccel.bench.student.subjects import staying_prompts
-from vidaccel.bench.student.summary import entropy_of, summarise_student
+from vidaccel.bench.student.summary import summarise_student
 from vidaccel.bench.student.visits import measure_visits
 from vidaccel.cli import run
 from vidaccel.errors import UserError
@@ -249,7 +249,6 @@ def test_first_visits_are_set_against_the_truth_and_collapse_shows_as_few_bits()
     assert rows["nothing"]["kinds"] == {"house": 3}
     assert summary["ghosts"] == [{"part": "visits", "share": rows["nothing"]["valid"] | summary["ghosts"][0]["share"]}]
     assert summary["ghosts"][0]["share"]["correct"] == 1
-    assert entropy_of([]) is None
     assert summarise_student([own])["visits"][0]["of_truth"] is None
 
 

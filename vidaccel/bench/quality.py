@@ -15,7 +15,7 @@ from torch import Tensor
 from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, option
 from vidaccel.bench.shared.markdown import Content, captions, markdown_table
 from vidaccel.bench.shared.records import easycache_settings
-from vidaccel.bench.shared.statistics import share_interval, summarise
+from vidaccel.bench.shared.statistics import share_of, summarise
 from vidaccel.catalog.registry import spec_of
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
@@ -97,7 +97,7 @@ def summarise_quality(records: list[dict[str, Any]]) -> dict[str, Any]:
         asked = [record["asked"] for record in records if kind in record["readings"]]
         if readings:
             accuracy[kind] = {
-                name: _share([reading[name] == wanted[name] for reading, wanted in zip(readings, asked, strict=True)])
+                name: share_of([reading[name] == wanted[name] for reading, wanted in zip(readings, asked, strict=True)])
                 for name in ATTRIBUTES
             }
     psnrs = [[float(record["psnr"])] for record in records if "psnr" in record]
@@ -142,17 +142,6 @@ def _reconstructed(pipe: Any, index: int, num_frames: int) -> dict[str, Any]:
 
 def _attributes(shown: Any) -> dict[str, str | None]:
     return {name: getattr(shown, name) for name in ATTRIBUTES}
-
-
-def _share(correct: list[bool]) -> dict[str, float]:
-    low, high = share_interval(sum(correct), len(correct))
-    return {
-        "correct": sum(correct),
-        "count": len(correct),
-        "share": sum(correct) / len(correct),
-        "low": low,
-        "high": high,
-    }
 
 
 def _request(config: QualityBench, prompt: str, seed: int) -> GenerationRequest:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.shared.statistics import share_interval, summarise
+from vidaccel.bench.shared.statistics import entropy_of, share_of, summarise
 
 Record = Mapping[str, Any]
 Reading = Mapping[str, Any]
@@ -39,18 +38,6 @@ def chance_of(wanted: Sequence[Reading], got: Sequence[Reading]) -> float:
     return sum(is_as_seen(w, g) for w, g in pairs) / len(pairs)
 
 
-def entropy_of(names: Sequence[str]) -> float:
-    """Of how often each name comes, in bits."""
-    return -sum(count / len(names) * math.log2(count / len(names)) for count in Counter(names).values()) + 0.0
-
-
-def share(successes: Iterable[bool]) -> dict[str, float]:
-    """A share with Wilson's interval."""
-    found = list(successes)
-    low, high = share_interval(sum(found), len(found))
-    return {"correct": sum(found), "count": len(found), "share": sum(found) / len(found), "low": low, "high": high}
-
-
 def _same_kind(wanted: Reading, got: Reading) -> bool:
     return bool(wanted["kind"] == got["kind"])
 
@@ -80,7 +67,7 @@ def _shares(wanted: Sequence[Reading], got: Sequence[Reading]) -> dict[str, Any]
         "same_colour": _same_colour,
         "same_place": _same_place,
     }
-    return {name: share(test(w, g) for w, g in zip(wanted, got, strict=True)) for name, test in tests.items()}
+    return {name: share_of(test(w, g) for w, g in zip(wanted, got, strict=True)) for name, test in tests.items()}
 
 
 def _sharpness(readings: Sequence[Reading], valid_likelihood: float) -> dict[str, Any]:
@@ -88,7 +75,7 @@ def _sharpness(readings: Sequence[Reading], valid_likelihood: float) -> dict[str
     kinds = Counter(reading["kind"] for reading in readings)
     commonest, count = kinds.most_common(1)[0]
     return {
-        "valid": share(reading["likelihood"] >= valid_likelihood for reading in readings),
+        "valid": share_of(reading["likelihood"] >= valid_likelihood for reading in readings),
         "likelihood": summarise([[reading["likelihood"]] for reading in readings]).to_dict(),
         "kinds_entropy": entropy_of([reading["kind"] for reading in readings]),
         "commonest": {"kind": commonest, "share": count / len(readings)},
@@ -120,7 +107,7 @@ def _row(record: Record, named: Mapping[str, Record], valid_likelihood: float) -
         row["first"] = _against_truth(wanted, _readings(truth, "first"), valid_likelihood)
     if record["control"] == "swap":
         original = _readings(named[record["original"]], "first")
-        row["original"] = share(is_as_seen(w, g) for w, g in zip(original, got, strict=True))
+        row["original"] = share_of(is_as_seen(w, g) for w, g in zip(original, got, strict=True))
     plain = named.get(record["plain"])
     is_paired = plain is not None and plain is not record and plain["original"] == record["original"]
     row["difference"] = _difference(record, plain, named) if plain is not None and is_paired else None

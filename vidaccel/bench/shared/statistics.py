@@ -1,10 +1,12 @@
-"""Plain statistics over prompts: mean with a bootstrap interval, median, tail, and curves read at equal compute."""
+"""Plain statistics: means, shares and tails with intervals, entropy, and curves read at equal compute."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +73,23 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
     middle = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, (middle - half) / (1 + z**2 / count)), min(1.0, (middle + half) / (1 + z**2 / count))
+
+
+def share_of(successes: Iterable[bool]) -> dict[str, Any] | None:
+    """A share with its 95 % interval: `correct`, `count`, `share`, `low`, `high`; None of nothing."""
+    found = list(successes)
+    if not found:
+        return None
+    low, high = share_interval(sum(found), len(found))
+    return {"correct": sum(found), "count": len(found), "share": sum(found) / len(found), "low": low, "high": high}
+
+
+def entropy_of(names: Sequence[str]) -> float | None:
+    """Bits of how often each name comes, 0 where all are one; None of nothing."""
+    counts = Counter(names).values()
+    if not counts:
+        return None
+    return sum(count / len(names) * math.log2(len(names) / count) for count in counts)
 
 
 def value_at(curve: Sequence[tuple[float, float]], position: float) -> float | None:

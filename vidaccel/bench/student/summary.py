@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidaccel.bench.shared.statistics import share_interval, summarise
+from vidaccel.bench.shared.statistics import entropy_of, share_of, summarise
 from vidaccel.bench.student.changes import KEPT, WAITS, is_obeyed, kept_of
 from vidaccel.bench.student.readings import SUBJECT, Shown
 from vidaccel.bench.student.visits import TRUTH, landmark_of
@@ -33,23 +32,6 @@ def summarise_student(records: Sequence[Record]) -> dict[str, Any]:
         "scenes": [_scene_row(cell) for cell in cells["scenes"]],
         "ghosts": [row for part in ("changes", "visits") for row in _ghost_rows(part, cells[part])],
     }
-
-
-def share_of(successes: Iterable[bool]) -> dict[str, Any] | None:
-    """A share with Wilson's interval; None of nothing."""
-    found = list(successes)
-    if not found:
-        return None
-    low, high = share_interval(sum(found), len(found))
-    return {"correct": sum(found), "count": len(found), "share": sum(found) / len(found), "low": low, "high": high}
-
-
-def entropy_of(kinds: Sequence[str]) -> float | None:
-    """Bits of the distribution of kinds, at most 3 for the eight of the world; 0 if all are one; None of nothing."""
-    counts = Counter(kinds).values()
-    if not counts:
-        return None
-    return sum(count / len(kinds) * math.log2(len(kinds) / count) for count in counts)
 
 
 def _change_row(cell: Record) -> dict[str, Any]:
