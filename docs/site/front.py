@@ -1,13 +1,15 @@
 """Makes docs/images/front.webp, the moving picture at the top of the README, from the embedded models.
 
-`python docs/site/front.py` takes about a minute and a half on one CPU core. Left, one prompt with every step computed
-and with EasyCache; right, a rollout whose prompt changes twice. What was asked and counted is written to front.json
-beside it, and a test reads the picture with the world's oracle.
+`python docs/site/front.py` takes about two minutes on one CPU core. Left, one prompt with every step computed and with
+EasyCache; right, a rollout in which the camera leaves, comes home and leaves again, with slow-fast memory and with a
+sliding window. What was asked and counted is written to front.json beside it, and a test reads the picture with the
+world's oracles.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,41 +21,48 @@ from vidaccel import EasyCacheConfig
 from vidaccel.generation.generate import generate
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.generation.request import GenerationRequest
-from vidaccel.rollout.timeline import PromptSpan, PromptTimeline
+from vidaccel.rollout.camera import CameraPath
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 PROMPT = "a red ball hops up and down on a grassy meadow"
-TIMELINE = PromptTimeline(
-    (
-        PromptSpan(0, PROMPT),
-        PromptSpan(5, "a red ball flies in circles on a grassy meadow"),
-        PromptSpan(10, "a blue star flies in circles at night under the stars", "hard"),
-    )
-)
-SEED, SECONDS, FPS = 0, 15, 16
+CAMERA = CameraPath.parse("2-2.75 right 1, 4.25-5 left 1, 9.5-10.25 right 1")
+PARTS = ("home", "first visit", "home again", "second visit")  # the holds of the camera between its moves
+WINDOW = "window:21"  # of as many frames as the student's own slow-fast memory
+SEED, SECONDS, FPS = 0, 12, 16
 SIDE, GAP, TOP, BOTTOM = 256, 14, 28, 44  # pixels of a panel, between panels, and of the lines of text
-LEFTS = (0, SIDE + GAP, 2 * (SIDE + GAP) + GAP)  # of the panels; a wider gap before the rollout
+LEFTS = (0, SIDE + GAP, 2 * (SIDE + GAP) + GAP, 3 * (SIDE + GAP) + GAP)  # of the panels; a wider gap in the middle
 PAPER, INK, GREY = "#ffffff", "#1d1d1f", "#6e6e73"
 
 
 def main() -> None:
-    """Make the three videos, put them side by side, and write the picture and its numbers."""
+    """Make the four videos, put them side by side, and write the picture and its numbers."""
     plain, cached, numbers = halves()
-    video, changes = rollout()
+    (remembered, holds), (forgotten, _) = rollout(), rollout(WINDOW)
     captions = (
         (f"every step: {numbers['plain_forwards']} forwards", PROMPT),
         (f"EasyCache: {numbers['easycache_forwards']} forwards", f"same prompt and seed, {numbers['psnr']:.0f} dB"),
     )
     pages = []
-    for frame in range(len(video)):
-        page, text = [number for number, (start, _) in enumerate(changes) if start <= frame][-1], "rollout, in chunks"
-        rows = (*captions, (f"{text}: {frame / FPS:4.1f} s", changes[page][1]))
-        clips = (plain[frame % len(plain)], cached[frame % len(cached)], video[frame])
+    for frame in range(len(remembered)):
+        below = f"{part_of(frame, holds)}, {frame / FPS:.1f} s"
+        rows = (*captions, ("rollout, slow-fast memory", below), ("same seed, sliding window", below))
+        clips = (plain[frame % len(plain)], cached[frame % len(cached)], remembered[frame], forgotten[frame])
         pages.append(draw(clips, rows))
     save(pages, FOLDER / "front.webp")
-    numbers |= {"timeline": TIMELINE.to_dict()["spans"], "starts": [start for start, _ in changes], "fps": FPS}
-    numbers |= {"frames": len(video), "lefts": LEFTS, "top": TOP, "side": SIDE}
+    numbers |= {"camera": str(CAMERA), "window": WINDOW, "holds": holds, "seconds": SECONDS, "fps": FPS}
+    numbers |= {"frames": len(remembered), "lefts": LEFTS, "top": TOP, "side": SIDE}
     (FOLDER / "front.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def part_of(frame: int, holds: dict[str, list[int]]) -> str:
+    """What is written below a frame: where the camera is, or where it goes."""
+    for part, following in pairwise((*holds, "")):
+        start, stop = holds[part]
+        if start <= frame < stop:
+            return part
+        if following and stop <= frame < holds[following][0]:
+            return f"to the {following}" if "visit" in following else "back home"
+    raise ValueError(f"frame {frame} is after the last part of {holds}.")
 
 
 def halves() -> tuple[Tensor, Tensor, dict[str, object]]:
@@ -74,19 +83,16 @@ def halves() -> tuple[Tensor, Tensor, dict[str, object]]:
     return as_bytes(plain.frames), as_bytes(cached.frames), numbers
 
 
-def rollout() -> tuple[Tensor, list[tuple[int, str]]]:
-    """The rollout as (F, 3, H, W) uint8, and for each prompt the frame it starts with."""
+def rollout(memory: str | None = None) -> tuple[Tensor, dict[str, list[int]]]:
+    """The rollout as (F, 3, H, W) uint8, and for each part, while the camera holds, its first frame and its end."""
     pipe = load_pipeline("wan-tiny-causal", device="cpu")
-    frames: list[Tensor] = []
-    changes: list[tuple[int, str]] = []
-    for chunk in pipe.stream(TIMELINE, seeds=(SEED,), height=128, width=128, max_sequence_length=64):
-        done = sum(len(part) for part in frames)
-        if done >= SECONDS * FPS:
-            break
-        if not changes or changes[-1][1] != chunk.prompt:
-            changes.append((done, chunk.prompt))
-        frames.append(chunk.frames[0])
-    return torch.cat(frames)[: SECONDS * FPS], changes
+    grid, num_frames = pipe.grid(fps=FPS), SECONDS * FPS
+    options = {"seeds": (SEED,), "memory": memory, "height": 128, "width": 128, "max_sequence_length": 64}
+    chunks = pipe.stream(PROMPT, num_frames=num_frames, camera=CAMERA, **options)
+    video = torch.cat([chunk.frames[0] for chunk in chunks])[:num_frames]
+    moves = [(grid.first_pixel_frame(move.chunk), grid.first_pixel_frame(move.end)) for move in CAMERA.on(grid).moves]
+    starts, stops = (0, *(stop for _, stop in moves)), (*(start for start, _ in moves), num_frames)
+    return video, {part: [start, stop] for part, start, stop in zip(PARTS, starts, stops, strict=True)}
 
 
 def as_bytes(frames: Tensor) -> Tensor:
