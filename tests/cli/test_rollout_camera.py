@@ -172,3 +172,10 @@ def test_a_student_that_is_not_told_of_a_camera_refuses_one(
         error = capsys.readouterr().err
         assert "Moves of the camera (--camera, " in error
         assert f"{str(plain_student_folder)!r} is not: leave it out and say the move in the prompt" in error
+
+
+def test_a_plan_warns_of_a_move_that_the_video_is_too_short_for(
+    rollout: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rollout("a red circle", "--camera", "100-101 right 1", "--plan") == 0
+    assert "is not made" in capsys.readouterr().err

@@ -196,3 +196,27 @@ def test_the_camera_of_a_trip_of_the_storybook_world_is_where_a_path_of_its_move
     moved = [FRAME_SIZE * motion for chunk in range(trip.num_chunks) for motion in path.motions(chunk, GRID)]
     assert moved == pytest.approx(motions, abs=1e-3)
     assert any(moved)
+
+
+@pytest.mark.parametrize("digits", [9, 17, 40, 300])
+def test_the_chunk_of_a_time_is_found_however_late_it_is(digits: int) -> None:
+    pixel = 10**digits + 1
+    chunk = GRID.chunk_from_pixel(pixel)
+    assert GRID.first_pixel_frame(chunk - 1) < pixel <= GRID.first_pixel_frame(chunk)
+
+
+@pytest.mark.parametrize(
+    "moves",
+    ["1-2 right 10001", "1-2 left 1e300", "1-2 right 1e308", "1-" + "9" * 308 + " right 1", "9" * 20 + "-1 right 1"],
+)
+def test_moves_beyond_all_measure_are_refused_in_one_short_line(moves: str) -> None:
+    with pytest.raises(UserError, match="must be a finite number of at most") as caught:
+        CameraPath.parse(moves)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("moves", ["1-2 right 1 " + "x" * 5000, "x" * 5000])
+def test_a_long_text_that_is_no_move_is_shown_in_short(moves: str) -> None:
+    with pytest.raises(UserError, match="is no") as caught:
+        CameraPath.parse(moves)
+    assert len(str(caught.value)) < 250

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -12,7 +11,7 @@ import typer
 from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.catalog.registry import spec_of
 from vidaccel.catalog.spec import GenerationDefaults
-from vidaccel.cli.console import console, say
+from vidaccel.cli.console import console, say, say_warning
 from vidaccel.cli.inputs import KeepFrames, check_files, read_inputs
 from vidaccel.cli.jobs import video_paths
 from vidaccel.errors import UserError
@@ -21,6 +20,7 @@ from vidaccel.generation.options import check_options
 from vidaccel.generation.request import request_for
 from vidaccel.memory.policies import memory_forms
 from vidaccel.rollout import PassMode
+from vidaccel.rollout.grid import MOST_SECONDS
 from vidaccel.rollout.session_request import SessionRequest
 from vidaccel.rollout.timeline import PromptTimeline
 from vidaccel.sessions import MAIN
@@ -183,6 +183,8 @@ def rollout(
         loras=loras,
     )
     if plan:
+        for problem in prompts.problems(request.grid, num_chunks=request.num_chunks):
+            say_warning(problem)
         return _show(request.plan(), request.camera_words())
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
     return run_rollout(request, output=file, asked=kept, report=report, overwrite=overwrite)
@@ -195,8 +197,8 @@ def _check_flags(
     if None not in files.values():
         raise UserError("A video begins with an image or a clip; give --image or --video.")
     check_files({**files, "decoder": decoder})
-    if not 0 < seconds < math.inf:
-        raise UserError(f"`seconds` must be above 0 and finite, got {seconds}.")
+    if not 0 < seconds <= MOST_SECONDS:
+        raise UserError(f"`seconds` must be above 0 and at most {MOST_SECONDS:g}, got {seconds}.")
     request_for(GenerationDefaults(), "a prompt", **flags)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.grid import ChunkGrid, span_seconds
+from vidaccel.rollout.grid import MOST_SECONDS, ChunkGrid, span_seconds
 
 ChunkCamera = Callable[[int, int, int], tuple[list[float], list[float]]]
 """Where the camera is in the latent frames of a chunk, and how far it moved since the frame before each.
@@ -24,6 +24,7 @@ with a number for each frame, in screens (widths of the picture), to the right. 
 
 _MOVE = re.compile(r"(left|right)\s+(\S+)")
 _TIMED = re.compile(r"([\d.:]+\s*-\s*[\d.:]+)\s+(.+)")
+_MOST_SCREENS = 10_000  # of one move; where the camera is stays exact in the float32 that a student is told it in
 _STEPS = 2**20  # of a screen: what is done of a move is a multiple, so that sums are exact, however they came about
 _FORM = "`2-2.75 right 1, 6-6.75 left 0.5`: from and to in seconds, where to, how many screens"
 
@@ -32,7 +33,8 @@ _FORM = "`2-2.75 right 1, 6-6.75 left 0.5`: from and to in seconds, where to, ho
 class CameraMove:
     """The camera moves by `screens` picture widths between two times; to the right where that is above 0.
 
-    Raises UserError for times that are no numbers of at least 0 or do not follow each other, and for no way.
+    Raises UserError for times that are no numbers of at least 0 or do not follow each other, for no way, and for times
+    above 1e9 s and ways above 10000 screens.
     """
 
     start_seconds: float
@@ -42,8 +44,11 @@ class CameraMove:
     def __post_init__(self) -> None:
         for name in ("start_seconds", "end_seconds", "screens"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise UserError(f"`{name}` of a camera move must be a finite number, got {value!r}.")
+            most = _MOST_SCREENS if name == "screens" else MOST_SECONDS
+            if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
+                raise UserError(
+                    f"`{name}` of a camera move must be a finite number of at most {most:g}, got {_short(value)}."
+                )
         if self.start_seconds < 0 or self.end_seconds <= self.start_seconds:
             raise UserError(
                 "a camera move starts at 0 s or later and ends after its start, got "
@@ -137,7 +142,7 @@ class CameraPath:
         for part in text.split(",") if text.strip() else ():
             found = _TIMED.fullmatch(part.strip())
             if found is None:
-                raise UserError(f"{part.strip()!r} is no camera move; write {_FORM}.")
+                raise UserError(f"{_short(part.strip())} is no camera move; write {_FORM}.")
             moves.append(CameraMove.of_words(*span_seconds(found[1]), found[2]))
         return cls(tuple(moves))
 
@@ -260,8 +265,15 @@ def _screens_of(words: str) -> float:
     except ValueError:
         screens = math.nan
     if found is None or not math.isfinite(screens) or screens <= 0:
-        raise UserError(f"{words!r} is no way of a camera; write `right` or `left` and a number of screens: `right 1`.")
+        raise UserError(
+            f"{_short(words)} is no way of a camera; write `right` or `left` and a number of screens: `right 1`."
+        )
     return screens if found[1] == "right" else -screens
+
+
+def _short(value: object) -> str:
+    """What was given, as a line of an error can show it."""
+    return repr(value)[:80]
 
 
 def _plain(number: float) -> str:

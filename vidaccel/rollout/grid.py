@@ -13,6 +13,7 @@ from vidaccel.video.rate import check_rate
 
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")  # seconds, minutes:seconds, hours:minutes:seconds
 _SAME_PIXEL_FRAME = 1e-6  # of a pixel frame: what rounding makes of a start that is k / fps
+MOST_SECONDS = 1e9  # 30 years; numbers of frames are exact far beyond them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,10 @@ class ChunkGrid:
         """The first chunk whose first pixel frame is `pixel` or a later one."""
         if pixel <= 0:
             return 0
-        frame = 1 + math.ceil((pixel - 1) / self.temporal_stride)
-        chunk = math.ceil(frame / self.chunk_frames)
+        frame = 1 + -(-(pixel - 1) // self.temporal_stride)  # of integers, as everywhere here: exact at any length
+        chunk = -(-frame // self.chunk_frames)
         if frame > self.given_frames:
-            chunk = self.num_given_chunks + math.ceil((frame - self.given_frames) / self.chunk_frames)
+            chunk = self.num_given_chunks + -(-(frame - self.given_frames) // self.chunk_frames)
         while self.first_pixel_frame(chunk) < pixel:  # cuts make chunks shorter
             chunk += 1
         return chunk

@@ -5,7 +5,6 @@ the start of the span: never early, exact where the start is a chunk's, and less
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from vidaccel.errors import UserError
 from vidaccel.rollout.camera import CameraMove, CameraPath, PlacedPath, check_follows
-from vidaccel.rollout.grid import ChunkGrid, seconds_of, span_seconds
+from vidaccel.rollout.grid import MOST_SECONDS, ChunkGrid, seconds_of, span_seconds
 
 Cut = Literal["soft", "hard"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
@@ -39,8 +38,10 @@ class PromptSpan:
 
     def __post_init__(self) -> None:
         start = self.start_seconds
-        if isinstance(start, bool) or not isinstance(start, int | float) or not math.isfinite(start) or start < 0:
-            raise UserError(f"`start_seconds` must be a number of at least 0, got {start!r}.")
+        if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= MOST_SECONDS:
+            raise UserError(
+                f"`start_seconds` must be a number of at least 0 and at most {MOST_SECONDS:g}, got {str(start)[:40]}."
+            )
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise UserError("a span needs a prompt; say in a few words what the video shows.")
         if self.cut not in CUTS:
