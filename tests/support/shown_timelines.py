@@ -11,13 +11,14 @@ from vidaccel.world import vocabulary
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 _FIRST = re.compile(r"(?:#[^\n]*\n|\s*\n)*0(?::00)?(?:\s+\|\s+\w+\s+\|)?\s+[a-z]")
-_SECONDS = re.compile(r"vidaccel rollout [^\n]*--timeline[^\n]*--seconds (\d+)")
+_NAME = re.compile(r"# (\S+)\n")  # a block's first line names its file
+_SECONDS = re.compile(r"vidaccel rollout [^\n]*--timeline (\S+)[^\n]*--seconds (\d+)")
 _AFTER_LAST = 6  # seconds, where a page does not say how long the video is
 
 
 @dataclass(frozen=True)
 class ShownTimeline:
-    """A timeline of a page; the page says in a command how many seconds it is played, or six after its last line."""
+    """A timeline of a page, played for as long as the command with its file says, or for six seconds after its last line."""
 
     page: str
     text: str
@@ -39,10 +40,15 @@ def shown_timelines() -> list[ShownTimeline]:
 
 def _timelines_of(page: Path) -> list[ShownTimeline]:
     text = page.read_text(encoding="utf-8")
-    said = _SECONDS.search(text)
+    said = {file: float(seconds) for file, seconds in _SECONDS.findall(text)}
     found = [block for block in _BLOCK.findall(text) if _FIRST.match(block)]
     name = str(page.relative_to(ROOT))
-    return [ShownTimeline(name, block, float(said[1]) if said else _last_start(block) + _AFTER_LAST) for block in found]
+    return [ShownTimeline(name, block, said.get(_file_of(block), _last_start(block) + _AFTER_LAST)) for block in found]
+
+
+def _file_of(block: str) -> str:
+    named = _NAME.match(block)
+    return named[1] if named else ""
 
 
 def _last_start(block: str) -> float:
