@@ -18,7 +18,7 @@ _AFTER_LAST = 6  # seconds, where a page does not say how long the video is
 
 @dataclass(frozen=True)
 class ShownTimeline:
-    """A timeline of a page, played for as long as the command with its file says, or for six seconds after its last line."""
+    """A timeline of a page, played for as long as the command with its file says, or six seconds past its last line."""
 
     page: str
     text: str
