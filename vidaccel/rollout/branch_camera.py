@@ -66,4 +66,5 @@ def _move_of(values: Mapping[str, Any], chunk: int) -> PlacedMove | None:
 def _words(placed: PlacedMove | None) -> str:
     if placed is None:
         return "no camera move there"
-    return f"the camera move {placed.move.words!r} of {placed.end - placed.chunk} chunks there"
+    length = placed.end - placed.chunk
+    return f"the camera move {placed.move.words!r} of {length} {'chunk' if length == 1 else 'chunks'} there"

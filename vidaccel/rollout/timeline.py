@@ -249,7 +249,7 @@ def _entry_of_line(line: str) -> _Entry:
 def _entries_of_json(path: Path, text: str) -> _Read:
     try:
         entries = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second of lists in lists in lists
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: this is not JSON ({error}).") from error
     if not isinstance(entries, list) or not entries:
