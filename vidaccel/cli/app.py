@@ -33,7 +33,8 @@ COMMANDS = {
     ),
     "train": (
         "vidaccel.training.app",
-        "Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `export-causal`.",
+        "Train the embedded models: `vae`, `transformer`, `export`; then `causal`, `context-forcing` or `offline`, "
+        "`export-causal`.",
     ),
 }
 
