@@ -80,12 +80,12 @@ def test_chunks_that_were_made_with_another_camera_are_not_gone_on_with(
     folder, output = ("--checkpoint", str(tmp_path / "session")), tmp_path / "other.mp4"
     assert rollout("a red circle", "--camera", MOVES, *folder) == 0
     before = cameras(tmp_path / "session")
-    none, moved = "no camera move there", "the camera move {!r} of {} chunks there"
+    none, moved = "no camera move there", "the camera move {!r} of {} there"
     for flags, chunk, made, wanted in (
-        ((), 2, moved.format("right 1", 1), none),
-        (("--camera", "1-1.6 right 1"), 4, moved.format("left 0.5", 1), none),
-        (("--camera", f"0.5-0.9 left 1, {MOVES}"), 1, none, moved.format("left 1", 1)),
-        (("--camera", "1-2.3 right 1"), 2, moved.format("right 1", 1), moved.format("right 1", 2)),
+        ((), 2, moved.format("right 1", "1 chunk"), none),
+        (("--camera", "1-1.6 right 1"), 4, moved.format("left 0.5", "1 chunk"), none),
+        (("--camera", f"0.5-0.9 left 1, {MOVES}"), 1, none, moved.format("left 1", "1 chunk")),
+        (("--camera", "1-2.3 right 1"), 2, moved.format("right 1", "1 chunk"), moved.format("right 1", "2 chunks")),
     ):
         assert rollout("a red circle", *flags, *folder, "--resume", "--seconds", "4", output=output) == 2
         error = capsys.readouterr().err
