@@ -1,6 +1,5 @@
 """Minutes of video from a causal Wan student with a bounded memory (Context Forcing, arXiv 2602.06028).
 
-from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 pipe = ContextForcingWanPipeline.from_pretrained(folder)   # of `vidaccel convert causal-wan`, or the embedded student
 for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80, height=128, width=128):
