@@ -107,18 +107,11 @@ class Scene:
         move, progress = _locate(self.camera_moves, frame)
         if move.kind == "pan and return":
             return move.x + move.distance * math.sin(math.pi * progress) ** 2
-        return move.x + move.distance * (progress - math.sin(2 * math.pi * progress) / (2 * math.pi) * 0.5)
+        return move.x + move.distance * ease(progress)
 
     def subject_xy(self, frame: int) -> tuple[float, float]:
         """Middle of the subject on the canvas."""
-        move, progress = _locate(self.subject_moves, frame)
-        elapsed = frame - move.start
-        if move.kind == "hop":
-            return move.x, REST_Y - HOP_HEIGHT * abs(math.sin(math.pi * elapsed / HOP_FRAMES))
-        if move.kind == "loop":
-            angle = 2 * math.pi * elapsed / LOOP_FRAMES
-            return move.x + LOOP_RADIUS * math.sin(angle), REST_Y - LOOP_RADIUS * (1 - math.cos(angle))
-        return move.x + move.distance * progress, float(REST_Y)
+        return place_in(_locate(self.subject_moves, frame)[0], frame)
 
     def motion(self, frame: int) -> str:
         """What the subject does in this frame."""
@@ -233,6 +226,23 @@ def _long_paths(draw: random.Random, num_frames: int, motion: str) -> tuple[tupl
         offset += step
         motion = draw.choice(MOTIONS)
     return tuple(camera_moves), tuple(subject_moves)
+
+
+def ease(progress: float) -> float:
+    """How much of a move of the camera is done: slow at both ends, never standing."""
+    progress = min(max(progress, 0.0), 1.0)
+    return progress - math.sin(2 * math.pi * progress) / (4 * math.pi)
+
+
+def place_in(move: Move, frame: int) -> tuple[float, float]:
+    """Middle of the subject, if it did nothing but this move."""
+    elapsed = frame - move.start
+    if move.kind == "hop":
+        return move.x, REST_Y - HOP_HEIGHT * abs(math.sin(math.pi * elapsed / HOP_FRAMES))
+    if move.kind == "loop":
+        angle = 2 * math.pi * elapsed / LOOP_FRAMES
+        return move.x + LOOP_RADIUS * math.sin(angle), REST_Y - LOOP_RADIUS * (1 - math.cos(angle))
+    return move.x + move.distance * min(elapsed / move.num_frames, 1.0), float(REST_Y)
 
 
 def _locate(moves: Sequence[Move], frame: int) -> tuple[Move, float]:

@@ -7,21 +7,10 @@ twelve pixel frames: chunk c is frames 12c - 3 to 12c + 8, and the first one fra
 
 import bisect
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vidaccel.world.scene import (
-    FRAME_SIZE,
-    HOP_FRAMES,
-    HOP_HEIGHT,
-    LOOP_FRAMES,
-    LOOP_RADIUS,
-    REST_Y,
-    Landmark,
-    Move,
-    Subject,
-)
+from vidaccel.world.scene import FRAME_SIZE, Landmark, Move, Subject, ease, place_in
 
 CHUNK_FRAMES = 12
 NUM_STOPS = 5
@@ -77,11 +66,11 @@ class Trip:
         """Middle of the subject on the canvas; where its motion changes it glides into the new one for a chunk."""
         index = _last_begun(self.subject_moves, frame)
         move = self.subject_moves[index]
-        x, y = _place_in(move, frame)
+        x, y = place_in(move, frame)
         elapsed = frame - move.start
         if index == 0 or elapsed >= CHUNK_FRAMES:
             return x, y
-        old, new = _place_in(self.subject_moves[index - 1], move.start), _place_in(move, move.start)
+        old, new = place_in(self.subject_moves[index - 1], move.start), place_in(move, move.start)
         rest = 1 - ease(elapsed / CHUNK_FRAMES)
         return x + rest * (old[0] - new[0]), y + rest * (old[1] - new[1])
 
@@ -147,12 +136,6 @@ def rest_of(camera_moves: Sequence[Move], chunk: int) -> float | None:
     return move.x if move.distance == 0 else None
 
 
-def ease(progress: float) -> float:
-    """How much of a move of the camera is done: slow at both ends, never standing."""
-    progress = min(max(progress, 0.0), 1.0)
-    return progress - math.sin(2 * math.pi * progress) / (4 * math.pi)
-
-
 def latent_cameras(trip: Trip) -> tuple[list[float], list[float]]:
     """Where the camera stands in every latent frame, and how far it came since the one before; both in pixels.
 
@@ -168,14 +151,3 @@ def latent_cameras(trip: Trip) -> tuple[list[float], list[float]]:
 
 def _last_begun(moves: Sequence[Move], frame: int) -> int:
     return max(bisect.bisect(moves, frame, key=lambda move: move.start) - 1, 0)
-
-
-def _place_in(move: Move, frame: int) -> tuple[float, float]:
-    """Middle of the subject, if it did nothing but this move."""
-    elapsed = frame - move.start
-    if move.kind == "hop":
-        return move.x, REST_Y - HOP_HEIGHT * abs(math.sin(math.pi * elapsed / HOP_FRAMES))
-    if move.kind == "loop":
-        angle = 2 * math.pi * elapsed / LOOP_FRAMES
-        return move.x + LOOP_RADIUS * math.sin(angle), REST_Y - LOOP_RADIUS * (1 - math.cos(angle))
-    return move.x + move.distance * min(elapsed / move.num_frames, 1.0), float(REST_Y)
