@@ -7,6 +7,7 @@ frames, the slow twin.
 Shapes: latents (B, C, T, H, W) with T latent frames; tokens (B, L, heads * D), frame after frame.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -189,7 +190,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         tokens = self._tokens(hidden_states)
         rotary = self._rotary(hidden_states, positions, camera)
         times = hidden_states.new_zeros(batch_size, num_frames, dtype=torch.float32)
-        _, modulation = self._time(times, tokens.dtype, self._motions(camera, batch_size, num_frames))
+        _, modulation = self._time(
+            times, tokens.dtype, self._motions(None if camera is None else camera.motions, times.shape)
+        )
         layers: list[KeysValues] = []
         for block, prompt in zip(self.blocks, encoder_hidden_states.layers, strict=True):
             tokens, keys, values = self._run(block, tokens, prompt, modulation, rotary, None, None, None, num_frames)
@@ -241,16 +244,14 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             if alone:  # where a frame stands says nothing about itself: not even a last bit is to depend on it
                 rotary = self._rotary(hidden_states, hidden_states.new_zeros(num_frames, dtype=torch.long), None)
         else:
-            rotary, motions = self._rotary(hidden_states, frame_positions, camera), None
-            if camera is not None:
-                motions = camera.motions
+            rotary = self._rotary(hidden_states, frame_positions, camera)
+            motions = None if camera is None else camera.motions
             mask = self._mask(hidden_states, rotary, history, chunk_frames, visibility)
         prompt = encoder_hidden_states
         if not isinstance(prompt, PromptCache):
             prompt = self.cache_prompt(prompt)
         tokens = self._tokens(hidden_states)
-        if self.takes_camera and motions is None:
-            motions = tokens.new_zeros(batch_size, num_frames)
+        motions = self._motions(motions, (batch_size, num_frames))
         temb, modulation = self._time(timestep.view(batch_size, -1), tokens.dtype, motions)
         for index, block in enumerate(self.blocks):
             view = None if memory is None else memory.view(index)
@@ -285,10 +286,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             raise ValueError("`history` decides what is seen: leave out `chunk_frames` and `visibility`.")
         return history.seen_with(tokens)
 
-    def _motions(self, camera: Camera | None, batch_size: int, num_frames: int) -> Tensor | None:
-        if camera is not None or not self.takes_camera:
-            return None if camera is None else camera.motions
-        return self.patch_embedding.weight.new_zeros(batch_size, num_frames)
+    def _motions(self, known: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+        """The motions that are known, or of a camera that holds; None for a student that is not told."""
+        if known is not None or not self.takes_camera:
+            return known
+        return self.patch_embedding.weight.new_zeros(*shape)
 
     def _check_cached(self, *others: object) -> None:
         if any(other is not None for other in others):
