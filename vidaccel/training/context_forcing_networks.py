@@ -9,7 +9,7 @@ from vidaccel.training.architecture import Transformer
 from vidaccel.training.averaging import WeightAverage
 from vidaccel.training.checkpoint import with_prefix, without_prefix
 from vidaccel.training.context_forcing_config import UpdateRule
-from vidaccel.training.muon import BatchedMuon
+from vidaccel.training.muon import BatchedMuon, split_parameters
 
 _BETAS = (0.0, 0.999)
 _MOST_COMPILED = 64  # shapes and kinds of passes, of all networks together
@@ -24,9 +24,7 @@ class Learner:
     def __init__(self, network: Transformer, *, rate: float, momentum: float, max_grad_norm: float) -> None:
         self.network = network.eval()  # no dropout; what is compiled also serves the teacher
         self.parameters: list[nn.Parameter] = list(network.parameters())
-        matrices = [one for name, one in network.named_parameters() if name.startswith("blocks.") and one.ndim == 2]
-        taken = {id(parameter) for parameter in matrices}
-        others = [parameter for parameter in self.parameters if id(parameter) not in taken]
+        matrices, others = split_parameters(network, self.parameters)
         on_gpu = self.parameters[0].device.type == "cuda"
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(others, lr=rate, betas=_BETAS, weight_decay=0.0, fused=on_gpu),

@@ -33,7 +33,7 @@ from vidaccel.training.context_forcing_starts import (
 )
 from vidaccel.training.context_forcing_step import ContextForcing
 from vidaccel.training.device import seeded_generator, training_device
-from vidaccel.training.loop import METRICS_FILE, Record, carry_records, finished_round, start_round
+from vidaccel.training.loop import METRICS_FILE, Record, append_record, carry_records, finished_round, start_round
 from vidaccel.training.offline.fingerprint import check_consistency, weights_digest
 from vidaccel.training.offline.loading import recorded_teacher
 from vidaccel.training.offline.states import HistoryView
@@ -287,6 +287,4 @@ class _Round:
             "fraction": round(min(fraction, 1.0), 5),
             **values,
         }
-        with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        return record
+        return append_record(self.output, record)

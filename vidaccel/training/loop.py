@@ -128,6 +128,13 @@ def carry_records(resume: Path | None, output: Path) -> None:
         shutil.copyfile(resume / METRICS_FILE, output / METRICS_FILE)
 
 
+def append_record(output: Path, record: Record) -> Record:
+    """Add a record to those of the training in `output`; returns it."""
+    with (output / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    return record
+
+
 def train(
     task: Task, schedule: Schedule, *, state: TrainingState, output: Path, began: float, reserve: float
 ) -> Iterator[Record]:
@@ -237,6 +244,4 @@ class _TrainingRound:
             "fraction": round(min(fraction, 1.0), 5),
             **values,
         }
-        with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        return record
+        return append_record(self.output, record)

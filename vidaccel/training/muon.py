@@ -5,7 +5,7 @@ one batch: a small transformer has dozens of them and would otherwise wait for l
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,15 @@ class BatchedMuon(torch.optim.Optimizer):
         rate = group["lr"] * _RMS_OF_ADAMW * math.sqrt(max(gradient.shape[-2:]))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(update.to(gradient.dtype).unbind(0)), alpha=-rate)
+
+
+def split_parameters(
+    network: nn.Module, parameters: Sequence[nn.Parameter]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices of the blocks of `network`, which are Muon's, and those of `parameters` that are AdamW's."""
+    matrices = [one for name, one in network.named_parameters() if name.startswith("blocks.") and one.ndim == 2]
+    taken = {id(parameter) for parameter in matrices}
+    return matrices, [parameter for parameter in parameters if id(parameter) not in taken]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

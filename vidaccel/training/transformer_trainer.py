@@ -30,7 +30,7 @@ from vidaccel.training.device import autocast, seeded_generator, training_device
 from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents, prompt_embeddings, timesteps_of
 from vidaccel.training.latents import TOKENS_PER_CAPTION, LatentBank, build_bank
 from vidaccel.training.loop import Record, Schedule, carry_records, start_round, train
-from vidaccel.training.muon import BatchedMuon
+from vidaccel.training.muon import BatchedMuon, split_parameters
 from vidaccel.training.oracle_score import oracle_score
 from vidaccel.world import vocabulary
 
@@ -239,11 +239,7 @@ def new_optimizers(
     transformer: Transformer, parameters: list[nn.Parameter], kind: str, *, rate: float
 ) -> list[torch.optim.Optimizer]:
     """AdamW for `parameters`, but with the kind "muon" Muon for the matrices in the transformer's blocks."""
-    matrices = []
-    if kind == "muon":
-        matrices = [p for name, p in transformer.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
-    taken = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in parameters if id(parameter) not in taken]
+    matrices, others = split_parameters(transformer, parameters) if kind == "muon" else ([], parameters)
     on_gpu = parameters[0].device.type == "cuda"
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=on_gpu)
