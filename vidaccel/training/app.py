@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ from vidaccel.training.console_app import (
     draw,
     failures,
     folder_bytes,
+    length_of,
     show,
     show_with_bank,
 )
@@ -46,8 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_TOY_STEPS = 4
-
 
 @app.command()
 def vae(
@@ -65,7 +64,7 @@ def vae(
     from vidaccel.training.loop import Schedule  # loads PyTorch, as all that trains
     from vidaccel.training.vae_trainer import VaeTrainingConfig, train_vae
 
-    schedule = Schedule(**_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.998)
+    schedule = Schedule(**length_of(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.998)
     config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
     if toy:
         config = _toy_vae(config)
@@ -100,7 +99,10 @@ def transformer(
 
     config = TransformerTrainingConfig(
         schedule=Schedule(
-            **_length(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.9993, num_validations=validations
+            **length_of(seconds, steps, toy),
+            learning_rate=learning_rate,
+            ema_decay=0.9993,
+            num_validations=validations,
         ),
         seed=seed,
         device=device,
@@ -159,7 +161,7 @@ def causal(
 
     config = CausalTrainingConfig(
         schedule=Schedule(
-            **_length(seconds, steps, toy),
+            **length_of(seconds, steps, toy),
             learning_rate=learning_rate,
             decay="linear",
             flat_share=0.3,
@@ -258,12 +260,6 @@ def _threshold_text(found: KeyframeThreshold) -> str:
         )
     ]
     return "\n".join([f"keyframes below similarity {found.threshold:.6f}", *rows])
-
-
-def _length(seconds: float | None, steps: int | None, toy: bool) -> dict[str, Any]:
-    """The length of a round as `Schedule` takes it; a rehearsal has one of its own."""
-    rehearses = toy and seconds is None and steps is None
-    return {"seconds": seconds, "steps": _TOY_STEPS if rehearses else steps}
 
 
 def _toy_vae(config: VaeTrainingConfig) -> VaeTrainingConfig:

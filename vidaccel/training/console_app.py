@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,12 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks fir
 Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
 _SHORT = ("loss", "critic_loss", "train_psnr", "frames_per_second")
 _KEPT = ("as_seen",)  # of the latest validation
+
+
+def length_of(seconds: float | None, steps: int | None, toy: bool, *, toy_steps: int = 4) -> dict[str, Any]:
+    """The length of a round as `Schedule` takes it; a rehearsal that was given none has `toy_steps`."""
+    rehearses = toy and seconds is None and steps is None
+    return {"seconds": seconds, "steps": toy_steps if rehearses else steps}
 
 
 def check_output(output: Path, resume: Path | None) -> None:

@@ -20,6 +20,7 @@ from vidaccel.training.console_app import (
     check_output,
     draw,
     failures,
+    length_of,
     show_with_bank,
 )
 
@@ -72,10 +73,8 @@ def offline(
     from vidaccel.training.offline.distill import OfflineDistill
     from vidaccel.training.offline.trainer import OfflineTrainingConfig, train_offline
 
-    rehearses = toy and seconds is None and steps is None
     schedule = Schedule(
-        seconds=seconds,
-        steps=_TOY_STEPS if rehearses else steps,
+        **length_of(seconds, steps, toy, toy_steps=_TOY_STEPS),
         learning_rate=learning_rate,
         warmup_steps=50,
         ema_decay=0.99,
