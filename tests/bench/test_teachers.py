@@ -10,24 +10,13 @@ import pytest
 import torch
 
 from tests.support.tiny_donor import save_tiny_donor
+from tests.support.tiny_student import ARCHITECTURE
 from vidaccel.bench.teachers import teachers
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.teachers import TeachersBench
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training.checkpoint import TrainingState, save_checkpoint, with_prefix
-
-ARCHITECTURE: dict[str, Any] = {
-    "patch_size": [1, 2, 2],
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 32,
-    "num_layers": 2,
-    "camera_dim": 8,
-    "clean_pass": "frame",
-}
 
 TRIPS = 260
 

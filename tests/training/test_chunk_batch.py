@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.tiny_donor import noise_bank
+from tests.support.tiny_student import camera_student
 from vidaccel.memory import MemoryConfig, MemoryIndex
 from vidaccel.memory.camera import Camera
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
@@ -36,20 +37,7 @@ def bank() -> TripBank:
 @pytest.fixture(scope="module")
 def student() -> CausalWanTransformer3DModel:
     """A random student that is told of its camera, with the sizes of the tiny donor."""
-    torch.manual_seed(2)
-    model = CausalWanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        camera_dim=8,
-        clean_pass="frame",
-    ).eval()
-    for parameter in model.camera_embedder.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model
+    return camera_student()
 
 
 def prompted(batch: ChunkBatch, donor_folder: str) -> ChunkBatch:

@@ -15,12 +15,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from tests.support.tiny_donor import noise_bank
+from tests.support.tiny_student import ARCHITECTURE, noise_prompts
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import app as training_app
 from vidaccel.training import context_forcing_step as step_module
 from vidaccel.training import context_forcing_trainer as trainer_module
-from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, new_text_encoder
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from vidaccel.training.chunk_batch import ChunkBatch
 from vidaccel.training.context_forcing_config import (
@@ -37,20 +37,7 @@ from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_di
 from vidaccel.training.offline.loading import TEACHER
 from vidaccel.training.self_rollout import PromptTable, StartShares
 from vidaccel.training.trip_bank import TripBank
-from vidaccel.world import vocabulary
 
-TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2}
-ARCHITECTURE: dict[str, Any] = {
-    "patch_size": [1, 2, 2],
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 32,
-    "num_layers": 2,
-    "camera_dim": 8,
-    "clean_pass": "frame",
-}
 UPDATE = UpdateRule(critic_only=2, ratio=2)
 ROLLOUT = RolloutRule(max_chunks=2)
 
@@ -86,9 +73,7 @@ def bank() -> TripBank:
 
 @pytest.fixture(scope="module")
 def prompts(bank: TripBank) -> PromptTable:
-    torch.manual_seed(0)
-    encoder = new_text_encoder({**TEXT_ENCODER_ARCHITECTURE, **TEXT}, words=vocabulary())
-    return PromptTable(bank, encoder.eval(), length=40)
+    return noise_prompts(bank)
 
 
 @pytest.fixture

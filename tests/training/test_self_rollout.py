@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_donor import noise_bank
+from tests.support.tiny_student import camera_student, noise_prompts, tiny_text_encoder
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import self_rollout
-from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, new_text_encoder
 from vidaccel.training.chunk_batch import EMPTY
 from vidaccel.training.context_forcing_views import ErrorBank, foreign_memory, short_view, view_of
 from vidaccel.training.self_rollout import (
@@ -38,9 +38,7 @@ from vidaccel.training.self_rollout import (
     shared_by_ranks,
 )
 from vidaccel.training.trip_bank import TripBank
-from vidaccel.world import vocabulary
 
-TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2}
 ONLY = {"returns": 0.0, "arrivals": 0.0, "changes": 0.0, "anything": 0.0, "own": 0.0}
 
 
@@ -51,27 +49,12 @@ def bank() -> TripBank:
 
 @pytest.fixture(scope="module")
 def prompts(bank: TripBank) -> PromptTable:
-    torch.manual_seed(0)
-    encoder = new_text_encoder({**TEXT_ENCODER_ARCHITECTURE, **TEXT}, words=vocabulary())
-    return PromptTable(bank, encoder.eval(), length=40)
+    return noise_prompts(bank)
 
 
 @pytest.fixture
 def student() -> CausalWanTransformer3DModel:
-    torch.manual_seed(2)
-    model = CausalWanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        camera_dim=8,
-        clean_pass="frame",
-    ).eval()
-    for parameter in model.camera_embedder.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model
+    return camera_student()
 
 
 def video(bank: TripBank, prompts: PromptTable, *, first: int = 2, layouts: Any = "uniform") -> Video:
@@ -328,8 +311,7 @@ def test_a_rollout_from_nothing_has_nothing_of_the_real_clip_in_it(
 
 
 def test_prompts_are_embedded_as_the_text_encoder_embeds_them(bank: TripBank, prompts: PromptTable) -> None:
-    torch.manual_seed(0)
-    encoder = new_text_encoder({**TEXT_ENCODER_ARCHITECTURE, **TEXT}, words=vocabulary()).eval()
+    encoder = tiny_text_encoder()
     batch = video(bank, prompts, first=3).batch(1)
     assert batch.embeddings is not None
     expected = batch.with_prompt(encoder, batch.tokens, length=40).embeddings
