@@ -36,24 +36,23 @@ class Measured:
 
 def save_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows, one under the other, with their labels to the left."""
-    strips = [_strip(row) for row in rows]
-    page = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
-    top = 0
-    for strip in strips:
-        page.paste(strip, (0, top))
-        top += strip.height
-    _save(page, path)
+    _save(_stacked([_strip(row) for row in rows]), path)
 
 
 def save_sheet(path: Path, parts: Sequence[Path]) -> None:
     """Put the pictures that `save_rows` wrote under each other."""
-    pages = [Image.open(part) for part in parts]
-    sheet = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")
+    _save(_stacked([Image.open(part) for part in parts]), path)
+
+
+def _stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under each other, on white where one is narrower."""
+    size = (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
+    page = Image.new("RGB", size, "white")
     top = 0
-    for page in pages:
-        sheet.paste(page, (0, top))
-        top += page.height
-    _save(sheet, path)
+    for picture in pictures:
+        page.paste(picture, (0, top))
+        top += picture.height
+    return page
 
 
 def _strip(row: Row) -> Image.Image:
