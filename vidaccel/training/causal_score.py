@@ -14,7 +14,7 @@ from vidaccel.training.latents import caption_tokens
 from vidaccel.training.oracle_score import decoded
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, pixels_per_column
 from vidaccel.world import Scene, caption, read_clip
-from vidaccel.world.landmark_oracle import LandmarkReadings, read_landmarks
+from vidaccel.world.landmark_oracle import SAME_PLACE, LandmarkReadings, read_landmarks
 from vidaccel.world.trip import ReturnTrip
 from vidaccel.world.trips import test_trip
 
@@ -23,7 +23,6 @@ _BEGINNING = 49  # pixel frames
 _END = 33
 _DECODED_FRAMES = 12  # latent frames decoded for a still picture, and pixel frames whose median it is
 _STILL_FRAMES = 9
-_SAME_PLACE = 8.0  # pixels
 
 
 def build_visits(donor: Donor, seeds: Sequence[int], *, away_chunks: int = 6) -> TripBank:
@@ -48,7 +47,7 @@ def recall_score(
     with torch.compiler.set_stance("force_eager"):
         truth = _Visits(donor, visits, visits.latents.float())
         remembered = _Visits(donor, visits, make(first_chunk=prefix))
-        blank = _Visits(donor, visits, make(first_chunk=prefix, hidden=_shows_target(visits)))
+        blank = _Visits(donor, visits, make(first_chunk=prefix, hidden=shows_target(visits)))
         own = _Visits(donor, visits, make(first_chunk=0))
         return {
             "as_seen": truth.as_seen_in(remembered),
@@ -91,7 +90,7 @@ class _Visits:
             reading.x + self._scale * self._columns[:, end - 1].to(reading.x.device)
             for reading, end in zip(readings, self._ends, strict=True)
         ]
-        is_near = (places[0] - places[1]).abs() <= _SAME_PLACE
+        is_near = (places[0] - places[1]).abs() <= SAME_PLACE
         names = [zip(reading.kinds, reading.colours, strict=True) for reading in readings]
         found = [near and was == now for near, was, now in zip(is_near.tolist(), *names, strict=True)]
         return sum(found) / len(found)
@@ -101,7 +100,7 @@ def _trips(visits: TripBank) -> list[ReturnTrip]:
     return [clip for clip in visits.clips if isinstance(clip, ReturnTrip)]
 
 
-def _shows_target(visits: TripBank) -> Tensor:
+def shows_target(visits: TripBank) -> Tensor:
     """(N, F) bool: frames of chunks that show the place which is visited twice."""
     rows = [[trip.shows_target(chunk) for chunk in range(visits.num_chunks)] for trip in _trips(visits)]
     return torch.tensor(rows, device=visits.latents.device).repeat_interleave(CHUNK_FRAMES, 1)

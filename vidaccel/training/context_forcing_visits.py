@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from vidaccel.training.architecture import Transformer
+from vidaccel.training.causal_score import shows_target
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.chunk_batch import SlotLayout, context_of, slots_of
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.oracle_score import decoded
 from vidaccel.training.self_rollout import LayoutRule, PromptTable, Start, Video, few_step_chunk
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, pixels_per_column
-from vidaccel.world.landmark_oracle import VALID_LIKELIHOOD, LandmarkReadings, read_landmarks
+from vidaccel.world.landmark_oracle import SAME_PLACE, VALID_LIKELIHOOD, LandmarkReadings, read_landmarks
 from vidaccel.world.trip import ReturnTrip
 from vidaccel.world.trips import swapped, test_trip
 
 TripKind = Literal["return", "three", "shift"]
 Cell = Literal["memory", "blank", "window", "sink", "swap", "first visit", "own"]
 CELLS: tuple[Cell, ...] = get_args(Cell)
-NEAR = 8.0  # pixels, within which a landmark stands where it stood
 _DECODED_FRAMES = 6  # latent; the first ones are read by nobody, because a decoder begins with them
 _STILL_FRAMES = 9  # pixel frames, whose median is read
 
@@ -81,8 +81,7 @@ class ReturnVisits:
         self._donor, self._batch_size, self._text = donor, batch_size, text
         self.trip: ReturnTrip = trips[0]
         self.bank, self._other = (build_trip_bank(donor.vae, donor.tokenizer, trips=clips) for clips in (trips, other))
-        shown = [[trip.shows_target(chunk) for chunk in range(trip.num_chunks)] for trip in trips]
-        self._shows_target = torch.tensor(shown, device=self.bank.latents.device).repeat_interleave(CHUNK_FRAMES, 1)
+        self._shows_target = shows_target(self.bank)
         self._truth = self._read(self.bank.latents, self.trip.first_visit)
         self._other_truth = self._read(self._other.latents, self.trip.first_visit)
 
@@ -201,7 +200,7 @@ def _same(before: _Seen, after: _Seen) -> Iterator[tuple[bool, bool, bool]]:
         yield (
             before.kinds[index] == after.kinds[index],
             before.colours[index] == after.colours[index],
-            abs(before.x[index] - after.x[index]) <= NEAR,
+            abs(before.x[index] - after.x[index]) <= SAME_PLACE,
         )
 
 

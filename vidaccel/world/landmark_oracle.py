@@ -21,6 +21,9 @@ from vidaccel.world.sprites import LANDMARK_KINDS, LANDMARK_SIZE, landmark_parts
 VALID_LIKELIHOOD = 0.03
 """A reading of less shows no landmark: first percentile of 80 decoded trips (mean 0.149; bare ground is under 0)."""
 
+SAME_PLACE = 8.0
+"""Pixels on the canvas between two readings of a landmark that has not moved, at most."""
+
 _TOP = GROUND_Y + 2 - LANDMARK_SIZE[0]
 _ROWS = GROUND_Y - 1 - _TOP  # the last row above the ground is half ground
 _LIGHT_ROWS = 60 - _TOP

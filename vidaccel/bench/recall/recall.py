@@ -19,7 +19,7 @@ from typing import Any
 
 from vidaccel.bench.recall.cells import CELLS, RecallCell
 from vidaccel.bench.recall.pictures import is_pictured, save_places, strip_of
-from vidaccel.bench.recall.summary import MOST_SHIFT, summarise_recall
+from vidaccel.bench.recall.summary import summarise_recall
 from vidaccel.bench.recall.tables import recall_markdown, save_recall_plot
 from vidaccel.bench.recall.trips import CHUNK_FRAMES, RecallTrips
 from vidaccel.bench.recall.visits import STILL_FRAMES, Visits
@@ -28,7 +28,7 @@ from vidaccel.bench.shared.records import ResultFile
 from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
-from vidaccel.world.landmark_oracle import VALID_LIKELIHOOD
+from vidaccel.world.landmark_oracle import SAME_PLACE, VALID_LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _settled(pipe: Any) -> dict[str, Any]:
         "memory": pipe.config.memory,
         "num_inference_steps": student.num_inference_steps,
         "guidance_scale": student.guidance_scale,
-        "most_shift": MOST_SHIFT,
+        "most_shift": SAME_PLACE,
         "still_frames": STILL_FRAMES,
         "valid_likelihood": VALID_LIKELIHOOD,
     }

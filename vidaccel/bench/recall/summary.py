@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vidaccel.bench.shared.statistics import entropy_of, share_of, summarise
+from vidaccel.world.landmark_oracle import SAME_PLACE
 
 Record = Mapping[str, Any]
 Reading = Mapping[str, Any]
-MOST_SHIFT = 8.0  # pixels between two readings of one place
 
 
 def summarise_recall(records: Sequence[Record], *, valid_likelihood: float) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _same_colour(wanted: Reading, got: Reading) -> bool:
 
 
 def _same_place(wanted: Reading, got: Reading) -> bool:
-    return abs(wanted["x"] - got["x"]) <= MOST_SHIFT
+    return abs(wanted["x"] - got["x"]) <= SAME_PLACE
 
 
 def _readings(record: Record, visit: str) -> list[Reading]:

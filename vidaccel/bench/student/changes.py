@@ -15,10 +15,10 @@ from vidaccel.bench.student.readings import SUBJECT, Shown, read_part
 from vidaccel.bench.student.rollouts import CHUNK_PIXELS, Filming, Script, first_pixel
 from vidaccel.bench.student.sheet import Measured, Row
 from vidaccel.world import FPS, FRAME_SIZE, Trip, TripSpan, change_trip, render_trips, trip_caption
+from vidaccel.world.landmark_oracle import SAME_PLACE
 
 WAITS = (1, 2, 3)  # seconds from the change to the part that is read
 PART = 44  # pixel frames of a part: all there are before the change, and just enough to tell the slowest walk
-NEAR = 8.0  # pixels between two places of one landmark
 KEPT = (*SUBJECT, "background", "landmark", "landmark colour", "landmark place")
 
 
@@ -66,7 +66,7 @@ def kept_of(before: Shown, after: Shown, asked: Sequence[Mapping[str, Any]]) -> 
             continue
         later = _value(after, name)
         if name == "landmark place":
-            kept[name] = later is not None and abs(later - earlier) <= NEAR
+            kept[name] = later is not None and abs(later - earlier) <= SAME_PLACE
         else:
             kept[name] = later == earlier
     return kept

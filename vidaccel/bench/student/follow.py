@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from vidaccel.bench.student.changes import NEAR, PART, WAITS
+from vidaccel.bench.student.changes import PART, WAITS
 from vidaccel.bench.student.readings import STILL_FRAMES, SUBJECT, Shown, read_part
 from vidaccel.rollout.timeline import PromptChange, PromptTimeline
 from vidaccel.world import FPS, FRAME_SIZE, Asked, asked_by, read_clip
+from vidaccel.world.landmark_oracle import SAME_PLACE
 
 _LEAST_MOTION = 32  # frames in which the slowest motion goes round
 _AWAY = 0.3  # screens from where the subject is out of view, or cut by the border
-_SAME_PLACE = 0.15  # screens
+_SAME_VIEW = 0.15  # screens between two stands of a camera that shows the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +146,11 @@ def _changed_places(stretch: Stretch, shown: Shown, before: Sequence[Followed]) 
     for earlier in reversed(before):
         other, moved = earlier.stretch, (stretch.screens - earlier.stretch.screens) * FRAME_SIZE
         is_same = other.shot == stretch.shot and other.asked.landmark == stretch.asked.landmark
-        if not is_same or abs(moved) > _SAME_PLACE * FRAME_SIZE or not earlier.shown.landmark.is_valid:
+        if not is_same or abs(moved) > _SAME_VIEW * FRAME_SIZE or not earlier.shown.landmark.is_valid:
             continue
         was, now = earlier.shown.landmark, shown.landmark
         apart = abs(was.x - moved - now.x)
-        if (was.kind, was.colour) != (now.kind, now.colour) or apart > NEAR:
+        if (was.kind, was.colour) != (now.kind, now.colour) or apart > SAME_PLACE:
             yield (
                 f"the {was.colour} {was.kind} at {was.x - moved:.0f} again, "
                 f"shown a {now.colour} {now.kind} at {now.x:.0f}"
