@@ -208,7 +208,7 @@ def test_where_the_critic_is_the_teacher_the_generator_stays(new_task: Any) -> N
 
 
 def test_windows_levels_guidance_regression_and_recycled_errors_can_be_switched_on(new_task: Any) -> None:
-    matching = MatchingRule(guidance=1.0, levels=2, flow_share=0.3, error_share=0.5, error_slow=True)
+    matching = MatchingRule(guidance=1.0, levels=2, flow_share=0.3, error_share=0.5, error_slow=True, landmark_weight=4)
     task = new_task(
         rollout=RolloutRule(max_chunks=3, scored=2), matching=matching, update=replace(UPDATE, critic_only=0)
     )
@@ -421,6 +421,7 @@ def test_the_command_distils_shows_pictures_and_exports_a_student_that_samples_w
         (["--max-chunks", "0"], "`max_chunks`"),
         (["--seconds", "5", "--updates", "5"], "exactly one"),
         (["--guidance", "-1"], "`guidance`"),
+        (["--landmark-weight", "-1"], "`landmark_weight`"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused_in_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -100,6 +100,23 @@ def test_the_gradient_of_the_loss_is_the_matching_gradient_over_the_number_of_el
     assert loss.item() == pytest.approx(0.5 * float(gradient.square().mean()), rel=1e-5)
 
 
+def test_weighted_cells_count_in_proportion_in_both_losses():
+    x, gradient, noise = (
+        latents(0, torch.float64).requires_grad_(),
+        latents(1, torch.float64),
+        latents(2, torch.float64),
+    )
+    weight = torch.ones_like(x[:, :1]).detach()
+    weight[..., 0] = 3
+    weight /= weight.mean()
+    matching_loss(x, gradient, weight=weight).backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, weight * gradient / x.numel())
+    clean = x.detach()
+    expected = (weight * (gradient - (noise - clean)).square()).mean()
+    torch.testing.assert_close(flow_loss(gradient, noise=noise, clean=clean, weight=weight), expected)
+
+
 def test_frames_that_are_not_scored_have_no_gradient_and_no_say_in_it():
     scored = torch.tensor([[True, True, False, False], [False, False, False, True]])
     x, real, fake = latents(0, torch.float64), latents(1, torch.float64), latents(2, torch.float64)

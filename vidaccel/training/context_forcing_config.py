@@ -73,6 +73,7 @@ class MatchingRule:
     view: what they are given, all that the student remembers or the last chunk only.
     guidance: of the teacher, cond + guidance (cond - uncond). levels: noise levels a sample.
     flow_share: weight of flow matching on real clips beside the matching loss of the generator.
+    landmark_weight: extra weight, in both losses, of cells that landmarks cover in the real clip.
     error_share, error_slow: samples with a recycled error on the last remembered chunk, and whether on older frames.
     """
 
@@ -80,6 +81,7 @@ class MatchingRule:
     guidance: float = 0.0
     levels: int = 1
     flow_share: float = 0.0
+    landmark_weight: float = 0.0
     error_share: float = 0.25
     error_slow: bool = False
 
@@ -87,8 +89,11 @@ class MatchingRule:
         for name in ("flow_share", "error_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
-        if self.levels < 1 or self.guidance < 0:
-            raise UserError(f"`levels` must be at least 1, `guidance` 0, got {self.levels} and {self.guidance}.")
+        if self.levels < 1:
+            raise UserError(f"`levels` must be at least 1, got {self.levels}.")
+        for name in ("guidance", "landmark_weight"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,7 @@ class ContextForcing:
             gradient = matching_gradient(clean, real=real, fake=fake).unflatten(0, (-1, copies)).mean(1)
             self.errors.add((clean - real)[::copies], sigmas[::copies])
             distance = (clean - real).abs().mean()
-        loss = matching_loss(latents, gradient)
+        loss = matching_loss(latents, gradient, weight=self._weight(seen))
         return {"loss": loss, "distance": distance}
 
     def _teacher_estimate(self, seen: ChunkBatch, noisy: Tensor, sigmas: Tensor) -> Tensor:
@@ -180,7 +180,11 @@ class ContextForcing:
         noise = self._noise(clean)
         noisy = noisy_latents(clean, noise, sigmas)
         velocity = velocity_of(self.networks.critic.network, seen, noisy, sigmas, copies=copies)
-        return {"critic_loss": flow_loss(velocity, noise=noise, clean=clean)}
+        weight = self._weight(seen).repeat_interleave(copies, 0)
+        return {"critic_loss": flow_loss(velocity, noise=noise, clean=clean, weight=weight)}
+
+    def _weight(self, seen: ChunkBatch) -> Tensor:
+        return seen.weight(subject=0.0, landmarks=self.config.matching.landmark_weight)
 
     def _noise(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, device=self.device, generator=self.generator)

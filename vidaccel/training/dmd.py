@@ -67,19 +67,27 @@ def matching_gradient(latents: Tensor, *, real: Tensor, fake: Tensor, scored: Te
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def matching_loss(latents: Tensor, gradient: Tensor, *, scored: Tensor | None = None) -> Tensor:
+def matching_loss(
+    latents: Tensor, gradient: Tensor, *, scored: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """L = 0.5 mean (x - stopgrad(x - g))^2, whose gradient in x is g / (number of elements).
 
-    With `scored` the mean is over those frames only, and the others have no gradient.
+    With `scored` the mean is over those frames only, and the others have no gradient. weight: of the cells, broadcast
+    over the latents, with mean 1.
     """
     latents = _exact(latents)
     target = (latents - gradient).detach()
-    return 0.5 * _mean((latents - target).square(), scored)
+    return 0.5 * _mean(_weighted((latents - target).square(), weight), scored)
 
 
-def flow_loss(velocity: Tensor, *, noise: Tensor, clean: Tensor, scored: Tensor | None = None) -> Tensor:
-    """Flow matching, mean (v - (noise - data))^2, with the student's own latents as data: the loss of the critic."""
-    return _mean((_exact(velocity) - (_exact(noise) - _exact(clean))).square(), scored)
+def flow_loss(
+    velocity: Tensor, *, noise: Tensor, clean: Tensor, scored: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """Flow matching, mean (v - (noise - data))^2, with the student's own latents as data: the loss of the critic.
+
+    scored, weight: as in `matching_loss`.
+    """
+    return _mean(_weighted((_exact(velocity) - (_exact(noise) - _exact(clean))).square(), weight), scored)
 
 
 def _mean(values: Tensor, scored: Tensor | None) -> Tensor:
@@ -87,6 +95,10 @@ def _mean(values: Tensor, scored: Tensor | None) -> Tensor:
         return values.mean()
     kept = scored[:, None, :, None, None].expand_as(values)
     return values[kept].mean() if bool(kept.any()) else values.sum() * 0
+
+
+def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values if weight is None else values * weight
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ Clip = Trip | Scene
 _CLIPS_AT_A_TIME = 16
 _RUNS_IN_FLIGHT = 8
 _RUNS = 5  # of clips rendered together, the last one is of old scenes
+_CHANGE_SHARE = 0.6  # of trips: an asked-for change is rare, and the hardest thing to learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def training_clips(
     return [
         long_scene(seed, num_frames=num_frames, split=split, hold_share=hold_share)
         if is_scene
-        else random_trip(seed, num_chunks=num_chunks, split=split)
+        else random_trip(seed, num_chunks=num_chunks, split=split, change_share=_CHANGE_SHARE)
         for seed, is_scene in zip(seeds, scenes, strict=True)
     ]
 
