@@ -431,3 +431,19 @@ def test_flags_that_make_no_sense_are_refused_in_one_line(arguments: list[str], 
         )
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("noise_clips")
+def test_a_killed_run_with_adapters_goes_on_exactly_and_its_checkpoint_is_a_plain_student(
+    init: str, tmp_path: Path
+) -> None:
+    settings = config(init=init, updates=3, save_seconds=0.0, lora=2, checkpointing=True)
+    list(train_context_forcing(settings, tmp_path / "whole"))
+    run = train_context_forcing(settings, tmp_path / "killed")
+    next(record for record in run if record["updates"] >= 1)
+    run.close()
+    list(train_context_forcing(settings, tmp_path / "killed", resume=tmp_path / "killed"))
+    whole, killed = (checkpoint_weights(tmp_path / name) for name in ("whole", "killed"))
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    student = load_beginning(str(tmp_path / "whole")).student
+    assert moved(student, weights(load_beginning(init).student))

@@ -21,6 +21,7 @@ from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import self_rollout
 from vidaccel.training.chunk_batch import EMPTY
 from vidaccel.training.context_forcing_views import ErrorBank, foreign_memory, short_view, view_of
+from vidaccel.training.ranks import shared_by_ranks
 from vidaccel.training.self_rollout import (
     STUDENT_SIGMAS,
     PromptTable,
@@ -35,7 +36,6 @@ from vidaccel.training.self_rollout import (
     layout_rule,
     new_video,
     roll_out_chunks,
-    shared_by_ranks,
 )
 from vidaccel.training.trip_bank import TripBank
 

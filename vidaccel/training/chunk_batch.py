@@ -146,6 +146,22 @@ class ChunkBatch:
             chunk_positions=counted[:, -1:] + torch.arange(CHUNK_FRAMES, device=mask.device),
         )
 
+    def packed(self) -> "ChunkBatch":
+        """The same of one sample, without its empty slots: they cost as much as others. Waits for the device.
+
+        One empty slot is kept where nothing is remembered, so that every network has work for the same layers.
+        """
+        kept = self.context_mask[0].nonzero().flatten()
+        kept = kept if len(kept) else kept.new_zeros(1)
+        return replace(
+            self,
+            context=self.context[:, :, kept],
+            context_mask=self.context_mask[:, kept],
+            context_positions=self.context_positions[:, kept],
+            context_camera=Camera(*(values[:, kept] for values in self.context_camera)),
+            frames=self.frames[:, kept],
+        )
+
     def with_chunk(self, chunk: Tensor, first: Tensor) -> "ChunkBatch":
         """The batch with an own `chunk` (B, C, T, h, w) remembered in place of what is known of its frames.
 
@@ -222,9 +238,17 @@ class ChunkContext(NamedTuple):
 
 
 def context_of(student: Transformer, batch: ChunkBatch, *, copies: int = 1) -> ChunkContext:
-    """What `student` sees of the prompt and of the remembered frames, for `copies` of each chunk in a row."""
+    """What `student` sees of the prompt and of the remembered frames, for `copies` of each chunk in a row.
+
+    A sample alone is seen without its empty slots and without a mask: large networks are trained so, and attention
+    without a mask has the faster kernels.
+    """
     if batch.embeddings is None:
         raise ValueError("The batch has no embeddings; make them with `with_prompt`.")
+    mask: Tensor | None = batch.context_mask
+    if len(batch.chunk) == 1:
+        batch = batch.packed()
+        mask = None if bool(batch.context_mask.all()) else batch.context_mask
     with autocast(batch.context.device):
         prompt = student.cache_prompt(batch.embeddings)
         history = student.remember(
@@ -232,7 +256,7 @@ def context_of(student: Transformer, batch: ChunkBatch, *, copies: int = 1) -> C
             prompt,
             positions=batch.context_positions,
             camera=batch.context_camera,
-            mask=batch.context_mask,
+            mask=mask,
         )
     context = ChunkContext(prompt, history, batch.chunk_camera, batch.chunk_positions)
     return context if copies == 1 else _repeated(context, copies)

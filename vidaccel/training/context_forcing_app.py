@@ -66,7 +66,7 @@ def context_forcing(
     max_chunks: Annotated[int, typer.Option(help="Most chunks of a rollout.")] = 6,
     scored: Annotated[int, typer.Option(help="How many of them are judged, the last ones; 1 to 4.")] = 1,
     length: Annotated[
-        Literal["linear", "exponential", "uniform"], typer.Option(help="How rollouts grow to it.")
+        Literal["linear", "exponential", "uniform", "fixed"], typer.Option(help="How rollouts grow to it.")
     ] = "linear",
     layouts: Annotated[
         Literal["drawn", "uniform", "every second", "keyframes"],
@@ -85,7 +85,13 @@ def context_forcing(
     landmark_weight: Annotated[float, typer.Option(help="Extra weight of landmarks in both losses.")] = 0.0,
     error_share: Annotated[float, typer.Option(help="Samples that remember a chunk with a recycled error.")] = 0.25,
     error_slow: Annotated[bool, typer.Option("--error-slow", help="On older frames too.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Rollouts an iteration.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Rollouts an iteration, on each card.")] = 64,
+    lora: Annotated[
+        int | None, typer.Option(help="Train adapters of this rank on the teacher's weights instead of all weights.")
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory.")
+    ] = False,
     bank_clips: Annotated[int, typer.Option(help="Clips of 15 chunks to render and encode first.")] = 3000,
     bank_seconds: Annotated[float | None, typer.Option(help="Stop preparing them after this time.")] = None,
     validations: Annotated[int, typer.Option(help="How often recall is measured and a picture drawn.")] = 4,
@@ -140,6 +146,8 @@ def context_forcing(
         validations=validations,
         validation_trips=validation_trips,
         compile=compile,
+        lora=lora,
+        checkpointing=checkpointing,
     )
     if toy:
         config = _toy(config)

@@ -109,6 +109,9 @@ class ContextForcingConfig:
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
     validation_trips, validation_away_chunks: trips on which recall is measured, `validations` times, and how long the
         camera stays away on them. text: tokens of a prompt.
+    batch_size, bank_clips: the first is a rank's, the second is shared out among the ranks.
+    lora: rank of the adapters with which generator and critic differ from the teacher; None: all weights learn.
+    checkpointing: less memory for a quarter more time, see `Networks`.
     """
 
     init: str
@@ -136,6 +139,8 @@ class ContextForcingConfig:
     log_steps: int = 20
     save_seconds: float = 60.0
     compile: bool = False
+    lora: int | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.updates is None):
@@ -150,6 +155,10 @@ class ContextForcingConfig:
             raise UserError(
                 f"`num_chunks` must be more than the {self.rollout.max_chunks} of a rollout, got {self.num_chunks}."
             )
+        if self.lora is not None and self.lora < 1:
+            raise UserError(f"`lora` must be at least rank 1, got {self.lora}.")
+        if self.lora is not None and self.start != "as-is":
+            raise UserError(f"`lora` adapts the weights of the teacher; `start` must be as-is, got {self.start!r}.")
         if not 0 <= self.first_share <= 1:
             raise UserError(f"`first_share` must be from 0 to 1, got {self.first_share}.")
 

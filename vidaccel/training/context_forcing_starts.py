@@ -8,9 +8,9 @@ clips: filled slots are ordinary and nothing was ever gained by reading them.
 import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from vidaccel.training.context_forcing_views import foreign_memory, short_view
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.dmd import flow_loss
 from vidaccel.training.flow import draw_sigmas, noisy_latents
-from vidaccel.training.self_rollout import PromptTable, StartShares, draw_starts, layout_rule, new_video
+from vidaccel.training.self_rollout import Layouts, PromptTable, StartShares, draw_starts, layout_rule, new_video
 from vidaccel.training.transformer_trainer import new_optimizers
 from vidaccel.training.trip_bank import TripBank
 
@@ -41,6 +41,7 @@ _LEAST_HIGH = 0.8
 _CONTEXT_NOISE = 0.15
 _SEEDS_APART = 1000  # so that the second round of a seed is not the first one of another
 _CONTEXT_NOISE_SHARE = 0.7
+ForcingPart = Literal["loss", "backward", "optimizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +104,17 @@ def base_student(base: str, architecture: dict[str, Any]) -> Transformer:
 
 @dataclass(frozen=True, kw_only=True)
 class Forcing:
-    """How long a round of teacher forcing is, and what its batches are; `seconds` or `steps`."""
+    """How long a round of teacher forcing is, and what its batches are; `seconds` or `steps`.
+
+    layouts, shares: of what is remembered and of what the chunks show, as in `RolloutRule`.
+    """
 
     seconds: float | None = None
     steps: int | None = None
     batch_size: int = 64
     seed: int = 0
+    layouts: Layouts = "drawn"
+    shares: StartShares = field(default_factory=StartShares)
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
@@ -137,34 +143,65 @@ def teacher_forced(
     Muon and AdamW at a rate that goes down over the last part; noise on what is remembered in most steps.
     """
     device = bank.latents.device
-    average = WeightAverage(list(student.parameters()), decay=_EMA_DECAY)
-    optimizers = new_optimizers(student, average.parameters, "muon", rate=_LEARNING_RATE)
-    draw, generator = random.Random(f"teacher forcing {forcing.seed}"), seeded_generator(device, forcing.seed)
+    work = TeacherForcing(student, bank, prompts, forcing, seen=seen)
     budget, step = Budget(seconds=forcing.seconds, steps=forcing.steps), 0
     while (fraction := budget.fraction(step)) < 1:
-        loss = _forcing_loss(student, seen(_real_batch(bank, prompts, draw, forcing.batch_size)), draw, generator)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(average.parameters, 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = _rate(step, fraction)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        average.update()
+        work.step(rate=_rate(step, fraction))
         step += 1
         if step == 1 and forcing.seconds is not None:  # what is compiled in the first step does not count
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             budget = Budget(seconds=forcing.seconds, steps=None)
+    average = work.average
     with torch.no_grad():
         for parameter, value in zip(average.parameters, average.values, strict=True):
             parameter.copy_(value)
     return student
 
 
-def _real_batch(bank: TripBank, prompts: PromptTable, draw: random.Random, size: int) -> ChunkBatch:
-    starts = draw_starts(bank, draw, count=size, num_chunks=1, shares=StartShares())
-    return new_video(bank, prompts, starts, rule=layout_rule(bank, "drawn", draw)).batch(0)
+class TeacherForcing:
+    """Flow matching of a student on real chunks, of which it sees `seen`; `average` is what it came to.
+
+    on_part: called with the name of every part of a step when it ends; nothing is waited for.
+    """
+
+    def __init__(
+        self,
+        student: Transformer,
+        bank: TripBank,
+        prompts: PromptTable,
+        forcing: Forcing,
+        *,
+        seen: Callable[[ChunkBatch], ChunkBatch] = lambda batch: batch,
+        on_part: Callable[[ForcingPart], None] = lambda part: None,
+    ) -> None:
+        self.student, self.bank, self.prompts, self.forcing = student, bank, prompts, forcing
+        self._seen, self._ended = seen, on_part
+        self.average = WeightAverage(list(student.parameters()), decay=_EMA_DECAY)
+        self._optimizers = new_optimizers(student, self.average.parameters, "muon", rate=_LEARNING_RATE)
+        self._draw = random.Random(f"teacher forcing {forcing.seed}")
+        self._generator = seeded_generator(bank.latents.device, forcing.seed)
+
+    def step(self, *, rate: float) -> None:
+        """One batch at the learning rate `rate`."""
+        loss = _forcing_loss(self.student, self._seen(self._real_batch()), self._draw, self._generator)
+        self._ended("loss")
+        loss.backward()
+        self._ended("backward")
+        torch.nn.utils.clip_grad_norm_(self.average.parameters, 1.0)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.average.update()
+        self._ended("optimizer")
+
+    def _real_batch(self) -> ChunkBatch:
+        forcing = self.forcing
+        starts = draw_starts(self.bank, self._draw, count=forcing.batch_size, num_chunks=1, shares=forcing.shares)
+        layouts = layout_rule(self.bank, forcing.layouts, self._draw)
+        return new_video(self.bank, self.prompts, starts, rule=layouts).batch(0)
 
 
 def _forcing_loss(student: Transformer, batch: ChunkBatch, draw: random.Random, generator: torch.Generator) -> Tensor:

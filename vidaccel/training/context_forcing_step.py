@@ -7,7 +7,9 @@ chain rule of the paper's equation 2 with terms of one chunk.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from vidaccel.training.dmd import (
     matching_loss,
 )
 from vidaccel.training.flow import draw_sigmas, noisy_latents
+from vidaccel.training.ranks import own_rank, shared_by_ranks
 from vidaccel.training.self_rollout import (
     PromptTable,
     ScoredChunk,
@@ -36,7 +39,6 @@ from vidaccel.training.self_rollout import (
     layout_rule,
     new_video,
     roll_out_chunks,
-    shared_by_ranks,
 )
 from vidaccel.training.trip_bank import TripBank
 
@@ -45,10 +47,14 @@ _FROM_NOTHING = StartShares(returns=0, arrivals=0, changes=0, anything=1, own=1)
 _ERRORS_KEPT = 512
 
 
+Part = Literal["rollout", "exit", "teacher", "critic", "backward", "critic learns", "optimizer"]
+
+
 class ContextForcing:
     """Networks, data and random numbers of a distillation; `iterate` is one iteration.
 
-    draw, generator: all that is random comes from them. num_iterations counts those of the critic.
+    draw, generator: all that is random comes from them, on every rank other numbers. num_iterations counts those of the
+    critic. on_part: called with the name of every part of an iteration when it ends; nothing is waited for.
     """
 
     def __init__(
@@ -59,11 +65,14 @@ class ContextForcing:
         bank: TripBank,
         prompts: PromptTable,
         generator: torch.Generator,
+        on_part: Callable[[Part], None] = lambda part: None,
     ) -> None:
         self.networks, self.config, self.bank, self.generator = networks, config, bank, generator
         self.prompts = prompts
         self.device = bank.latents.device
-        self.draw = random.Random(f"context forcing {config.seed}")
+        of_rank = f" rank {own_rank()}" if own_rank() else ""
+        self.draw = random.Random(f"context forcing {config.seed}{of_rank}")
+        self._ended = on_part
         self.errors = ErrorBank(_ERRORS_KEPT, _chunk_shape(bank), device=self.device)
         self.num_iterations = 0
 
@@ -82,20 +91,26 @@ class ContextForcing:
         scalars: dict[str, Tensor] = {}
         made: list[tuple[ChunkBatch, Tensor]] = []
         chunks = self._rolled_out(stage, progress)
+        self._ended("rollout")
         for scored in chunks:
             seen = view_of(scored.batch, view)
             with torch.set_grad_enabled(learns):
                 latents = exit_pass(self.networks.generator.network, scored)
+            self._ended("exit")
             if learns:
                 _add(scalars, self._match(latents, seen), share=1 / len(chunks))
+                self._ended("backward")
             made.append((seen, latents.detach()))
         if learns:
             self._regress(scalars)
             scalars["grad_norm"] = self.networks.generator.step()
             self.networks.average.update()
+            self._ended("optimizer")
         for seen, latents in made:
             _add(scalars, self._follow(latents, seen), share=1 / len(made))
+        self._ended("critic learns")
         scalars["critic_grad_norm"] = self.networks.critic.step()
+        self._ended("optimizer")
         return scalars
 
     def stage_at(self, progress: float) -> tuple[int, float]:
@@ -140,7 +155,9 @@ class ContextForcing:
             sigmas = draw_score_sigmas(len(clean), self.generator)
             noisy = noisy_latents(clean, self._noise(clean), sigmas)
             real = self._teacher_estimate(seen, noisy, sigmas)
+            self._ended("teacher")
             fake = _estimate(self.networks.critic.network, seen, noisy, sigmas, copies=copies)
+            self._ended("critic")
             gradient = matching_gradient(clean, real=real, fake=fake).unflatten(0, (-1, copies)).mean(1)
             self.errors.add((clean - real)[::copies], sigmas[::copies])
             distance = (clean - real).abs().mean()

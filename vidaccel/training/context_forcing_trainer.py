@@ -22,7 +22,7 @@ from vidaccel.training.budget import Budget
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.chunk_batch import FAST_FRAMES
 from vidaccel.training.context_forcing_config import ContextForcingConfig
-from vidaccel.training.context_forcing_networks import Networks, compile_blocks
+from vidaccel.training.context_forcing_networks import Networks, adapted_networks, compile_blocks
 from vidaccel.training.context_forcing_score import Validation
 from vidaccel.training.context_forcing_starts import (
     Beginning,
@@ -105,11 +105,22 @@ def new_task(
     config: ContextForcingConfig, beginning: Beginning, bank: TripBank, *, device: torch.device
 ) -> ContextForcing:
     """Networks at their start: the generator as `config.start` says, teacher and critic as the beginning."""
-    teacher = beginning.student
     prompts = PromptTable(bank, beginning.donor.text_encoder, length=config.text)
+    networks = _networks(config, beginning, bank, prompts)
+    if config.compile:
+        networks.compile()
+    noise = seeded_generator(device, config.seed)
+    return ContextForcing(networks, config, bank=bank, prompts=prompts, generator=noise)
+
+
+def _networks(config: ContextForcingConfig, beginning: Beginning, bank: TripBank, prompts: PromptTable) -> Networks:
+    teacher, rule, checkpointing = beginning.student, config.update, config.checkpointing
+    if config.lora is not None:
+        return adapted_networks(teacher, rank=config.lora, seed=config.seed, rule=rule, checkpointing=checkpointing)
     if config.start == "as-is":
         generator = copy.deepcopy(teacher)
     else:
+        device = bank.latents.device
         base = base_student(config.base, beginning.architecture).to(device)
         if config.compile:
             compile_blocks(base)
@@ -122,11 +133,7 @@ def new_task(
         )
         short, ignore = ignorant_starts(base, bank, prompts, forcing)
         generator = short if config.start == "short" else ignore
-    networks = Networks(generator=generator, teacher=teacher, rule=config.update)
-    if config.compile:
-        networks.compile()
-    noise = seeded_generator(device, config.seed)
-    return ContextForcing(networks, config, bank=bank, prompts=prompts, generator=noise)
+    return Networks(generator=generator, teacher=teacher, rule=rule, checkpointing=checkpointing)
 
 
 def progress_of(task: ContextForcing) -> dict[str, Any]:

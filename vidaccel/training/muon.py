@@ -1,7 +1,8 @@
 """Muon (Keller Jordan, 2024): momentum whose matrices are made orthogonal before they are applied.
 
 The same rule as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but matrices of equal shape are orthogonalised as
-one batch: a small transformer has dozens of them and would otherwise wait for launches, not for arithmetic.
+one batch: a small transformer has dozens of them and would otherwise wait for launches, not for arithmetic. Matrices
+that are shared out among several cards are put together on all of them, and so is the momentum.
 """
 
 import math
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vidaccel.training.sharding import placed, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -41,13 +44,14 @@ class BatchedMuon(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         parameters: list[Tensor] = group["params"]
-        gradient = torch.stack([_gradient(parameter) for parameter in parameters])
+        gradient = torch.stack([whole(_gradient(parameter)) for parameter in parameters])
         buffer = self.state[parameters[0]].setdefault("momentum_buffers", torch.zeros_like(gradient))
         buffer.lerp_(gradient, 1 - group["momentum"])
         update = orthogonal(gradient.lerp(buffer, group["momentum"]))
         rate = group["lr"] * _RMS_OF_ADAMW * math.sqrt(max(gradient.shape[-2:]))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(update.to(gradient.dtype).unbind(0)), alpha=-rate)
+        changes = zip(update.to(gradient.dtype).unbind(0), parameters, strict=True)
+        torch._foreach_add_(parameters, [placed(change, parameter) for change, parameter in changes], alpha=-rate)
 
 
 def split_parameters(

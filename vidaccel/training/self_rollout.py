@@ -31,13 +31,15 @@ from vidaccel.training.chunk_batch import (
 )
 from vidaccel.training.dmd import clean_estimate
 from vidaccel.training.flow import empty_prompt, noisy_latents, prompt_embeddings
+from vidaccel.training.ranks import shared_by_ranks
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank
 
 STUDENT_SIGMAS = (1.0, 0.9, 0.75, 0.5)  # four steps with shift 3
-LengthRule = Literal["linear", "exponential", "uniform"]
+LengthRule = Literal["linear", "exponential", "uniform", "fixed"]
 Layouts = SlowMode | Literal["drawn"]
 _EXPONENT = 3.0
 _PROMPTS_AT_A_TIME = 512
+_MOST_PROMPT_BYTES = 2**31
 
 
 # ---- how long ---------------------------------------------------------------------------------------------------
@@ -47,27 +49,21 @@ def drawn_length(rule: LengthRule, draw: random.Random, *, progress: float, leas
     """How many chunks the student makes; both bounds can be drawn. `progress` of the training is 0 to 1, more is 1.
 
     "linear": uniform up to int(least + progress (most - least)). "exponential": least + floor(U^e (most - least + 1))
-    with e from 3 to 1. "uniform": uniform from the beginning. These are the official code's rules, in chunks.
+    with e from 3 to 1. "uniform": uniform from the beginning. "fixed": always `most`. These are the official code's
+    rules, in chunks.
     Raises ValueError where `least` is not between 1 and `most`.
     """
     if not 1 <= least <= most:
         raise ValueError(f"`least` must be from 1 to `most`, got {least} and {most}.")
     progress = min(max(progress, 0.0), 1.0)
+    if rule == "fixed":
+        return most
     if rule == "linear":
         return draw.randint(least, int(least + progress * (most - least)))
     if rule == "exponential":
         exponent = 1 + (_EXPONENT - 1) * (1 - progress)
         return least + min(math.floor(draw.random() ** exponent * (most - least + 1)), most - least)
     return draw.randint(least, most)
-
-
-def shared_by_ranks(value: int, device: torch.device) -> int:
-    """The value of rank 0 on every rank: rollouts are as long on all of them, or gradients would wait for nothing."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    tensor = torch.tensor([value], device=device)
-    torch.distributed.broadcast(tensor, src=0)
-    return int(tensor.item())
 
 
 # ---- where ------------------------------------------------------------------------------------------------------
@@ -136,25 +132,32 @@ def _start(bank: TripBank, draw: random.Random, num_chunks: int, shares: StartSh
 
 
 class PromptTable:
-    """Embeddings of the captions of a bank, computed once: a student reads the same few thousand again and again.
+    """Embeddings of the captions of a bank: a student reads the same few thousand again and again.
 
-    empty: of the empty prompt, (1, length, text_dim).
+    They are computed once where all of them fit into `most_bytes`, else anew for every batch: at Wan's size one prompt
+    takes 8 MB. empty: of the empty prompt, (1, length, text_dim).
     """
 
-    def __init__(self, bank: TripBank, text_encoder: TextEncoder, *, length: int) -> None:
+    def __init__(
+        self, bank: TripBank, text_encoder: TextEncoder, *, length: int, most_bytes: int = _MOST_PROMPT_BYTES
+    ) -> None:
         """length: of the embeddings, in tokens."""
-        captions, numbers = bank.tokens.flatten(0, 1).unique(dim=0, return_inverse=True)
-        captions = torch.cat([captions, empty_prompt(captions.device)[None]])
-        with torch.no_grad():
-            parts = [
-                prompt_embeddings(text_encoder, part, length=length) for part in captions.split(_PROMPTS_AT_A_TIME)
-            ]
-        self._embeddings, self.empty = torch.cat(parts).split([len(captions) - 1, 1])
+        self._text_encoder, self._length = text_encoder, length
+        self._captions, numbers = bank.tokens.flatten(0, 1).unique(dim=0, return_inverse=True)
         self._numbers = numbers.view(bank.tokens.shape[:2])
+        self.empty = self._embedded(empty_prompt(self._captions.device)[None])
+        fits = len(self._captions) * self.empty.nbytes <= most_bytes
+        self._embeddings = self._embedded(self._captions) if fits else None
 
     def of(self, rows: Tensor, chunks: Tensor) -> Tensor:
         """Embeddings (B, length, text_dim) of `chunks` of the clips `rows`, both (B,)."""
-        return self._embeddings[self._numbers[rows, chunks]]
+        numbers = self._numbers[rows, chunks]
+        return self._embedded(self._captions[numbers]) if self._embeddings is None else self._embeddings[numbers]
+
+    @torch.no_grad()
+    def _embedded(self, captions: Tensor) -> Tensor:
+        parts = captions.split(_PROMPTS_AT_A_TIME)
+        return torch.cat([prompt_embeddings(self._text_encoder, part, length=self._length) for part in parts])
 
 
 class LayoutRule(Protocol):
