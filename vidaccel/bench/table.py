@@ -51,6 +51,10 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Distillation onto targets that a teacher wrote down once, against anew and against none: offline.json, "
             ".md.",
         ),
+        "training": (
+            "vidaccel.bench.training.training:TrainingBench",
+            "Memory and seconds of training a full-size causal student with random weights: training.json, .md.",
+        ),
         "student": (
             "vidaccel.bench.student.student:StudentBench",
             "Does a causal student do what its prompt says, and is it sharp, read by the oracles: student.json, .md, "

@@ -1,0 +1,1 @@
+"""Cost of training a causal student of published size."""
