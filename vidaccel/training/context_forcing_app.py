@@ -112,6 +112,7 @@ def context_forcing(
         UpdateRule,
     )
     from vidaccel.training.context_forcing_trainer import train_context_forcing
+    from vidaccel.training.ranks import own_rank
 
     if seconds is None and updates is None:
         seconds, updates = (None, _TOY_UPDATES) if toy else (_SECONDS, None)
@@ -154,6 +155,8 @@ def context_forcing(
     check_output(output, resume)
     with failures():
         show_with_bank(partial(train_context_forcing, config, output, resume=resume), title="distillation")
+    if own_rank() != 0:
+        return
     draw(output, "distillation of the causal student")
     if export is not None:
         _export(output, export, toy=toy, device=device)

@@ -12,6 +12,7 @@ from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_visits import Cell, ReturnVisits
+from vidaccel.training.ranks import own_rank
 
 _HELD_OUT_SEED = 78_000_000
 _SECONDS, _SECONDS_PER_TRIP = 5.0, 0.15
@@ -66,12 +67,17 @@ def share(values: tuple[bool, ...]) -> float:
 
 
 def draw_samples(student: Transformer, visits: ReturnVisits, path: Path) -> None:
-    """A PNG with a column a trip: first visit, return with memory, return when those frames are not remembered."""
+    """A PNG with a column a trip: first visit, return with memory, return when those frames are not remembered.
+
+    Rank 0 writes it.
+    """
     count = min(_PICTURES, len(visits))
     trip = visits.trip
     rows = [visits.still(visits.bank.latents[:count], trip.first_visit)]
     for cell in _CELLS[:2]:
         rows.append(visits.still(visits.rolled_out(student, cell, count=count), trip.second_visit))
+    if own_rank() != 0:
+        return
     picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     with atomic_write(path) as unfinished:
         Image.fromarray(_bytes(picture)).save(unfinished, format="PNG")

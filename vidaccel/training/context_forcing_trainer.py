@@ -1,7 +1,8 @@
 """Distillation of a causal student into a few steps, with its long memory: from the teacher-forced one to a checkpoint.
 
 A run that is stopped and goes on gives the weights of one that was not: checkpoints hold all networks, optimizers,
-random states and counters, and the clips are rebuilt from their seeds.
+random states and counters, and the clips are rebuilt from their seeds. On several cards every rank has clips and random
+numbers of its own, the weights are shared out (`sharding`), and rank 0 writes.
 """
 
 import copy
@@ -37,6 +38,15 @@ from vidaccel.training.loop import METRICS_FILE, Record, append_record, carry_re
 from vidaccel.training.offline.fingerprint import check_consistency, weights_digest
 from vidaccel.training.offline.loading import recorded_teacher
 from vidaccel.training.offline.states import HistoryView
+from vidaccel.training.ranks import (
+    join_ranks,
+    mean_of_ranks,
+    num_ranks,
+    own_rank,
+    shared_by_ranks,
+    tensors_of_ranks,
+    values_of_ranks,
+)
 from vidaccel.training.self_rollout import STUDENT_SIGMAS, PromptTable
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
 
@@ -63,7 +73,8 @@ def train_context_forcing(
     Raises `UserError` for what cannot be used, FloatingPointError if the training diverges.
     """
     began = time.monotonic()
-    device = training_device(config.device)
+    device = join_ranks(training_device(config.device))
+    _check_ranks(config)
     saved, tensors = load_checkpoint(resume, kind="causal") if resume else (None, {})
     if resume is not None and not (saved and saved.progress):
         raise UserError(f"{resume} is no checkpoint of a distillation; give it as --init instead of --resume.")
@@ -72,14 +83,22 @@ def train_context_forcing(
     state = start_round(saved, _fresh(config, beginning))
     for network in (beginning.student, beginning.donor.vae, beginning.donor.text_encoder):
         network.to(device)
-    carry_records(resume, output)
-    bank = training_bank(config, beginning, num_clips=state.progress.get("num_clips"), on_progress=on_bank)
+    num_clips = own_progress(state.progress).get("num_clips")
+    bank = training_bank(config, beginning, num_clips=num_clips, on_progress=on_bank)
     task = new_task(config, beginning, bank, device=device)
     if saved is not None:
         restore(task, state, tensors)
     run = _Round(task, Validation(beginning.donor, config), state=state, output=output, began=began)
-    _forget_records_after(output / METRICS_FILE, state.step)
+    if own_rank() == 0:
+        carry_records(resume, output)
+        _forget_records_after(output / METRICS_FILE, state.step)
     yield from run.go()
+
+
+def _check_ranks(config: ContextForcingConfig) -> None:
+    """Raise `UserError` for what is for one card alone."""
+    if num_ranks() > 1 and (config.start != "as-is" or config.compile):
+        raise UserError("On several cards `start` must be as-is, and blocks are not compiled; leave both out.")
 
 
 def training_bank(
@@ -89,9 +108,10 @@ def training_bank(
     num_clips: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TripBank:
-    """The clips of a seed; `num_clips` rebuilds exactly as many as there were."""
-    first = FIRST_SEED + config.seed * _SEEDS_PER_SEED
-    count = config.bank_clips if num_clips is None else num_clips
+    """The clips of a seed, on several ranks this one's part; `num_clips` rebuilds exactly as many as there were."""
+    share = -(-config.bank_clips // num_ranks())
+    first = FIRST_SEED + config.seed * _SEEDS_PER_SEED + own_rank() * share
+    count = share if num_clips is None else num_clips
     return build_trip_bank(
         beginning.donor.vae,
         beginning.donor.tokenizer,
@@ -109,7 +129,7 @@ def new_task(
     networks = _networks(config, beginning, bank, prompts)
     if config.compile:
         networks.compile()
-    noise = seeded_generator(device, config.seed)
+    noise = seeded_generator(device, config.seed, *([own_rank()] if own_rank() else []))
     return ContextForcing(networks, config, bank=bank, prompts=prompts, generator=noise)
 
 
@@ -137,8 +157,8 @@ def _networks(config: ContextForcingConfig, beginning: Beginning, bank: TripBank
 
 
 def progress_of(task: ContextForcing) -> dict[str, Any]:
-    """Counters and random states of a task, as JSON holds them."""
-    return {
+    """Counters and random states of a task, of every rank its own, as JSON holds them; called by all ranks."""
+    own = {
         "num_iterations": task.num_iterations,
         "num_updates": task.num_updates,
         "num_errors": task.errors.count,
@@ -146,18 +166,41 @@ def progress_of(task: ContextForcing) -> dict[str, Any]:
         "draw": list(task.draw.getstate()),
         "generator": bytes(task.generator.get_state().tolist()).hex(),
     }
+    return {"ranks": values_of_ranks(own)} if num_ranks() > 1 else own
+
+
+def own_progress(progress: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `progress_of` said of this rank. Raises `UserError` where there were more or fewer of them."""
+    ranks = progress.get("ranks", [progress])
+    if progress and len(ranks) != num_ranks():
+        raise UserError(
+            f"The checkpoint is of a training on {len(ranks)} cards, which goes on on as many, not on {num_ranks()}; "
+            "give it as --init to begin from its student."
+        )
+    own: Mapping[str, Any] = ranks[own_rank()] if progress else {}
+    return own
+
+
+def saved_tensors(task: ContextForcing) -> dict[str, Tensor]:
+    """All that a checkpoint of a task keeps, by name, whole; called by all ranks."""
+    residuals = {_residuals_name(rank): one for rank, one in enumerate(tensors_of_ranks(task.errors.residuals))}
+    return {**task.networks.tensors(), **residuals}
 
 
 def restore(task: ContextForcing, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Put a task of the same settings where `state` and `tensors` of a checkpoint were saved."""
-    progress = state.progress
+    progress = own_progress(state.progress)
     task.networks.load(dict(tensors), num_updates=progress["num_updates"])
-    task.errors.residuals.copy_(tensors["errors.residuals"])
+    task.errors.residuals.copy_(tensors[_residuals_name(own_rank())])
     task.errors.count = progress["num_errors"]
     task.num_iterations = progress["num_iterations"]
     version, numbers, following = progress["draw"]
     task.draw.setstate((version, tuple(numbers), following))
     task.generator.set_state(torch.tensor(list(bytes.fromhex(progress["generator"])), dtype=torch.uint8))
+
+
+def _residuals_name(rank: int) -> str:
+    return f"errors.residuals.{rank}" if rank else "errors.residuals"
 
 
 def _compare_teachers(config: ContextForcingConfig, beginning: Beginning) -> None:
@@ -228,18 +271,23 @@ class _Round:
         budget = Budget(seconds=left, steps=config.updates, start=self.state.fraction)
         fraction = self.state.fraction
         try:
-            while (fraction := budget.fraction(self._round_updates)) < 1:
+            while (fraction := self._shared(budget.fraction(self._round_updates))) < 1:
                 self._iterate(fraction)
                 if self._counts["critic_loss"] >= config.log_steps:
                     yield self._record(fraction)
                 if self._slot(fraction) >= self._next_validation:
                     yield self._validate(fraction)
-                elif time.monotonic() - self._last_save > config.save_seconds:
+                elif self._shared(time.monotonic() - self._last_save) > config.save_seconds:
                     self._save(fraction)
         except KeyboardInterrupt:
-            self._save(fraction)
+            if num_ranks() == 1:  # others may be anywhere
+                self._save(fraction)
             raise
         yield self._validate(1.0)
+
+    def _shared(self, value: float) -> float:
+        """The clock of rank 0: all ranks do the same."""
+        return shared_by_ranks(float(value), self.task.device)
 
     @property
     def _round_updates(self) -> int:
@@ -256,7 +304,7 @@ class _Round:
         now = time.monotonic()
         speed = self._counts["critic_loss"] / max(now - self._last_record, 1e-9)
         self._sums, self._counts, self._last_record = {}, {}, now
-        return self._write({**means, "iterations_per_second": speed}, fraction)
+        return self._write({**mean_of_ranks(means, self.task.device), "iterations_per_second": speed}, fraction)
 
     def _slot(self, fraction: float) -> int:
         return int(fraction * self.config.validations)
@@ -278,8 +326,9 @@ class _Round:
         self.state = replace(
             self.state, fraction=min(fraction, 1.0), seconds=self._seconds(), progress=progress_of(self.task)
         )
-        tensors = {**self.task.networks.tensors(), "errors.residuals": self.task.errors.residuals}
-        save_checkpoint(self.output, self.state, tensors)
+        tensors = saved_tensors(self.task)
+        if own_rank() == 0:
+            save_checkpoint(self.output, self.state, tensors)
         self._last_save = time.monotonic()
 
     def _seconds(self) -> float:
@@ -294,4 +343,4 @@ class _Round:
             "fraction": round(min(fraction, 1.0), 5),
             **values,
         }
-        return append_record(self.output, record)
+        return append_record(self.output, record) if own_rank() == 0 else record

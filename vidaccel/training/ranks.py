@@ -37,8 +37,8 @@ def num_ranks() -> int:
 
 
 def own_rank() -> int:
-    """The number of this process; 0 writes files and speaks."""
-    return dist.get_rank() if is_shared() else 0
+    """The number of this process, also before it met the others; 0 writes files and speaks."""
+    return dist.get_rank() if is_shared() else int(os.environ.get("RANK", "0"))
 
 
 def shared_by_ranks(value: Number, device: torch.device) -> Number:

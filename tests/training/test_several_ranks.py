@@ -1,0 +1,101 @@
+"""Two processes (gloo, CPU) that share weights out, against one process that has them whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.several_ranks import updated
+from tests.support.tiny_student import ARCHITECTURE, camera_student
+from vidaccel.errors import UserError
+from vidaccel.training import context_forcing_trainer as trainer_module
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from vidaccel.training.context_forcing_config import ContextForcingConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_two(*arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, "-m", "tests.support.several_ranks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_ranks_with_half_a_batch_each_learn_what_one_learns_of_all_of_it(tmp_path: Path) -> None:
+    run_two("step", str(tmp_path))
+    for lora in (None, 3):
+        alone = updated(lora, [0, 1])
+        shared = load_file(tmp_path / f"{lora}.safetensors")
+        assert alone.keys() == shared.keys()
+        for name, tensor in alone.items():
+            torch.testing.assert_close(
+                shared[name], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, name=name: name + text
+            )
+
+
+@pytest.mark.slow
+def test_a_killed_training_on_two_ranks_goes_on_exactly_and_leaves_a_plain_student(
+    tmp_path: Path, donor_folder: str
+) -> None:
+    state = TrainingState(kind="causal", architecture={"transformer": ARCHITECTURE}, recipe={"init": donor_folder})
+    save_checkpoint(tmp_path / "init", state, with_prefix("transformer", camera_student().state_dict()))
+    run_two("train", str(tmp_path), str(tmp_path / "init"))
+    (whole, tensors), (killed, again) = (
+        load_checkpoint(tmp_path / name, kind="causal") for name in ("whole", "killed")
+    )
+    assert [name for name in tensors if not torch.equal(tensors[name], again[name])] == []
+    assert whole.progress == killed.progress
+    first, second = whole.progress["ranks"]
+    assert first["num_updates"] == second["num_updates"] == 3
+    assert first["generator"] != second["generator"]
+    assert first["draw"] != second["draw"]
+    assert not torch.equal(tensors["errors.residuals"], tensors["errors.residuals.1"])
+    camera_student().load_state_dict(without_prefix("transformer", tensors))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "one rank writes"
+    with pytest.raises(UserError, match="2 cards"):
+        trainer_module.own_progress(whole.progress)
+
+
+def test_ranks_have_clips_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[range] = []
+
+    def clips(seeds: range, **kwargs: Any) -> range:
+        taken.append(seeds)
+        return seeds
+
+    monkeypatch.setattr(trainer_module, "training_clips", clips)
+    monkeypatch.setattr(trainer_module, "build_trip_bank", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trainer_module, "num_ranks", lambda: 2)
+    settings = ContextForcingConfig(init="nowhere", updates=1, bank_clips=7)
+    beginning: Any = type("Beginning", (), {"donor": type("Donor", (), {"vae": None, "tokenizer": None})})
+    for rank in range(2):
+        monkeypatch.setattr(trainer_module, "own_rank", lambda rank=rank: rank)
+        trainer_module.training_bank(settings, beginning)
+    first, second = map(set, taken)
+    assert len(first) == len(second) == 4
+    assert not first & second
+
+
+def test_what_is_for_one_card_is_refused_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "num_ranks", lambda: 2)
+    for changes in ({"start": "short"}, {"compile": True}):
+        with pytest.raises(UserError, match="several cards"):
+            trainer_module._check_ranks(ContextForcingConfig(init="nowhere", updates=1, **changes))
