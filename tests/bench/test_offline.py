@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,8 +43,9 @@ def _clips_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
         return noise_bank(num_clips=len(trips), num_chunks=5)
 
     monkeypatch.setattr(offline, "build_trip_bank", clips)
-    monkeypatch.setattr(offline, "build_visits", lambda donor, seeds: noise_bank(num_clips=2, num_chunks=13))
-    monkeypatch.setattr(measures, "recall_score", lambda *networks, num_steps, stochastic: RECALL)
+    visits = SimpleNamespace(bank=noise_bank(num_clips=2, num_chunks=13))
+    monkeypatch.setattr(offline, "ReturnVisits", lambda donor, seeds: visits)
+    monkeypatch.setattr(measures, "recall_score", lambda student, visits, *, sampler: RECALL)
 
 
 def bench(student: str, output: Path, **changes: Any) -> OfflineBench:

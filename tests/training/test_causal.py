@@ -19,13 +19,14 @@ from vidaccel.rollout.chunk import Shot, Student
 from vidaccel.rollout.loop import chunk_generators, rollout
 from vidaccel.rollout.state import new_state
 from vidaccel.training.causal_config import CausalTrainingConfig
-from vidaccel.training.causal_rollout import TEXT_LENGTH, continue_clips, euler_sigmas
+from vidaccel.training.causal_rollout import TEXT_LENGTH, continue_clips
 from vidaccel.training.causal_score import held_clips
 from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_task import CausalTask, Target, draw_target
 from vidaccel.training.causal_trainer import train_causal, trained_student
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint
 from vidaccel.training.chunk_batch import gather_batch, slots_of
+from vidaccel.training.chunk_sampler import euler_sigmas, shifted_sampler
 from vidaccel.training.flow import prompt_embeddings
 from vidaccel.training.loop import Schedule
 from vidaccel.training.trip_bank import TripBank
@@ -225,14 +226,19 @@ def test_the_functional_rollout_is_the_one_with_a_memory(task: CausalTask) -> No
     def noise(chunk: int, shape: torch.Size) -> Tensor:
         return torch.randn(shape[1:], generator=chunk_generators([5], chunk)[0])[None]
 
-    slow = continue_clips(task.student, task.donor.text_encoder, clips, first_chunk=0, num_steps=2, noise=noise)
+    slow = continue_clips(
+        task.student, task.donor.text_encoder, clips, first_chunk=0, sampler=shifted_sampler(2), noise=noise
+    )
     torch.testing.assert_close(slow.transpose(1, 2), torch.cat(fast, dim=2), rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
 def test_chunks_before_the_first_stay_and_hidden_frames_change_what_follows(task: CausalTask) -> None:
-    def made(bank: TripBank, **options: object) -> Tensor:
-        return continue_clips(task.student, task.donor.text_encoder, bank, first_chunk=5, num_steps=2, **options)  # type: ignore[arg-type]
+    def made(bank: TripBank, *, stochastic: bool = False, hidden: Tensor | None = None) -> Tensor:
+        sampler = shifted_sampler(2, stochastic=stochastic)
+        return continue_clips(
+            task.student, task.donor.text_encoder, bank, first_chunk=5, sampler=sampler, hidden=hidden
+        )
 
     plain, hidden = made(task.bank), torch.zeros(task.bank.latents.shape[:2], dtype=torch.bool)
     assert torch.equal(plain[:, :15], task.bank.latents[:, :15].float())

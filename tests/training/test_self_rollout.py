@@ -20,10 +20,10 @@ from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import self_rollout
 from vidaccel.training.chunk_batch import EMPTY
+from vidaccel.training.chunk_sampler import STUDENT_SIGMAS, sample_chunk
 from vidaccel.training.context_forcing_views import ErrorBank, foreign_memory, short_view, view_of
 from vidaccel.training.ranks import shared_by_ranks
 from vidaccel.training.self_rollout import (
-    STUDENT_SIGMAS,
     PromptTable,
     ScoredChunk,
     Start,
@@ -32,7 +32,6 @@ from vidaccel.training.self_rollout import (
     draw_starts,
     drawn_length,
     exit_pass,
-    few_step_chunk,
     layout_rule,
     new_video,
     roll_out_chunks,
@@ -218,8 +217,9 @@ def test_a_chunk_is_made_by_clean_estimates_and_fresh_noise_as_in_the_shipped_ro
     context = self_rollout.context_of(student, batch)
     noise = torch.randn(batch.chunk.shape, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        made = few_step_chunk(student, context, noise, generator=torch.Generator().manual_seed(6))
-        generator, chunk = torch.Generator().manual_seed(6), noise
+        drawn = [torch.Generator().manual_seed(6) for _ in range(2)]
+        made = sample_chunk(student, context, noise, lambda: torch.randn(noise.shape, generator=drawn[0]))
+        generator, chunk = drawn[1], noise
         for sigma, following in zip(STUDENT_SIGMAS, (*STUDENT_SIGMAS[1:], 0.0), strict=True):
             levels = torch.full((len(chunk),), sigma)
             clean = chunk - sigma * self_rollout.velocity_in(student, context, chunk, levels)

@@ -4,25 +4,19 @@ Nothing is kept from chunk to chunk but latents, so this is simple and, in large
 `vidaccel.rollout` is the way that makes videos.
 """
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from vidaccel.training.architecture import FLOW_SHIFT, TextEncoder, Transformer
-from vidaccel.training.chunk_batch import (
-    ChunkContext,
-    SlotLayout,
-    context_of,
-    gather_batch,
-    slots_of,
-    velocity_in,
-)
+from vidaccel.training.architecture import TextEncoder, Transformer
+from vidaccel.training.chunk_batch import SlotLayout, context_of, slots_of
+from vidaccel.training.chunk_sampler import Sampler, sample_chunk
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.latents import TOKENS_PER_CAPTION
-from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank
+from vidaccel.training.self_rollout import PromptTable, Start, Video, new_video
+from vidaccel.training.trip_bank import TripBank
 
 TEXT_LENGTH = 2 * TOKENS_PER_CAPTION
 NoiseSource = Callable[[int, torch.Size], Tensor]
@@ -35,55 +29,51 @@ def continue_clips(
     bank: TripBank,
     *,
     first_chunk: int,
+    sampler: Sampler,
     hidden: Tensor | None = None,
-    num_steps: int = 4,
-    stochastic: bool = False,
     noise: NoiseSource | None = None,
 ) -> Tensor:
     """The clips of `bank` with all chunks from `first_chunk` on made by `student`; (N, F, C, h, w) float32.
 
-    It remembers the first frame of every chunk. hidden: (N, F) bool, frames that it does not remember.
-    stochastic: sample with fresh noise in every step instead of Euler's.
-    noise: called with a chunk and the shape (N, C, T, h, w) for its noise; None: the same noise in every call.
+    It remembers the first frame of every chunk. hidden, noise: of `continue_video`; None: the same noise in every call.
     """
-    latents = bank.latents.float()
-    noise = noise or _seeded_noise(latents.device, first_chunk)
-    rows = torch.arange(len(latents), device=latents.device)
-    for chunk in range(first_chunk, bank.num_chunks):
-        slots: list[SlotLayout] = [slots_of(chunk, "uniform")] * len(latents)
-        batch = gather_batch(bank, rows, rows.new_full(rows.shape, chunk), slots, latents=latents)
-        if hidden is not None:
-            batch = batch.without(hidden[rows[:, None], batch.frames.clamp(min=0)])
-        batch = batch.with_prompt(text_encoder, batch.tokens, length=TEXT_LENGTH)
-        draw = partial(noise, chunk, batch.chunk.shape)
-        made = sample_chunk(student, context_of(student, batch), draw, num_steps=num_steps, stochastic=stochastic)
-        latents[:, chunk * CHUNK_FRAMES : (chunk + 1) * CHUNK_FRAMES] = made.transpose(1, 2)
-    return latents
+    starts = [Start(row, first_chunk) for row in range(len(bank.latents))]
+    prompts = PromptTable(bank, text_encoder, length=TEXT_LENGTH)
+    video = new_video(bank, prompts, starts, rule=_first_frames)
+    noise = noise or noise_of(seeded_generator(video.latents.device, first_chunk))
+    num_chunks = bank.num_chunks - first_chunk
+    return continue_video(student, video, num_chunks=num_chunks, sampler=sampler, noise=noise, hidden=hidden)
 
 
-def sample_chunk(
-    student: Transformer, context: ChunkContext, noise: Callable[[], Tensor], *, num_steps: int, stochastic: bool
+@torch.no_grad()
+def continue_video(
+    student: Transformer,
+    video: Video,
+    *,
+    num_chunks: int,
+    sampler: Sampler,
+    noise: NoiseSource,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """One chunk (B, C, T, h, w) from noise, in `num_steps` passes.
+    """Make `num_chunks` chunks after another over the clips of `video`, whose latents are written to and returned.
 
-    noise: gives new noise of the chunk's shape. stochastic: every step predicts the chunk and adds new noise to it.
+    noise: called with the number of a chunk, 0 being the first that is made, and the shape (B, C, T, h, w) for its
+    noise, and again for fresh noise in its steps. hidden: (B, F) bool, frames that are not remembered.
     """
-    chunk = noise()
-    for sigma, following in itertools.pairwise(euler_sigmas(num_steps)):
-        velocity = velocity_in(student, context, chunk, chunk.new_full((len(chunk),), sigma))
-        if stochastic and following > 0:
-            chunk = (1 - following) * (chunk - sigma * velocity) + following * noise()
-        else:
-            chunk = chunk + (following - sigma) * velocity
-    return chunk
+    samples = torch.arange(len(video.latents), device=video.latents.device)[:, None]
+    for number in range(num_chunks):
+        batch = video.batch(number)
+        if hidden is not None:
+            batch = batch.without(hidden[samples, batch.frames.clamp(min=0)])
+        draw = partial(noise, number, batch.chunk.shape)
+        video.write(batch, sample_chunk(student, context_of(student, batch), draw(), draw, sampler=sampler))
+    return video.latents
 
 
-def euler_sigmas(num_steps: int) -> list[float]:
-    """Noise levels from 1 to 0 with Wan's shift; `num_steps` + 1 of them."""
-    times = [1 - step / num_steps for step in range(num_steps + 1)]
-    return [FLOW_SHIFT * time / (1 + (FLOW_SHIFT - 1) * time) for time in times]
+def noise_of(generator: torch.Generator) -> NoiseSource:
+    """Noise of one generator, one draw after another."""
+    return lambda number, shape: torch.randn(shape, device=generator.device, generator=generator)
 
 
-def _seeded_noise(device: torch.device, seed: int) -> NoiseSource:
-    generator = seeded_generator(device, seed)
-    return lambda chunk, shape: torch.randn(shape, device=device, generator=generator)
+def _first_frames(row: int, chunk: int) -> SlotLayout:
+    return slots_of(chunk, "uniform")

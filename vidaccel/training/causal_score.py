@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -10,31 +10,20 @@ from torch import Tensor
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_rollout import continue_clips
 from vidaccel.training.causal_student import Donor
+from vidaccel.training.chunk_sampler import Sampler
+from vidaccel.training.device import seeded_generator
 from vidaccel.training.latents import caption_tokens
 from vidaccel.training.oracle_score import decoded
-from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, pixels_per_column
+from vidaccel.training.return_visits import Cell, ReturnVisits, as_seen, share
+from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank
 from vidaccel.world import Scene, caption, read_clip
-from vidaccel.world.landmark_oracle import SAME_PLACE, LandmarkReadings, read_landmarks
-from vidaccel.world.trip import ReturnTrip
-from vidaccel.world.trips import test_trip
 
 _ATTRIBUTES = ("colour", "shape", "motion", "background")
 _BEGINNING = 49  # pixel frames
 _END = 33
-_DECODED_FRAMES = 12  # latent frames decoded for a still picture, and pixel frames whose median it is
-_STILL_FRAMES = 9
 
 
-def build_visits(donor: Donor, seeds: Sequence[int], *, away_chunks: int = 6) -> TripBank:
-    """Encoded held-out trips in which the camera sees a place, leaves it and comes back after `away_chunks`."""
-    trips = [test_trip(seed, away_chunks=away_chunks) for seed in seeds]
-    return build_trip_bank(donor.vae, donor.tokenizer, trips=trips)
-
-
-@torch.no_grad()
-def recall_score(
-    student: Transformer, donor: Donor, visits: TripBank, *, num_steps: int, stochastic: bool = False
-) -> dict[str, float]:
+def recall_score(student: Transformer, visits: ReturnVisits, *, sampler: Sampler) -> dict[str, float]:
     """What the landmark oracle reads where the camera of `visits` has come back, `student` having made the way there.
 
     as_seen: the landmark is the one of the first visit, in kind, colour and place. blank: the same, but frames that
@@ -42,73 +31,25 @@ def recall_score(
     first_visit_likelihood: how clear landmarks of places seen for the first time are in those, and true_likelihood in
     decoded truth, in log-likelihood ratios a pixel.
     """
-    make = partial(continue_clips, student, donor.text_encoder, visits, num_steps=num_steps, stochastic=stochastic)
-    prefix = _trips(visits)[0].prefix_chunks
-    with torch.compiler.set_stance("force_eager"):
-        truth = _Visits(donor, visits, visits.latents.float())
-        remembered = _Visits(donor, visits, make(first_chunk=prefix))
-        blank = _Visits(donor, visits, make(first_chunk=prefix, hidden=shows_target(visits)))
-        own = _Visits(donor, visits, make(first_chunk=0))
-        return {
-            "as_seen": truth.as_seen_in(remembered),
-            "blank": truth.as_seen_in(blank),
-            "own_recall": own.as_seen_in(own),
-            "first_visit_likelihood": float(own.first.likelihoods.mean()),
-            "true_likelihood": float(truth.first.likelihoods.mean()),
-        }
 
+    def made(cell: Cell) -> Tensor:
+        noise = seeded_generator(visits.bank.latents.device, visits.made_chunks(cell)[0])
+        return visits.rolled_out(student, cell, sampler=sampler, generator=noise)
 
-class _Visits:
-    """What the oracle reads of the first and of the second visit in videos of the same trips."""
-
-    def __init__(self, donor: Donor, visits: TripBank, latents: Tensor) -> None:
-        trip = _trips(visits)[0]
-        self._donor, self._latents = donor, latents
-        self._scale = pixels_per_column(donor.vae)
-        self._ends = [CHUNK_FRAMES * chunks.stop for chunks in (trip.first_visit, trip.second_visit)]
-        self._columns = visits.columns
-
-    @cached_property
-    def first(self) -> LandmarkReadings:
-        """At the end of the first visit."""
-        return self._read(self._ends[0])
-
-    @cached_property
-    def second(self) -> LandmarkReadings:
-        """At the end of the second visit."""
-        return self._read(self._ends[1])
-
-    def _read(self, end: int) -> LandmarkReadings:
-        latents = self._latents[:, max(end - _DECODED_FRAMES, 0) : end].transpose(1, 2)
-        video = decoded(self._donor.vae, latents)
-        return read_landmarks(video[:, -_STILL_FRAMES:].median(dim=1).values)
-
-    def as_seen_in(self, other: "_Visits") -> float:
-        """Share of trips in which the second visit of `other` shows the landmark of the first visit of this."""
-        readings = (self.first, other.second)
-        places = [
-            reading.x + self._scale * self._columns[:, end - 1].to(reading.x.device)
-            for reading, end in zip(readings, self._ends, strict=True)
-        ]
-        is_near = (places[0] - places[1]).abs() <= SAME_PLACE
-        names = [zip(reading.kinds, reading.colours, strict=True) for reading in readings]
-        found = [near and was == now for near, was, now in zip(is_near.tolist(), *names, strict=True)]
-        return sum(found) / len(found)
-
-
-def _trips(visits: TripBank) -> list[ReturnTrip]:
-    return [clip for clip in visits.clips if isinstance(clip, ReturnTrip)]
-
-
-def shows_target(visits: TripBank) -> Tensor:
-    """(N, F) bool: frames of chunks that show the place which is visited twice."""
-    rows = [[trip.shows_target(chunk) for chunk in range(visits.num_chunks)] for trip in _trips(visits)]
-    return torch.tensor(rows, device=visits.latents.device).repeat_interleave(CHUNK_FRAMES, 1)
+    trip, own = visits.trip, made("own")
+    first = visits.read(own, trip.first_visit)
+    return {
+        "as_seen": share(as_seen(visits.truth, visits.read(made("memory"), trip.second_visit))),
+        "blank": share(as_seen(visits.truth, visits.read(made("blank"), trip.second_visit))),
+        "own_recall": share(as_seen(first, visits.read(own, trip.second_visit))),
+        "first_visit_likelihood": fmean(first.likelihoods),
+        "true_likelihood": fmean(visits.truth.likelihoods),
+    }
 
 
 @torch.no_grad()
 def rollout_score(
-    student: Transformer, donor: Donor, scenes: Sequence[Scene], *, bank: TripBank, num_chunks: int, num_steps: int
+    student: Transformer, donor: Donor, scenes: Sequence[Scene], *, bank: TripBank, num_chunks: int, sampler: Sampler
 ) -> dict[str, float]:
     """Share of rollouts in which the oracle reads what the caption of a scene's first segment asks for.
 
@@ -117,7 +58,7 @@ def rollout_score(
     """
     with torch.compiler.set_stance("force_eager"):
         blank = held_clips(donor, [caption(scene, frame=0) for scene in scenes], bank=bank, num_chunks=num_chunks)
-        latents = continue_clips(student, donor.text_encoder, blank, first_chunk=0, num_steps=num_steps)
+        latents = continue_clips(student, donor.text_encoder, blank, first_chunk=0, sampler=sampler)
     return _shares(decoded(donor.vae, latents.transpose(1, 2)), scenes)
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_rollout import TEXT_LENGTH
-from vidaccel.training.causal_score import build_visits, recall_score, rollout_score
+from vidaccel.training.causal_score import recall_score, rollout_score
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.checkpoint import TrainingState, with_prefix
 from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch, slots_of, velocity_of
+from vidaccel.training.chunk_sampler import shifted_sampler
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents
+from vidaccel.training.return_visits import ReturnVisits
 from vidaccel.training.transformer_trainer import new_optimizers
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, training_clips
 from vidaccel.world import random_scene
@@ -68,7 +70,8 @@ class CausalTask:
         self._draw = random.Random(f"causal {config.seed} {state.round} {state.round_step}")
         self.num_frames_per_step = config.batch_size * CHUNK_FRAMES * TEMPORAL_STRIDE
         self._held_out: TripBank | None = None
-        self._visits: TripBank | None = None
+        self._visits: ReturnVisits | None = None
+        self._sampler = shifted_sampler(config.validation_steps)
 
     def loss(self, fraction: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted flow-matching loss of random chunks of random clips; for the records the plain one, and the one at
@@ -155,7 +158,7 @@ class CausalTask:
                 [random_scene(seed, split="test") for seed in seeds],
                 bank=self.bank,
                 num_chunks=config.validation_chunks,
-                num_steps=config.validation_steps,
+                sampler=self._sampler,
             )
         return results
 
@@ -163,8 +166,8 @@ class CausalTask:
         config = self.config
         if self._visits is None:
             seeds = range(config.validation_trips)
-            self._visits = build_visits(self.donor, seeds, away_chunks=config.validation_away_chunks)
-        return recall_score(self.student, self.donor, self._visits, num_steps=config.validation_steps)
+            self._visits = ReturnVisits(self.donor, seeds, away_chunks=config.validation_away_chunks)
+        return recall_score(self.student, self._visits, sampler=self._sampler)
 
     def _held_out_losses(self) -> dict[str, float]:
         config, generator = self.config, seeded_generator(self.device, _HELD_OUT_SEED)

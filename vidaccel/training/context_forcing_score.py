@@ -11,8 +11,8 @@ from vidaccel.files.atomic import atomic_write
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.context_forcing_config import ContextForcingConfig
-from vidaccel.training.context_forcing_visits import Cell, ReturnVisits
 from vidaccel.training.ranks import own_rank
+from vidaccel.training.return_visits import Cell, ReturnVisits, share
 
 _HELD_OUT_SEED = 78_000_000
 _SECONDS, _SECONDS_PER_TRIP = 5.0, 0.15
@@ -59,11 +59,6 @@ class Validation:
             "first_visit_valid": share(found["first visit"].valid),
             "first_visit_likelihood": sum(found["first visit"].likelihood) / len(self._visits),
         }
-
-
-def share(values: tuple[bool, ...]) -> float:
-    """How many of them are true, 0 to 1."""
-    return sum(values) / len(values)
 
 
 def draw_samples(student: Transformer, visits: ReturnVisits, path: Path) -> None:

@@ -22,6 +22,7 @@ from vidaccel.machine.environment import code_version
 from vidaccel.training.budget import Budget
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.chunk_batch import FAST_FRAMES
+from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks, adapted_networks, compile_blocks
 from vidaccel.training.context_forcing_score import Validation
@@ -47,7 +48,7 @@ from vidaccel.training.ranks import (
     tensors_of_ranks,
     values_of_ranks,
 )
-from vidaccel.training.self_rollout import STUDENT_SIGMAS, PromptTable
+from vidaccel.training.self_rollout import PromptTable
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
 
 FIRST_SEED = 950_000_000

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -20,7 +21,6 @@ from vidaccel.errors import UserError
 from vidaccel.training.architecture import TextEncoder, Transformer
 from vidaccel.training.chunk_batch import (
     ChunkBatch,
-    ChunkContext,
     SlotLayout,
     SlowMode,
     context_of,
@@ -29,12 +29,12 @@ from vidaccel.training.chunk_batch import (
     slots_of,
     velocity_in,
 )
+from vidaccel.training.chunk_sampler import STUDENT_SIGMAS, sample_chunk
 from vidaccel.training.dmd import clean_estimate
-from vidaccel.training.flow import empty_prompt, noisy_latents, prompt_embeddings
+from vidaccel.training.flow import empty_prompt, prompt_embeddings
 from vidaccel.training.ranks import shared_by_ranks
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank
 
-STUDENT_SIGMAS = (1.0, 0.9, 0.75, 0.5)  # four steps with shift 3
 LengthRule = Literal["linear", "exponential", "uniform", "fixed"]
 Layouts = SlowMode | Literal["drawn"]
 _EXPONENT = 3.0
@@ -261,46 +261,17 @@ def roll_out_chunks(
         is_last, is_scored = chunk == num_chunks - 1, chunk >= num_chunks - num_scored
         exit_step = shared_by_ranks(draw.randrange(len(STUDENT_SIGMAS)), video.latents.device) if is_scored else None
         context = context_of(student, batch)
-        noise = torch.randn(batch.chunk.shape, device=video.latents.device, generator=generator)
+        fresh = partial(torch.randn, batch.chunk.shape, device=video.latents.device, generator=generator)
+        noise = fresh()
         inputs = {} if exit_step is None else {exit_step: noise}
         stop = exit_step if is_last else None
-        clean = few_step_chunk(student, context, noise, generator=generator, inputs=inputs, stop=stop)
+        clean = sample_chunk(student, context, noise, fresh, inputs=inputs, stop=stop)
         if exit_step is not None:
             sigma = STUDENT_SIGMAS[exit_step]
             scored.append(ScoredChunk(batch=batch, noisy=inputs[exit_step], sigma=sigma, exit_step=exit_step))
         if not is_last:
             video.write(batch, clean)
     return scored
-
-
-def few_step_chunk(
-    student: Transformer,
-    context: ChunkContext,
-    noise: Tensor,
-    *,
-    generator: torch.Generator,
-    sigmas: Sequence[float] = STUDENT_SIGMAS,
-    inputs: dict[int, Tensor] | None = None,
-    stop: int | None = None,
-) -> Tensor:
-    """A chunk from `noise` by clean estimates, each with fresh noise at the next of `sigmas`.
-
-    inputs: filled with the noisy input of the steps that are its keys. stop: end before this step; the result is then
-    its input.
-    """
-    noisy = noise
-    for step, sigma in enumerate(sigmas):
-        if inputs is not None and step in inputs:
-            inputs[step] = noisy
-        if step == stop:
-            return noisy
-        levels = noise.new_full((len(noise),), sigma)
-        clean = clean_estimate(noisy, velocity_in(student, context, noisy, levels), levels)
-        if step == len(sigmas) - 1:
-            break
-        fresh = torch.randn(noise.shape, device=noise.device, generator=generator)
-        noisy = noisy_latents(clean, fresh, noise.new_full((len(noise),), sigmas[step + 1]))
-    return clean
 
 
 def exit_pass(student: Transformer, scored: ScoredChunk) -> Tensor:

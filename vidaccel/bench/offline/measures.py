@@ -10,11 +10,13 @@ from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_rollout import continue_clips
 from vidaccel.training.causal_score import recall_score
 from vidaccel.training.causal_student import Donor
+from vidaccel.training.chunk_sampler import Sampler
 from vidaccel.training.offline.collect import CollectConfig, Targets, collect_shard
 from vidaccel.training.offline.distill import end_distance
 from vidaccel.training.offline.loading import embedding
 from vidaccel.training.offline.teacher import Teacher
-from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank
+from vidaccel.training.return_visits import ReturnVisits
+from vidaccel.training.trip_bank import CHUNK_FRAMES
 
 DRIFT_CHUNKS = 12
 _SEED = 31
@@ -29,12 +31,12 @@ class Judge:
 
     donor: Donor
     teacher: Teacher
-    visits: TripBank
+    visits: ReturnVisits
     collect: CollectConfig
     common: Targets
 
     @classmethod
-    def of(cls, donor: Donor, teacher: Teacher, visits: TripBank, *, num_states: int, student_steps: int) -> Judge:
+    def of(cls, donor: Donor, teacher: Teacher, visits: ReturnVisits, *, num_states: int, student_steps: int) -> Judge:
         """`num_states` held-out states are asked about for every student."""
         collect = CollectConfig(
             kind="visited",
@@ -43,34 +45,30 @@ class Judge:
             rollouts_per_shard=max(1, num_states // 2),
             seed=_SEED,
         )
-        common, _ = collect_shard(donor.transformer, teacher, visits, config=collect, number=0, embed=embedding(donor))
+        common, _ = collect_shard(
+            donor.transformer, teacher, visits.bank, config=collect, number=0, embed=embedding(donor)
+        )
         return cls(donor=donor, teacher=teacher, visits=visits, collect=collect, common=common)
 
-    def results(self, student: Transformer, *, num_steps: int, stochastic: bool) -> dict[str, float]:
-        """All measures. `num_steps` and `stochastic`: how its rollouts are sampled."""
+    def results(self, student: Transformer, *, sampler: Sampler) -> dict[str, float]:
+        """All measures. `sampler`: of its rollouts."""
         embed = embedding(self.donor)
-        own, _ = collect_shard(student, self.teacher, self.visits, config=self.collect, number=0, embed=embed)
+        own, _ = collect_shard(student, self.teacher, self.visits.bank, config=self.collect, number=0, embed=embed)
         return {
             "own_end_distance": end_distance(student, own.states, own.ends, embed),
             "common_end_distance": end_distance(student, self.common.states, self.common.ends, embed),
-            **recall_score(student, self.donor, self.visits, num_steps=num_steps, stochastic=stochastic),
-            **self.drift(student, num_steps=num_steps, stochastic=stochastic),
+            **recall_score(student, self.visits, sampler=sampler),
+            **self.drift(student, sampler=sampler),
         }
 
-    def drift(self, student: Transformer, *, num_steps: int, stochastic: bool) -> dict[str, float]:
+    def drift(self, student: Transformer, *, sampler: Sampler) -> dict[str, float]:
         """How far the statistics of own chunks are from those of the trips, after one and after `DRIFT_CHUNKS`."""
-        first = self.visits.num_chunks - DRIFT_CHUNKS
-        made = continue_clips(
-            student,
-            self.donor.text_encoder,
-            self.visits,
-            first_chunk=first,
-            num_steps=num_steps,
-            stochastic=stochastic,
-        )
+        bank = self.visits.bank
+        first = bank.num_chunks - DRIFT_CHUNKS
+        made = continue_clips(student, self.donor.text_encoder, bank, first_chunk=first, sampler=sampler)
         return {
-            name: statistics_distance(*(_chunk(latents, chunk) for latents in (made, self.visits.latents.float())))
-            for name, chunk in (("first_chunk_drift", first), ("last_chunk_drift", self.visits.num_chunks - 1))
+            name: statistics_distance(*(_chunk(latents, chunk) for latents in (made, bank.latents.float())))
+            for name, chunk in (("first_chunk_drift", first), ("last_chunk_drift", bank.num_chunks - 1))
         }
 
 

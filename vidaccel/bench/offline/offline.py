@@ -23,15 +23,16 @@ from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.errors import UserError, check_count
 from vidaccel.machine.environment import describe_environment
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.causal_score import build_visits
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.causal_trainer import trained_student
+from vidaccel.training.chunk_sampler import Sampler, shifted_sampler
 from vidaccel.training.context_forcing_starts import load_beginning
 from vidaccel.training.device import training_device
 from vidaccel.training.offline.collect import CollectConfig
 from vidaccel.training.offline.loading import embedding
 from vidaccel.training.offline.states import HistoryView
 from vidaccel.training.offline.teacher import Teacher
+from vidaccel.training.return_visits import ReturnVisits
 from vidaccel.training.trip_bank import build_trip_bank, training_clips
 
 _FIRST_SEED = 1_400_000_000
@@ -111,11 +112,12 @@ class _Comparison:
         for part in (donor.vae, donor.text_encoder, donor.transformer):
             part.to(device).eval().requires_grad_(False)
         self.donor: Donor = donor
+        self.few_steps = shifted_sampler(config.student_steps, stochastic=True)
         self.teacher = Teacher(network=donor.transformer, num_steps=config.teacher_steps)
         seeds = range(_FIRST_SEED, _FIRST_SEED + config.bank_clips)
         trips = training_clips(seeds, num_chunks=DRIFT_CHUNKS + 3)
         bank = build_trip_bank(donor.vae, donor.tokenizer, trips=trips, seconds=config.bank_seconds)
-        visits = build_visits(donor, range(_VISITS_SEED, _VISITS_SEED + config.trips))
+        visits = ReturnVisits(donor, range(_VISITS_SEED, _VISITS_SEED + config.trips))
         self.judge = Judge.of(
             donor, self.teacher, visits, num_states=4 * config.trips, student_steps=config.student_steps
         )
@@ -140,9 +142,9 @@ class _Comparison:
         """Train what is to be trained, and measure it."""
         config = self.config
         if name == TEACHER:
-            return self._measured(self.donor.transformer, num_steps=config.teacher_steps, stochastic=False)
+            return self._measured(self.donor.transformer, sampler=shifted_sampler(config.teacher_steps))
         if name == START:
-            return self._measured(self.donor.transformer, num_steps=config.student_steps, stochastic=True)
+            return self._measured(self.donor.transformer, sampler=self.few_steps)
         if name == BEGUN:
             student = copy.deepcopy(self.donor.transformer).requires_grad_(True)
             seconds = config.train_seconds / (1 + len(config.arms))
@@ -151,11 +153,11 @@ class _Comparison:
             begun = trained_student(self.workshop.student_folder(BEGUN))[1].to(self.workshop.bank.latents.device)
             assert updates is not None
             trained = self.workshop.arm(cast(Arm, name), begun, updates=updates)
-        measured = self._measured(trained.student, num_steps=config.student_steps, stochastic=True)
+        measured = self._measured(trained.student, sampler=self.few_steps)
         return {**trained.costs(), **measured}
 
-    def _measured(self, student: Transformer, *, num_steps: int, stochastic: bool) -> dict[str, Any]:
+    def _measured(self, student: Transformer, *, sampler: Sampler) -> dict[str, Any]:
         began = time.monotonic()
-        results = self.judge.results(student.eval(), num_steps=num_steps, stochastic=stochastic)
+        results = self.judge.results(student.eval(), sampler=sampler)
         rounded = {name: round(value, 5) for name, value in results.items()}
         return {**rounded, "measure_seconds": time.monotonic() - began}

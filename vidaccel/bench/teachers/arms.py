@@ -18,8 +18,8 @@ from vidaccel.training.context_forcing_networks import Networks, compile_blocks
 from vidaccel.training.context_forcing_score import draw_samples
 from vidaccel.training.context_forcing_starts import Beginning, Forcing, base_student, ignorant_starts
 from vidaccel.training.context_forcing_step import ContextForcing
-from vidaccel.training.context_forcing_visits import Cell, ReturnVisits
 from vidaccel.training.device import seeded_generator
+from vidaccel.training.return_visits import Cell, ReturnVisits
 from vidaccel.training.self_rollout import PromptTable
 from vidaccel.training.trip_bank import TripBank
 

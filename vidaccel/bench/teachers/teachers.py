@@ -24,8 +24,8 @@ from vidaccel.training.context_forcing_config import ContextForcingConfig, Match
 from vidaccel.training.context_forcing_networks import compile_blocks
 from vidaccel.training.context_forcing_starts import Forcing, load_beginning
 from vidaccel.training.context_forcing_trainer import training_bank
-from vidaccel.training.context_forcing_visits import ReturnVisits
 from vidaccel.training.device import training_device
+from vidaccel.training.return_visits import ReturnVisits
 from vidaccel.training.self_rollout import PromptTable
 
 STARTS = ("ignore", "short")

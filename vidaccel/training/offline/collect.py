@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, check_choice, check_count
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.causal_rollout import euler_sigmas
+from vidaccel.training.chunk_sampler import euler_sigmas
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.offline.fingerprint import weights_digest
 from vidaccel.training.offline.states import STORED, Embed, States

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, check_count
 from vidaccel.training.architecture import FLOW_SHIFT, Transformer
-from vidaccel.training.causal_rollout import euler_sigmas
 from vidaccel.training.chunk_batch import velocity_in
+from vidaccel.training.chunk_sampler import euler_sigmas
 from vidaccel.training.flow import empty_prompt
 from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_digest
 from vidaccel.training.offline.states import Embed, HistoryView, States, context_of_states, first_of

@@ -12,8 +12,9 @@ from torch import Tensor
 from vidaccel.errors import UserError, check_count
 from vidaccel.machine.environment import code_version
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.causal_score import build_visits, recall_score
+from vidaccel.training.causal_score import recall_score
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
+from vidaccel.training.chunk_sampler import shifted_sampler
 from vidaccel.training.context_forcing_starts import Beginning, load_beginning
 from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
@@ -23,6 +24,7 @@ from vidaccel.training.offline.fingerprint import check_consistency
 from vidaccel.training.offline.loading import TEACHER, embedding, recorded_teacher
 from vidaccel.training.offline.states import Embed, HistoryView, States
 from vidaccel.training.offline.teacher import Teacher
+from vidaccel.training.return_visits import ReturnVisits
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
 
 TARGETS_FOLDER = "targets"
@@ -193,5 +195,6 @@ class _Distillation:
     def judge(self) -> dict[str, float]:
         """Recall of the student with its few steps."""
         donor, count = self.beginning.donor, self.config.validation_trips
-        visits = build_visits(donor, range(_VISITS_SEED, _VISITS_SEED + count))
-        return recall_score(self.student, donor, visits, num_steps=self.config.collect.student_steps, stochastic=True)
+        visits = ReturnVisits(donor, range(_VISITS_SEED, _VISITS_SEED + count))
+        sampler = shifted_sampler(self.config.collect.student_steps, stochastic=True)
+        return recall_score(self.student, visits, sampler=sampler)

@@ -7,15 +7,15 @@ length. Everything that is drawn on the host is drawn before, as a plan of plain
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.causal_rollout import euler_sigmas
 from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch
+from vidaccel.training.chunk_sampler import sample_chunk, shifted_sampler
 from vidaccel.training.offline.states import STORED, Embed, HistoryView, States, context_of_states
-from vidaccel.training.self_rollout import few_step_chunk
 from vidaccel.training.trip_bank import TripBank
 
 
@@ -112,18 +112,17 @@ def visit(
     """
     videos = bank.latents[torch.tensor(plan.rows, device=bank.latents.device)].float()
     kept: list[States] = []
-    levels = euler_sigmas(num_steps)[:-1]
+    sampler = shifted_sampler(num_steps, stochastic=True)
     for number, slots in enumerate(plan.slots):
         batch = gather_batch(bank, plan.rows, plan.chunks(number), slots, latents=videos)
         states = states_at(batch, _noise(batch.chunk, generator), 1.0)
         context = context_of_states(student, states, embed(states.tokens), view=HistoryView())
         passes: dict[int, Tensor] = {step: states.noisy for own, step in plan.kept if own == number}
-        clean = few_step_chunk(
-            student, context, states.noisy.float(), generator=generator, sigmas=levels, inputs=passes
-        )
+        draw = partial(_noise, batch.chunk, generator)
+        clean = sample_chunk(student, context, states.noisy.float(), draw, sampler=sampler, inputs=passes)
         for step, noisy in sorted(passes.items()):
             rollouts = torch.tensor(plan.kept[number, step], device=noisy.device)
-            kept.append(states.at(noisy, noisy.new_full((len(noisy),), levels[step])).rows(rollouts))
+            kept.append(states.at(noisy, noisy.new_full((len(noisy),), sampler.sigmas[step])).rows(rollouts))
         frames = batch.first[:, None] + torch.arange(clean.shape[2], device=clean.device)
         videos[torch.arange(len(videos), device=clean.device)[:, None], frames] = clean.transpose(1, 2)
     count = len(plan.rows) * len(plan.slots) * num_steps
