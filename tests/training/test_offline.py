@@ -22,7 +22,7 @@ from vidaccel.training.loop import Schedule
 from vidaccel.training.offline.collect import collect, collect_shard, shard_plan
 from vidaccel.training.offline.distill import FreshTargets, OfflineDistill, OfflineTask, StoredTargets, end_errors
 from vidaccel.training.offline.fingerprint import TeacherFingerprint, check_consistency, weights_digest
-from vidaccel.training.offline.states import HistoryView, States, context_of_states
+from vidaccel.training.offline.states import HistoryView, States
 from vidaccel.training.offline.store import INDEX_FILE, TargetStore
 from vidaccel.training.offline.teacher import Teacher, ask, trajectory
 from vidaccel.training.offline.visits import noise_states, plan_rollouts, states_at, visit
@@ -201,7 +201,7 @@ def test_the_context_of_states_is_that_of_the_batch_they_were_taken_from() -> No
     noisy, sigmas = torch.randn(batch.chunk.shape).bfloat16().float(), torch.tensor([0.9, 0.5])
     states = replace(states_at(batch, noisy, 1.0), sigmas=sigmas)
     with torch.no_grad():
-        context = context_of_states(student, states, embed(states.tokens), view=HistoryView())
+        context = context_of(student, states.surroundings(embed(states.tokens)))
         found = velocity_in(student, context, noisy, sigmas)
         expected = velocity_in(student, context_of(student, batch), noisy, sigmas)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -247,7 +247,7 @@ def _by_hand(asked: Teacher, states: States, chunk: Tensor, sigma: float) -> Ten
     nothing = torch.tensor([[1, *[0] * 31]])
     steps = []
     for tokens in (states.tokens, nothing):
-        context = context_of_states(asked.network, states, embed(tokens), view=asked.history)
+        context = context_of(asked.network, states.surroundings(embed(tokens), view=asked.history))
         steps.append(velocity_in(asked.network, context, chunk, torch.tensor([sigma])))
     return steps[1] + asked.guidance_scale * (steps[0] - steps[1])
 
@@ -354,7 +354,7 @@ def test_the_loss_is_the_distance_of_one_step_ends(whole: TargetStore) -> None:
     records = whole.read()
     states = States.of(records, CPU)
     with torch.no_grad():
-        context = context_of_states(network(), states, embed(states.tokens), view=HistoryView())
+        context = context_of(network(), states.surroundings(embed(states.tokens)))
         noisy = states.noisy.float()
         velocities = velocity_in(network(), context, noisy, states.sigmas)
         by_hand = [

@@ -9,7 +9,7 @@ Shapes: B samples, S = `SLOTS` remembered frames, chunks of T = `CHUNK_FRAMES`.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -104,14 +104,12 @@ def _slow(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkBatch:
-    """B chunks and what is remembered while each is made.
+class Surroundings:
+    """What B chunks are made beside.
 
     context: (B, C, S, h, w) float32, zeros in empty slots. context_mask: (B, S) bool, which slots hold a frame.
     context_positions: (B, S) long, counted without the empty ones. context_camera, chunk_camera: (B, S) and (B, T).
-    chunk: the finished chunk, (B, C, T, h, w). chunk_positions: (B, T).
-    tokens: of the caption of the chunk, (B, length). coverage, landmarks: of its cells, (B, 1, T, h, w).
-    frames: (B, S) long, the frames in the slots. first: (B,) long, first frame of the chunk.
+    chunk_positions: (B, T).
     embeddings: (B, length, text_dim), once a text encoder made them of the tokens.
     """
 
@@ -119,47 +117,64 @@ class ChunkBatch:
     context_mask: Tensor
     context_camera: Camera
     context_positions: Tensor
-    chunk: Tensor
     chunk_camera: Camera
     chunk_positions: Tensor
-    tokens: Tensor
-    coverage: Tensor
-    landmarks: Tensor
-    frames: Tensor
-    first: Tensor
     embeddings: Tensor | None = None
 
-    def weight(self, *, subject: float, landmarks: float) -> Tensor:
-        """Weights of the cells of the chunk with mean 1: a cell that the subject covers weighs 1 + `subject`."""
-        weight = 1 + subject * self.coverage + landmarks * self.landmarks
-        return weight / weight.mean()
-
-    def without(self, hidden: Tensor) -> "ChunkBatch":
-        """The batch as if the frames in the slots of `hidden` (B, S) had never been remembered."""
-        mask = self.context_mask & ~hidden
-        counted = mask.long().cumsum(1)
-        return replace(
-            self,
-            context=self.context * mask[:, None, :, None, None],
-            context_mask=mask,
-            context_positions=(counted - 1).clamp(min=0),
-            chunk_positions=counted[:, -1:] + torch.arange(CHUNK_FRAMES, device=mask.device),
-        )
-
-    def packed(self) -> "ChunkBatch":
+    def packed(self) -> Self:
         """The same of one sample, without its empty slots: they cost as much as others. Waits for the device.
 
         One empty slot is kept where nothing is remembered, so that every network has work for the same layers.
         """
-        kept = self.context_mask[0].nonzero().flatten()
-        kept = kept if len(kept) else kept.new_zeros(1)
+        kept = self._filled_slots()
         return replace(
             self,
             context=self.context[:, :, kept],
             context_mask=self.context_mask[:, kept],
             context_positions=self.context_positions[:, kept],
             context_camera=Camera(*(values[:, kept] for values in self.context_camera)),
-            frames=self.frames[:, kept],
+        )
+
+    def _filled_slots(self) -> Tensor:
+        filled = self.context_mask[0].nonzero().flatten()
+        return filled if len(filled) else filled.new_zeros(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkBatch(Surroundings):
+    """B chunks of clips, and what is remembered while each is made.
+
+    chunk: the finished chunk, (B, C, T, h, w).
+    tokens: of the caption of the chunk, (B, length). coverage, landmarks: of its cells, (B, 1, T, h, w).
+    frames: (B, S) long, the frames in the slots. first: (B,) long, first frame of the chunk.
+    """
+
+    chunk: Tensor
+    tokens: Tensor
+    coverage: Tensor
+    landmarks: Tensor
+    frames: Tensor
+    first: Tensor
+
+    def weight(self, *, subject: float, landmarks: float) -> Tensor:
+        """Weights of the cells of the chunk with mean 1: a cell that the subject covers weighs 1 + `subject`."""
+        weight = 1 + subject * self.coverage + landmarks * self.landmarks
+        return weight / weight.mean()
+
+    def packed(self) -> Self:
+        """As `Surroundings.packed`."""
+        return replace(super().packed(), frames=self.frames[:, self._filled_slots()])
+
+    def without(self, hidden: Tensor) -> "ChunkBatch":
+        """The batch as if the frames in the slots of `hidden` (B, S) had never been remembered."""
+        mask = self.context_mask & ~hidden
+        context, chunk = positions_of(mask, CHUNK_FRAMES)
+        return replace(
+            self,
+            context=self.context * mask[:, None, :, None, None],
+            context_mask=mask,
+            context_positions=context,
+            chunk_positions=chunk,
         )
 
     def with_chunk(self, chunk: Tensor, first: Tensor) -> "ChunkBatch":
@@ -199,21 +214,30 @@ def gather_batch(
     current = first[:, None] + torch.arange(CHUNK_FRAMES, device=device)
     source, sample = (bank.latents, row) if latents is None else (latents, torch.arange(len(row), device=device))
     context = source[sample[:, None], known].float() * mask[:, :, None, None, None]
-    counted = mask.long().cumsum(1)
+    context_positions, chunk_positions = positions_of(mask, CHUNK_FRAMES)
     return ChunkBatch(
         context=context.transpose(1, 2),
         context_mask=mask,
         context_camera=_camera(bank, row, known),
-        context_positions=(counted - 1).clamp(min=0),
+        context_positions=context_positions,
         chunk=source[sample[:, None], current].float().transpose(1, 2),
         chunk_camera=_camera(bank, row, current),
-        chunk_positions=counted[:, -1:] + torch.arange(CHUNK_FRAMES, device=device),
+        chunk_positions=chunk_positions,
         tokens=bank.tokens[row, chunk],
         coverage=bank.coverage[row[:, None], current].float()[:, None],
         landmarks=bank.landmarks[row[:, None], current].float()[:, None],
         frames=frames,
         first=first,
     )
+
+
+def positions_of(mask: Tensor, chunk_frames: int) -> tuple[Tensor, Tensor]:
+    """Positions of the slots of `mask` (B, S), counted from 0 without the empty ones, and of the chunk behind them.
+
+    As in a rollout; (B, S) and (B, chunk_frames), long.
+    """
+    counted = mask.long().cumsum(1)
+    return (counted - 1).clamp(min=0), counted[:, -1:] + torch.arange(chunk_frames, device=mask.device)
 
 
 def _camera(bank: TripBank, rows: Tensor, frames: Tensor) -> Camera:
@@ -237,7 +261,7 @@ class ChunkContext(NamedTuple):
     positions: Tensor
 
 
-def context_of(student: Transformer, batch: ChunkBatch, *, copies: int = 1) -> ChunkContext:
+def context_of(student: Transformer, batch: Surroundings, *, copies: int = 1) -> ChunkContext:
     """What `student` sees of the prompt and of the remembered frames, for `copies` of each chunk in a row.
 
     A sample alone is seen without its empty slots and without a mask: large networks are trained so, and attention
@@ -246,7 +270,7 @@ def context_of(student: Transformer, batch: ChunkBatch, *, copies: int = 1) -> C
     if batch.embeddings is None:
         raise ValueError("The batch has no embeddings; make them with `with_prompt`.")
     mask: Tensor | None = batch.context_mask
-    if len(batch.chunk) == 1:
+    if len(batch.context) == 1:
         batch = batch.packed()
         mask = None if bool(batch.context_mask.all()) else batch.context_mask
     with autocast(batch.context.device):

@@ -16,11 +16,11 @@ from torch import Tensor
 from vidaccel.errors import UserError, check_count
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
 from vidaccel.training.checkpoint import with_prefix
-from vidaccel.training.chunk_batch import velocity_in
+from vidaccel.training.chunk_batch import context_of, velocity_in
 from vidaccel.training.dmd import clean_estimate
 from vidaccel.training.loop import Schedule
 from vidaccel.training.offline.collect import ENDS, CollectConfig, Targets, collect_shard
-from vidaccel.training.offline.states import Embed, HistoryView, States, context_of_states
+from vidaccel.training.offline.states import Embed, States
 from vidaccel.training.offline.store import Cost, TargetStore
 from vidaccel.training.offline.teacher import Teacher
 from vidaccel.training.transformer_trainer import new_optimizers
@@ -48,7 +48,7 @@ class OfflineDistill:
 
 def end_errors(student: Transformer, states: States, ends: Tensor, embed: Embed) -> Tensor:
     """Mean squared distance of the student's one-step ends from those of the teacher; (n,) float32."""
-    context = context_of_states(student, states, embed(states.tokens), view=HistoryView())
+    context = context_of(student, states.surroundings(embed(states.tokens)))
     noisy = states.noisy.float()
     found = clean_estimate(noisy, velocity_in(student, context, noisy, states.sigmas), states.sigmas)
     return (found - ends.float()).square().flatten(1).mean(1)

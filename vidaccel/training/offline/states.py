@@ -13,9 +13,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.camera import Camera
 from vidaccel.models.causal_blocks import History, PromptCache
-from vidaccel.training.architecture import Transformer
-from vidaccel.training.chunk_batch import ChunkContext
-from vidaccel.training.device import autocast
+from vidaccel.training.chunk_batch import ChunkContext, Surroundings, positions_of
 
 Embed = Callable[[Tensor], Tensor]  # tokens (n, length) to embeddings (n, text length, text_dim)
 STORED = torch.bfloat16
@@ -48,6 +46,21 @@ class States:
     def at(self, noisy: Tensor, sigmas: Tensor) -> "States":
         """The same chunks elsewhere on their way."""
         return replace(self, noisy=noisy.to(STORED), sigmas=sigmas)
+
+    def surroundings(self, embeddings: Tensor, *, view: "HistoryView | None" = None) -> Surroundings:
+        """What a network is given beside the noisy chunks, `context_of` them; it is shown `view`, None: everything."""
+        num_slots, size = self.mask.shape[1], self.noisy.shape[2]
+        mask = self.mask if view is None else view.of(self.mask)
+        context_positions, chunk_positions = positions_of(mask, size)
+        return Surroundings(
+            context=self.context.float(),
+            context_mask=mask,
+            context_camera=Camera(self.columns[:, :num_slots], self.motions[:, :num_slots]),
+            context_positions=context_positions,
+            chunk_camera=Camera(self.columns[:, num_slots:], self.motions[:, num_slots:]),
+            chunk_positions=chunk_positions,
+            embeddings=embeddings,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as a store takes them."""
@@ -99,25 +112,6 @@ class HistoryView:
             return mask
         later = mask.flip(1).cumsum(1).flip(1)
         return mask & (later <= self.frames)
-
-
-def context_of_states(network: Transformer, states: States, embeddings: Tensor, *, view: HistoryView) -> ChunkContext:
-    """What passes over the chunks have in common: prompt and shown history of `network`, encoded once.
-
-    Positions are those of a rollout: what is shown counts from 0, the chunk follows.
-    """
-    num_slots, size = states.mask.shape[1], states.noisy.shape[2]
-    mask = view.of(states.mask)
-    counted = mask.long().cumsum(1)
-    past, own = (
-        Camera(states.columns[:, part], states.motions[:, part]) for part in (slice(num_slots), slice(num_slots, None))
-    )
-    with autocast(mask.device):
-        prompt = network.cache_prompt(embeddings)
-        history = network.remember(
-            states.context.float(), prompt, positions=(counted - 1).clamp(min=0), camera=past, mask=mask
-        )
-    return ChunkContext(prompt, history, own, counted[:, -1:] + torch.arange(size, device=mask.device))
 
 
 def first_of(context: ChunkContext, count: int) -> ChunkContext:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, check_count
 from vidaccel.training.architecture import FLOW_SHIFT, Transformer
-from vidaccel.training.chunk_batch import velocity_in
+from vidaccel.training.chunk_batch import context_of, velocity_in
 from vidaccel.training.chunk_sampler import euler_sigmas
 from vidaccel.training.flow import empty_prompt
 from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_digest
-from vidaccel.training.offline.states import Embed, HistoryView, States, context_of_states, first_of
+from vidaccel.training.offline.states import Embed, HistoryView, States, first_of
 
 _NEAR = 1e-4  # noise levels are told apart by more than this
 
@@ -130,7 +130,7 @@ class _Guided:
         texts = [embed(states.tokens)]
         if self._scale != 1:
             texts.append(embed(empty_prompt(states.tokens.device).expand(len(states), -1)))
-        self._contexts = [context_of_states(self._network, states, text, view=teacher.history) for text in texts]
+        self._contexts = [context_of(self._network, states.surroundings(text, view=teacher.history)) for text in texts]
 
     @property
     def passes(self) -> int:

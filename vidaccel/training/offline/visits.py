@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch
+from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, context_of, draw_slots, gather_batch
 from vidaccel.training.chunk_sampler import sample_chunk, shifted_sampler
-from vidaccel.training.offline.states import STORED, Embed, HistoryView, States, context_of_states
+from vidaccel.training.offline.states import STORED, Embed, States
 from vidaccel.training.trip_bank import TripBank
 
 
@@ -116,7 +116,7 @@ def visit(
     for number, slots in enumerate(plan.slots):
         batch = gather_batch(bank, plan.rows, plan.chunks(number), slots, latents=videos)
         states = states_at(batch, _noise(batch.chunk, generator), 1.0)
-        context = context_of_states(student, states, embed(states.tokens), view=HistoryView())
+        context = context_of(student, states.surroundings(embed(states.tokens)))
         passes: dict[int, Tensor] = {step: states.noisy for own, step in plan.kept if own == number}
         draw = partial(_noise, batch.chunk, generator)
         clean = sample_chunk(student, context, states.noisy.float(), draw, sampler=sampler, inputs=passes)
