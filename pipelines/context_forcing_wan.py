@@ -31,6 +31,7 @@ from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.camera import CameraPath
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
+from vidaccel.rollout.depth import warn_about_depth
 from vidaccel.rollout.fingerprint import session_settings
 from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.inputs import camera_asked, chunks_asked, drawn_seeds, repeated, start_of, timeline_of
@@ -131,7 +132,8 @@ class ContextForcingWanPipeline(WanPipeline):
     ) -> RolloutState:
         """The state before the first chunk, for videos of `height` x `width` pixels, one a seed.
 
-        Raises UserError for sizes that the networks do not take.
+        Raises UserError for sizes that the networks do not take. Warns where layers share a memory (`depth_every`) and
+        the student was not trained so.
         """
         side = self.vae_scale_factor_spatial
         rows, columns = (side * size for size in self.transformer.config.patch_size[1:])
@@ -139,9 +141,11 @@ class ContextForcingWanPipeline(WanPipeline):
             raise UserError(
                 f"`height` and `width` must be multiples of {rows} and {columns}, got {height} and {width}."
             )
+        policy = self.memory_config(memory)
+        warn_about_depth(self.transformer, policy)
         return new_state(
             student,
-            self.memory_config(memory),
+            policy,
             height=height // side,
             width=width // side,
             seeds=seeds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,8 @@ def test_the_usual_sizes_are_the_papers() -> None:
         ({"prefill": []}, "`prefill` must be one of none, linear; got []."),
         ({"keyframe_frames": 0}, "`keyframe_frames` must be a whole number from 1 to 3 (`chunk_frames`); got 0."),
         ({"keyframe_frames": 4}, "`keyframe_frames` must be a whole number from 1 to 3 (`chunk_frames`); got 4."),
+        ({"depth_every": 0}, "`depth_every` must be a whole number of at least 1; got 0."),
+        ({"depth_every": 2.0}, "`depth_every` must be a whole number of at least 1; got 2.0."),
         ({"max_frames": 0}, "`max_frames` must be a whole number of at least 1 or None; got 0."),
     ],
 )
@@ -71,6 +74,7 @@ def test_nonsense_is_refused_with_the_value_and_what_is_accepted(values: dict[st
         {"keyframe_interval": 0},
         {"fast_frames": 3},
         {"slow_frames": 0},
+        {"depth_every": 40},
         {"sink_frames": 0, "slow_frames": 0, "fast_frames": 1, "chunk_frames": 1},
     ],
 )
@@ -115,6 +119,9 @@ def test_settings_are_frozen_and_given_by_name() -> None:
         ("sink+window:6+12", MemoryConfig.sink_and_window(sink_frames=6, window_frames=12)),
         ("window:21", MemoryConfig.sliding_window(21)),
         ("full:240", MemoryConfig.full(240)),
+        ("slow-fast:3+12+6%2", MemoryConfig(depth_every=2)),
+        ("slow-fast@0.9%4", MemoryConfig(similarity_threshold=0.9, depth_every=4)),
+        ("window:21%2", replace(MemoryConfig.sliding_window(21), depth_every=2)),
     ],
 )
 def test_a_word_of_the_command_line_names_a_memory(word: str, config: MemoryConfig) -> None:
@@ -138,6 +145,10 @@ WRONG_COUNTS = (
     "slow-fast:3+12",
     "slow-fast:3+12+6+1",
     "sink+window:3",
+    "slow-fast%",
+    "slow-fast%0",
+    "slow-fast%2%2",
+    "%2",
 )
 
 
@@ -145,7 +156,7 @@ WRONG_COUNTS = (
 def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
     accepted = (
         "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold), "
-        "sink+window:3+9, window:21 or full:240 (latent frames)"
+        "slow-fast:3+12+6%2 (of every 2nd layer), sink+window:3+9, window:21 or full:240 (latent frames)"
     )
     with pytest.raises(ValueError, match=re.escape(f"A memory must be {accepted}; got {word!r}.")):
         parse_memory(word)

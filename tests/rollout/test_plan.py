@@ -164,7 +164,7 @@ def test_memory_prompt_and_decoder_hold_what_was_planned(batch_size: int, camera
     torch.manual_seed(0)
     transformer = CausalWanTransformer3DModel.from_config(TINY_TRANSFORMER | camera)
     vae = AutoencoderKLWan.from_config(dict(TINY.vae)).eval()
-    memory = MemoryConfig(sink_frames=1, slow_frames=2, fast_frames=3, chunk_frames=2)
+    memory = MemoryConfig(sink_frames=1, slow_frames=2, fast_frames=3, chunk_frames=2, depth_every=batch_size)
     model = replace(TINY, transformer=TINY_TRANSFORMER | camera)
     planned = plan(model, replace(TINY_SIZE, memory=memory, batch_size=batch_size))
 

@@ -81,6 +81,10 @@ def rollout(
     prefill: Annotated[
         str | None, typer.Option(help="none, or linear: fill the slow part before it is needed.")
     ] = None,
+    depth_every: Annotated[
+        int | None,
+        typer.Option(help="Keep the memory of every so many layers only, for students trained so. (default: all)"),
+    ] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. (default: the student's)")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. (default: the student's)")
@@ -163,6 +167,7 @@ def rollout(
         similarity_threshold=similarity_threshold,
         keyframe_interval=keyframe_interval,
         prefill=prefill,
+        depth_every=depth_every,
     )
     rate = spec.defaults.fps if fps is None else fps
     start = fitted_start(read_inputs(fps=rate, keep_frames=keep_frames, **files), (settings.height, settings.width))

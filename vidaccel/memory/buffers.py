@@ -14,7 +14,9 @@ by place:
 
 Of students that are told of a camera every frame also has the column at which its own camera stood, for as long as it
 is remembered: its keys are rotated for both.
-Shapes: buffers (layers, B, frames * tokens_per_frame, heads, D).
+Layers may share what is remembered (`DepthMap`): then there are buffers of the kept layers only, and a layer that reads
+another one's writes the chunk's rotated keys and values over that layer's, which are put back before they are needed.
+Shapes: buffers (kept layers, B, frames * tokens_per_frame, heads, D).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +28,9 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.memory.camera import Camera
+from vidaccel.memory.depth import DepthMap
 from vidaccel.memory.rotary import RotaryTable, rotate_frames
+from vidaccel.memory.shared_depth import SharedDepth
 from vidaccel.memory.transfer import sent
 
 FrameKey = tuple[int, int | str | None]  # which frame, and which copy of it: the pass that it was taken from, or None
@@ -73,10 +77,11 @@ class FrameBuffers:
         *,
         num_frames: int,
         chunk_frames: int,
+        depth: DepthMap,
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> None:
-        """Reserve the bytes. Raises ValueError for more frames than `table` has positions."""
+        """Reserve the bytes. Raises ValueError for more frames than `table` has positions, and as `SharedDepth`."""
         if num_frames > table.num_positions:
             raise ValueError(
                 f"The memory holds {num_frames} frames and the transformer has {table.num_positions} positions "
@@ -84,8 +89,9 @@ class FrameBuffers:
             )
         self.shape, self.num_frames = shape, num_frames
         tokens = num_frames * shape.tokens_per_frame
-        size = (shape.num_layers, shape.batch_size, tokens, shape.num_heads, shape.head_dim)
+        size = (len(depth.kept), shape.batch_size, tokens, shape.num_heads, shape.head_dim)
         self.raw, self.keys, self.values = (torch.zeros(size, device=device, dtype=dtype) for _ in range(3))
+        self._depth = SharedDepth(depth, like=self.raw[:, :, : chunk_frames * shape.tokens_per_frame])
         self._table = table.to(device)
         head = (shape.batch_size, chunk_frames * shape.tokens_per_frame, 1, shape.head_dim)
         self._rotary = torch.zeros(2, *head, device=device)
@@ -130,31 +136,37 @@ class FrameBuffers:
         return None if self._motions is None else self._motions[:, : len(self.current)]
 
     def view(self, block_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one block: the chunk's keys before rotation, all attended keys, all attended values."""
-        start, stop = (place * self.shape.tokens_per_frame for place in (self.current.start, self.current.stop))
-        return (
-            self.raw[block_index, :, start:stop],
-            self.keys[block_index, :, :stop],
-            self.values[block_index, :, :stop],
-        )
+        """Of one block: the chunk's keys before rotation, all attended keys, all attended values.
+
+        To be asked for in the order of the blocks, each when the one before has written.
+        """
+        row, tokens = self._depth.rows[block_index], self._tokens_of_chunk
+        keys, values = self.keys[row, :, : tokens.stop], self.values[row, :, : tokens.stop]
+        spare = self._depth.begin(block_index, keys[:, tokens], values[:, tokens])
+        return self.raw[row, :, tokens] if spare is None else spare, keys, values
+
+    @property
+    def _tokens_of_chunk(self) -> slice:
+        """Where the tokens of the chunk being made lie."""
+        return slice(*(place * self.shape.tokens_per_frame for place in (self.current.start, self.current.stop)))
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes that one frame of one sample takes in all layers."""
+        """Bytes that one frame of one sample takes in all layers that are kept."""
         return 3 * self.raw[:, :1, : self.shape.tokens_per_frame].nbytes
 
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return 3 * self.raw.nbytes + self._rotary.nbytes + (0 if self._motions is None else self._motions.nbytes)
+        motions = 0 if self._motions is None else self._motions.nbytes
+        return 3 * self.raw.nbytes + self._depth.nbytes + self._rotary.nbytes + motions
 
     def mean_keys(self) -> Tensor:
-        """Mean keys of the chunk being made, (layers, B, heads * D)."""
-        start, stop = (place * self.shape.tokens_per_frame for place in (self.current.start, self.current.stop))
-        return self.raw[:, :, start:stop].mean(2, dtype=torch.float32).flatten(2)
+        """Mean keys of the chunk being made, (kept layers, B, heads * D)."""
+        return self.raw[:, :, self._tokens_of_chunk].mean(2, dtype=torch.float32).flatten(2)
 
     def mean_keys_of(self, sample: int, frames: range) -> Tensor | None:
-        """Mean keys of those of `frames` that are remembered, (layers, heads * D); None where none is."""
+        """Mean keys of those of `frames` that are remembered, (kept layers, heads * D); None where none is."""
         places = [place for place, slot in enumerate(self.slots[sample]) if slot and slot[0] in frames]
         if not places:
             return None
@@ -177,6 +189,7 @@ class FrameBuffers:
 
     def arrange(self, layouts: Sequence[Layout]) -> None:
         """Lay the buffers out for a pass over the current chunk: remembered frames in front, the chunk behind them."""
+        self._put_back()  # what is remembered next, or copied, is what the kept layers wrote
         start = max(len(layout.kept) for layout in layouts)
         for sample, layout in enumerate(layouts):  # an interrupt between the lines leaves tables that are true
             slots, moves = self._moves(sample, layout, start)
@@ -190,6 +203,7 @@ class FrameBuffers:
 
     def keep(self, chunks: Sequence[Sequence[int]]) -> None:
         """The chunk being made lies where it was written, and is remembered: for every sample its frames."""
+        self._put_back()
         for slots, frames in zip(self.slots, chunks, strict=True):
             for place, frame in zip(self.current, frames, strict=True):
                 slots[place] = (frame, None)
@@ -212,6 +226,12 @@ class FrameBuffers:
             self._set_rotary([[(slot[0], positions[slot]) for slot in group] for group, positions in samples])
             self._set_mask(self.current.stop)
             yield padded
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """Let the chunk's places hold what the kept layers wrote there, not what layers that share them wrote after."""
+        tokens = self._tokens_of_chunk
+        self._depth.put_back(self.keys[:, :, tokens], self.values[:, :, tokens])
 
     def _moves(self, sample: int, layout: Layout, stop: int) -> tuple[list[FrameKey | None], list[tuple[int, int]]]:
         """The table of slots in which what is kept lies before `stop`, and which frames to copy where for it."""

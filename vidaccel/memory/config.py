@@ -9,6 +9,7 @@ from typing import Any
 
 from vidaccel.errors import check_count
 from vidaccel.memory.clean import CleanParts
+from vidaccel.memory.depth import DepthMap
 from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.official import OfficialParts
 from vidaccel.memory.policy import ChunkPass, Kept, MemoryPolicy
@@ -37,6 +38,8 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
         "official" mode fills its memory linearly anyway.
     keyframe_frames: frames that are kept of a keyframe chunk: its first ones.
     max_frames: longest video; a chunk beyond is refused. None for any length.
+    depth_every: layers that share one memory: keys and values of every `depth_every`-th layer are kept, and the layers up
+        to the next read those (`DepthMap.every`). For students that were trained with routed or so shared memory.
 
     Raises ValueError for a value outside these choices.
     """
@@ -59,6 +62,10 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
     @property
     def _parts(self) -> CleanParts | OfficialParts:
         return CleanParts(self) if self.mode == "clean" else OfficialParts(self)
+
+    def depth_map(self, num_layers: int) -> DepthMap:
+        """Groups of `depth_every` layers."""
+        return DepthMap.every(self.depth_every, num_layers)
 
     def start(self) -> Kept:
         """Nothing, in the form of the mode."""
@@ -136,8 +143,12 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values for JSON; without the name of a policy, as sessions of 0.3.0 have them."""
-        return asdict(self)
+        """The settings as plain values for JSON; without the name of a policy, as sessions of 0.3.0 have them.
+
+        Without `depth_every` too, where it is 1.
+        """
+        values = asdict(self)
+        return {name: value for name, value in values.items() if (name, value) != ("depth_every", 1)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MemoryConfig:

@@ -55,6 +55,7 @@ class KeyValueMemory:
             table,
             num_frames=policy.total_frames,
             chunk_frames=policy.chunk_frames,
+            depth=policy.depth_map(shape.num_layers),
             device=device,
             dtype=dtype,
         )
@@ -100,7 +101,10 @@ class KeyValueMemory:
         return self.buffers.mask
 
     def view(self, block_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one block: the chunk's keys before rotation, all attended keys, all attended values."""
+        """Of one block: the chunk's keys before rotation, all attended keys, all attended values.
+
+        To be asked for in the order of the blocks, each when the one before has written.
+        """
         return self.buffers.view(block_index)
 
     @property
@@ -170,7 +174,7 @@ class KeyValueMemory:
     def similarity(self) -> Tensor | None:
         """Similarity of the last committed chunk's keys with those of the chunk before, (B,) on the device, or None.
 
-        The cosine of the keys' means over the tokens (arXiv 2602.06028, equation 7), averaged over the layers.
+        The cosine of the keys' means over the tokens (arXiv 2602.06028, equation 7), averaged over the kept layers.
         """
         return self._similarity
 

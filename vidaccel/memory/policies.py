@@ -1,7 +1,7 @@
 """The memory policies that can be named: one row for each, read when a name is looked up.
 
 A text such as `slow-fast:3+12+6@0.997` is a name and, behind a colon, what the policy makes of the rest. Before an @
-the colon may be left out: `slow-fast@0.99` has the usual sizes.
+the colon may be left out: `slow-fast@0.99` has the usual sizes. A `%2` at its end keeps every second layer only.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.policy import MemoryPolicy
 
 _NAME = re.compile(r"([^:@]*):?(.*)", re.DOTALL)
+_EVERY = re.compile(r"[1-9][0-9]{0,3}")
 _THRESHOLD = re.compile(r"[01](\.[0-9]{1,12})?")
 
 
@@ -35,13 +36,14 @@ def parse_memory(text: str, chunk_frames: int = 3) -> MemoryPolicy:
 
     Raises ValueError for an unknown name or sizes that cannot be.
     """
-    found = _NAME.fullmatch(text)
+    sizes, percent, every = text.partition("%")
+    found = _NAME.fullmatch(sizes)
     row = POLICIES.get(found[1]) if found else None
-    is_complete = found is not None and (bool(found[2]) or ":" not in text)  # nothing is missing behind a colon
+    is_complete = found is not None and (bool(found[2]) or ":" not in sizes)  # nothing is missing behind a colon
     policy = row.read(found[2], chunk_frames) if found is not None and row is not None and is_complete else None
-    if policy is None:
+    if policy is None or (percent and not (isinstance(policy, MemoryConfig) and _EVERY.fullmatch(every))):
         raise ValueError(f"A memory must be {memory_forms()} (latent frames); got {text!r}.")
-    return policy
+    return replace(cast(MemoryConfig, policy), depth_every=int(every)) if percent else policy
 
 
 def memory_forms() -> str:
@@ -88,7 +90,8 @@ def _of_sizes(make: Callable[..., MemoryConfig], counts: Sequence[int]) -> Calla
 
 POLICIES: dict[str, PolicyRow] = {
     "slow-fast": PolicyRow(
-        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold)",
+        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold), "
+        "slow-fast:3+12+6%2 (of every 2nd layer)",
         _slow_fast,
     ),
     "sink+window": PolicyRow("sink+window:3+9", _of_sizes(MemoryConfig.sink_and_window, (0, 2))),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol, Self, cast
 
+from vidaccel.memory.depth import DepthMap
 from vidaccel.memory.entry import Entry, Part, Source
 
 Kept = Any  # plain JSON values of a policy's own making: they are saved as they are, and never changed in place
@@ -97,6 +98,10 @@ class MemoryPolicy(Protocol):
     def observes_passes(self) -> bool:
         """Whether noisy passes change what is kept, so that `observe` must be called."""
         return False
+
+    def depth_map(self, num_layers: int) -> DepthMap:
+        """Which layer's remembered keys and values a layer reads: its own."""
+        return DepthMap.every(1, num_layers)
 
     def observe(self, kept: Kept, done: ChunkPass) -> tuple[Kept, bool]:
         """As `commit`, for a noisy pass."""

@@ -34,6 +34,7 @@ class SlowFastSettings:
     prefill: Prefill = "none"
     keyframe_frames: int = 1
     max_frames: int | None = None
+    depth_every: int = 1
 
     def __post_init__(self) -> None:
         check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
@@ -51,6 +52,7 @@ class SlowFastSettings:
         )
         check_count("keyframe_interval", self.keyframe_interval, minimum=1 if self.keyframe_rule == "uniform" else 0)
         check_count("max_frames", self.max_frames, minimum=1, optional=True)
+        check_count("depth_every", self.depth_every, minimum=1)
         _check_threshold(self.similarity_threshold)
         self._check_sizes()
 

@@ -11,6 +11,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
 from torch import Tensor
 
+from vidaccel.memory.depth import DepthMap
 from vidaccel.memory.rotary import rotate
 from vidaccel.models.split_attention import KeySplit, split_attention
 
@@ -50,6 +51,15 @@ class History:
         """Every sample `copies` times in a row."""
         mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
         return History(_repeated(self.layers, copies), mask)
+
+    def read_by(self, depth: DepthMap) -> "History":
+        """What every block finds in it if it reads the keys and values of its leader.
+
+        Raises ValueError for a map of another number of blocks.
+        """
+        if len(depth.leaders) != len(self.layers):
+            raise ValueError(f"The map is of {len(depth.leaders)} layers, and the history of {len(self.layers)}.")
+        return History(tuple(self.layers[leader] for leader in depth.leaders), self.mask)
 
     def seen_with(self, num_tokens: int) -> Tensor | None:
         """The attention mask (B, 1, 1, S + `num_tokens`) of a chunk that sees the history and itself."""

@@ -42,6 +42,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     camera_dim: width of the layers that take the camera's motion; None: the student is not told of a camera.
     clean_pass: what a finished chunk attends to while it is remembered: "chunk", what it attended to while it was made,
         or "frame": every frame to itself alone, so that what is remembered of it does not depend on what came before.
+    kv_routing, depth_every: how the layers were trained to read each other's memory, which changes no pass: with which
+        probability one of an earlier layer (arXiv 2604.22782), or the one of every so many layers; 0 and 1: never.
     Keys are remembered before rotation, prompts can be cached (`cache_prompt`), and every frame may have its own
     timestep. Attention goes through diffusers' dispatcher, so `set_attention_backend` and `compile_repeated_blocks`
     work. Raises ValueError for a config with image embeddings.
@@ -71,6 +73,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         pos_embed_seq_len: int | None = None,
         camera_dim: int | None = None,
         clean_pass: CleanPass = "chunk",
+        kv_routing: float = 0.0,
+        depth_every: int = 1,
     ) -> None:
         if image_dim is not None or added_kv_proj_dim is not None:
             raise ValueError(

@@ -235,9 +235,10 @@ def _on_meta(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
 
 def _frame_bytes(state: RolloutState, size: RolloutSize) -> int:
-    """Bytes of the keys of one frame in all blocks, which are those of its values too."""
+    """Bytes of the keys of one frame in all blocks that are kept, which are those of its values too."""
     shape = state.memory.shape
-    numbers = shape.num_layers * shape.batch_size * shape.tokens_per_frame * shape.num_heads * shape.head_dim
+    layers = len(state.memory.policy.depth_map(shape.num_layers).kept)
+    numbers = layers * shape.batch_size * shape.tokens_per_frame * shape.num_heads * shape.head_dim
     return numbers * size.dtype("transformer").itemsize
 
 

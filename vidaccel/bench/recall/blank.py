@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vidaccel.memory import MemoryPolicy
+from vidaccel.memory import DepthMap, MemoryPolicy
 from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.policy import ChunkPass, Kept
 
@@ -37,6 +37,10 @@ class MemoryWithout(MemoryPolicy):
     def uses_similarity(self) -> bool:
         """Of the other."""
         return self.memory.uses_similarity
+
+    def depth_map(self, num_layers: int) -> DepthMap:
+        """Of the other."""
+        return self.memory.depth_map(num_layers)
 
     def start(self) -> Kept:
         """Of the other."""
