@@ -1,4 +1,4 @@
-"""Layers that share what is remembered: only the leaders' is stored, and every pass is that of a memory of all layers."""
+"""Layers that share what is remembered: only the leaders' is stored, and passes are those of a memory of all layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def test_every_second_layer_leads_itself_and_the_next() -> None:
     assert DepthMap.every(2, 5).kept == (0, 2, 4)
     assert DepthMap.every(3, 4).followers(0) == (1, 2)
     assert DepthMap.every(99, 3).kept == (0,)
-    assert DepthMap.every(1, 3).is_own and not DepthMap.every(2, 3).is_own
+    assert DepthMap.every(1, 3).is_own
+    assert not DepthMap.every(2, 3).is_own
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_state_goes_on_bit_for_bit_and_one_of_another_depth_is_refused() -> No
         for memory in (first, second)
     ]
     assert torch.equal(*after)
-    with pytest.raises(UserError, match="resume with the model, size and dtype"):
+    with pytest.raises(UserError, match="was saved with `depth_every` 2; now it is 4"):
         memory_of(model, replace(config, depth_every=4)).load_state(*saved)
 
 

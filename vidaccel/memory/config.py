@@ -38,8 +38,8 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
         "official" mode fills its memory linearly anyway.
     keyframe_frames: frames that are kept of a keyframe chunk: its first ones.
     max_frames: longest video; a chunk beyond is refused. None for any length.
-    depth_every: layers that share one memory: keys and values of every `depth_every`-th layer are kept, and the layers up
-        to the next read those (`DepthMap.every`). For students that were trained with routed or so shared memory.
+    depth_every: layers that share one memory: keys and values of every `depth_every`-th layer are kept, and the layers
+        up to the next read those (`DepthMap.every`). For students that were trained so, or with routing.
 
     Raises ValueError for a value outside these choices.
     """

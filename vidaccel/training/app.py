@@ -141,6 +141,10 @@ def causal(
     own_share: Annotated[float, typer.Option(help="Steps that follow the student's own last chunk.")] = 0.15,
     return_share: Annotated[float, typer.Option(help="Chunks in which the camera comes back to a place.")] = 0.5,
     change_share: Annotated[float, typer.Option(help="Chunks that follow a change of the prompt.")] = 0.15,
+    kv_routing: Annotated[
+        float, typer.Option(help="Probability that a layer reads a random earlier one's memory; 0: never.")
+    ] = 0.0,
+    depth_every: Annotated[int, typer.Option(help="Layers that always share one memory, in groups of so many.")] = 1,
     landmark_weight: Annotated[float, typer.Option(help="Extra weight of landmarks in the loss.")] = 1.0,
     validations: Annotated[int, typer.Option(help="How often recall is measured and rollouts are read.")] = 3,
     validation_trips: Annotated[int, typer.Option(help="Trips that recall is measured on.")] = 64,
@@ -184,6 +188,8 @@ def causal(
         own_share=own_share,
         return_share=return_share,
         change_share=change_share,
+        kv_routing=kv_routing,
+        depth_every=depth_every,
         landmark_weight=landmark_weight,
         validation_trips=validation_trips,
         validation_clips=validation_clips,

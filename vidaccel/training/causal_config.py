@@ -6,7 +6,7 @@ from typing import Literal
 from vidaccel.errors import UserError
 from vidaccel.training.loop import Schedule
 
-_COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim")
+_COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim", "depth_every")
 _SHARES = (
     "hold_share",
     "return_share",
@@ -18,6 +18,7 @@ _SHARES = (
     "context_noise",
     "context_noise_share",
     "own_share",
+    "kv_routing",
 )
 
 
@@ -36,6 +37,8 @@ class CausalTrainingConfig:
     image_share: of these others, chunks of clips that begin with a given single frame.
     context_noise, context_noise_share: greatest noise on remembered frames, and in how many steps there is some.
     own_share: steps in which the chunk before is the student's own estimate instead of the truth.
+    kv_routing: probability with which a layer reads what a random earlier one remembers, drawn for every step.
+    depth_every: instead, layers that always share one memory, in groups of so many.
     subject_weight, landmark_weight: extra weight in the loss of cells that the subject and landmarks cover.
     validation_trips, validation_away_chunks: trips that come back, and after how many chunks they do.
     validation_clips, validation_chunks: rollouts with one prompt, and their length.
@@ -66,6 +69,8 @@ class CausalTrainingConfig:
     context_noise: float = 0.15
     context_noise_share: float = 0.7
     own_share: float = 0.15
+    kv_routing: float = 0.0
+    depth_every: int = 1
     validation_trips: int = 64
     validation_away_chunks: int = 6
     validation_clips: int = 16
@@ -80,6 +85,10 @@ class CausalTrainingConfig:
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+        if self.kv_routing > 0 and self.depth_every > 1:
+            raise UserError(
+                "Layers share a memory by chance (`kv_routing`) or always (`depth_every`); give one of them."
+            )
         taken = self.return_share + self.arrival_share + self.change_share
         if taken > 1:
             raise UserError(

@@ -69,7 +69,7 @@ def export_student(
         threshold = found.threshold
     with atomic_folder(output) as folder:
         student.cpu().to(torch.bfloat16).eval().save_pretrained(folder / "transformer")
-        _write_settings(folder, state, memory=_memory_text(threshold), stochastic=stochastic, weights=weights)
+        _write_settings(folder, state, memory=_memory_text(threshold, student), stochastic=stochastic, weights=weights)
         card = student_card(state, name=output.name, num_steps=_STEPS, stochastic=stochastic)
         (folder / "README.md").write_text(card, encoding="utf-8")
         if (causal / METRICS_FILE).is_file():
@@ -127,5 +127,7 @@ def _settings(init: str, folder: Path, *, weights: str) -> dict[str, Any]:
     return settings
 
 
-def _memory_text(threshold: float) -> str:
-    return f"slow-fast:{SINK_FRAMES}+{SLOW_FRAMES}+{FAST_FRAMES + CHUNK_FRAMES}@{threshold:.6f}"
+def _memory_text(threshold: float, student: Transformer) -> str:
+    every = student.config.depth_every
+    sizes = f"slow-fast:{SINK_FRAMES}+{SLOW_FRAMES}+{FAST_FRAMES + CHUNK_FRAMES}@{threshold:.6f}"
+    return sizes if every == 1 else f"{sizes}%{every}"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_rollout import TEXT_LENGTH
@@ -16,6 +17,7 @@ from vidaccel.training.causal_student import Donor
 from vidaccel.training.checkpoint import TrainingState, with_prefix
 from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch, slots_of, velocity_of
 from vidaccel.training.chunk_sampler import shifted_sampler
+from vidaccel.training.depth_routing import drawn_reading, reading
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents
 from vidaccel.training.return_visits import ReturnVisits
@@ -78,17 +80,28 @@ class CausalTask:
         high noise of chunks that come back to a place."""
         targets = [draw_target(self._draw, self.bank, self.config) for _ in range(self.config.batch_size)]
         batch = self._prompted(self._gathered(targets))
+        reader = self._reader()
         if self._draw.random() < self.config.own_share:
-            batch = self._with_own_estimate(batch, targets)
+            batch = self._with_own_estimate(batch, targets, reader)
         if self._draw.random() < self.config.context_noise_share:
             batch = self._disturbed(batch)
-        squared = self.squared_errors(batch, self._sigmas(len(targets)), self.generator)
+        squared = self.squared_errors(batch, self._sigmas(len(targets)), self.generator, reader=reader)
         weight = batch.weight(subject=self.config.subject_weight, landmarks=self.config.landmark_weight)
         loss = (squared * weight[:, None]).mean()
         high = squared[:, 0].detach().mean((1, 2, 3, 4))
         returns = torch.tensor([target.kind == "returns" for target in targets]).to(self.device, non_blocking=True)
         return_loss = (high * returns).sum() / returns.sum().clamp(min=1)
         return loss, {"flow_loss": squared.detach().mean(), "return_loss": return_loss}
+
+    def _reader(self) -> Transformer:
+        """The student as its layers read each other's memory in this step, its own estimate included."""
+        config = self.config
+        return drawn_reading(self.student, self._draw, kv_routing=config.kv_routing, depth_every=config.depth_every)
+
+    @property
+    def _judged(self) -> Transformer:
+        """The student as its layers read when it is used."""
+        return reading(self.student, DepthMap.every(self.config.depth_every, self.student.config.num_layers))
 
     def _gathered(self, targets: Sequence[Target]) -> ChunkBatch:
         rows, chunks, after_image, _ = zip(*targets, strict=True)
@@ -112,18 +125,24 @@ class CausalTask:
         sigmas[:, 0] = _high_sigmas(count, self.generator)
         return sigmas
 
-    def squared_errors(self, batch: ChunkBatch, sigmas: Tensor, generator: torch.Generator) -> Tensor:
-        """Squared error of the velocity for noisy copies at `sigmas` (B, copies); (B, copies, C, T, h, w)."""
+    def squared_errors(
+        self, batch: ChunkBatch, sigmas: Tensor, generator: torch.Generator, *, reader: Transformer | None = None
+    ) -> Tensor:
+        """Squared error of the velocity for noisy copies at `sigmas` (B, copies); (B, copies, C, T, h, w).
+
+        reader: the student with layers that read others' memory.
+        """
         copies = sigmas.shape[1]
         target = batch.chunk.repeat_interleave(copies, 0)
         noise = torch.randn(target.shape, device=self.device, generator=generator)
         levels = sigmas.flatten()
-        velocity = velocity_of(self.student, batch, noisy_latents(target, noise, levels), levels, copies=copies)
+        student = reader or self.student
+        velocity = velocity_of(student, batch, noisy_latents(target, noise, levels), levels, copies=copies)
         return (velocity - (noise - target)).square().unflatten(0, (-1, copies))
 
     @torch.no_grad()
-    def _with_own_estimate(self, batch: ChunkBatch, targets: Sequence[Target]) -> ChunkBatch:
-        """The chunk before as the student sees it from noise, as in a rollout the past is its own.
+    def _with_own_estimate(self, batch: ChunkBatch, targets: Sequence[Target], reader: Transformer) -> ChunkBatch:
+        """The chunk before as the student, as `reader`, sees it from noise, as in a rollout the past is its own.
 
         Where the chunk before is a given image, or there is none, the truth stays.
         """
@@ -134,7 +153,7 @@ class CausalTask:
         noise = torch.randn(previous.chunk.shape, device=self.device, generator=self.generator)
         noisy = noisy_latents(previous.chunk, noise, sigmas)
         with torch.compiler.set_stance("force_eager"):
-            estimate = noisy - sigmas.view(-1, 1, 1, 1, 1) * velocity_of(self.student, previous, noisy, sigmas)
+            estimate = noisy - sigmas.view(-1, 1, 1, 1, 1) * velocity_of(reader, previous, noisy, sigmas)
         return batch.with_chunk(estimate, previous.first.where(is_own, -CHUNK_FRAMES))
 
     def _disturbed(self, batch: ChunkBatch) -> ChunkBatch:
@@ -153,7 +172,7 @@ class CausalTask:
         if config.validation_clips:
             seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_clips)
             results |= rollout_score(
-                self.student,
+                self._judged,
                 self.donor,
                 [random_scene(seed, split="test") for seed in seeds],
                 bank=self.bank,
@@ -167,7 +186,7 @@ class CausalTask:
         if self._visits is None:
             seeds = range(config.validation_trips)
             self._visits = ReturnVisits(self.donor, seeds, away_chunks=config.validation_away_chunks)
-        return recall_score(self.student, self._visits, sampler=self._sampler)
+        return recall_score(self._judged, self._visits, sampler=self._sampler)
 
     def _held_out_losses(self) -> dict[str, float]:
         config, generator = self.config, seeded_generator(self.device, _HELD_OUT_SEED)
@@ -184,7 +203,9 @@ class CausalTask:
             batch = gather_batch(bank, [row for row, _ in rows], [chunk for _, chunk in rows], slots)
             batch = batch.with_prompt(self.donor.text_encoder, batch.tokens, length=TEXT_LENGTH)
             with torch.compiler.set_stance("force_eager"):
-                errors = self.squared_errors(batch, _high_sigmas(len(rows), generator)[:, None], generator)
+                errors = self.squared_errors(
+                    batch, _high_sigmas(len(rows), generator)[:, None], generator, reader=self._judged
+                )
             losses[f"held_out_{kind}"] = float(errors.mean())
         return losses
 

@@ -6,7 +6,7 @@ own kind (`chunk_batch`), and several noisy copies of its chunk see the same rem
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,10 @@ def train_causal(
     donor = load_donor(config.init)
     num_layers = donor.transformer.config.num_layers if config.layers is None else len(config.layers)
     architecture = student_architecture(donor.transformer, num_layers=num_layers, camera_dim=config.camera_dim)
+    trained_so = {"kv_routing": config.kv_routing, "depth_every": config.depth_every}
     fresh = TrainingState(kind="causal", architecture={"transformer": architecture}, recipe=_recipe(config))
     state = start_round(saved, fresh)
+    state = replace(state, architecture={"transformer": {**state.architecture["transformer"], **trained_so}})
     weights = without_prefix("transformer", tensors) or student_tensors(donor.transformer, layers=config.layers)
     student = new_student(state.architecture["transformer"], weights).to(device)
     donor.vae.to(device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidaccel.memory import DepthMap
 from vidaccel.memory.camera import Camera
 from vidaccel.memory.rotary import rotate
 from vidaccel.training.architecture import TextEncoder, Transformer
@@ -73,14 +74,14 @@ def chunk_similarities(student: Transformer, text_encoder: TextEncoder, bank: Tr
         )
     ]
     means = [_mean_keys(student, text_encoder, *piece) for piece in zip(*parts, strict=True)]
-    keys = torch.cat(means, dim=1).unflatten(1, bank.tokens.shape[:2])  # (layers, N, chunks, heads * D)
+    keys = torch.cat(means, dim=1).unflatten(1, bank.tokens.shape[:2])  # (kept layers, N, chunks, heads * D)
     return F.cosine_similarity(keys[:, :, 1:], keys[:, :, :-1], dim=-1).mean(0).cpu()
 
 
 def _mean_keys(
     student: Transformer, text_encoder: TextEncoder, latents: Tensor, motions: Tensor, tokens: Tensor
 ) -> Tensor:
-    """Of chunks (B, T, C, h, w), each encoded alone; (layers, B, heads * D)."""
+    """Of chunks (B, T, C, h, w), each encoded alone; (kept layers, B, heads * D)."""
     positions = torch.arange(latents.shape[1], device=latents.device)
     embeddings = prompt_embeddings(text_encoder, tokens, length=TEXT_LENGTH)
     with autocast(latents.device), torch.compiler.set_stance("force_eager"):
@@ -91,7 +92,8 @@ def _mean_keys(
             camera=Camera(torch.zeros_like(motions), motions),
         )
     cosines, sines = student.rotary_table(*latents.shape[-2:]).to(latents.device).at(positions)
-    raw = [rotate(keys.float(), cosines[None], -sines[None]) for keys, _ in history.layers]
+    kept = DepthMap.every(student.config.depth_every, student.config.num_layers).kept
+    raw = [rotate(history.layers[layer][0].float(), cosines[None], -sines[None]) for layer in kept]
     return torch.stack([keys.mean(1).flatten(1) for keys in raw])
 
 

@@ -1,0 +1,141 @@
+"""Students whose layers read what other layers remember: how maps are drawn, what is trained, what is written down."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.tiny_donor import noise_bank
+from vidaccel.errors import UserError
+from vidaccel.memory import DepthMap
+from vidaccel.models.causal_blocks import History
+from vidaccel.training.causal_config import CausalTrainingConfig
+from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
+from vidaccel.training.causal_task import CausalTask
+from vidaccel.training.causal_trainer import train_causal, trained_student
+from vidaccel.training.checkpoint import TrainingState
+from vidaccel.training.chunk_batch import context_of
+from vidaccel.training.depth_routing import drawn_reading, reading
+from vidaccel.training.loop import Schedule
+
+Task = Callable[..., CausalTask]
+
+
+def config_of(init: str, **changes: object) -> CausalTrainingConfig:
+    config = CausalTrainingConfig(
+        schedule=Schedule(steps=2, log_steps=1, num_validations=1, warmup_steps=1),
+        device="cpu",
+        init=init,
+        layers=(0, 1, 2),
+        camera_dim=8,
+        num_chunks=4,
+        bank_clips=2,
+        batch_size=2,
+        copies=2,
+        own_share=1.0,
+        validation_trips=0,
+        validation_clips=0,
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def task_of(donor_folder: str) -> Task:
+    def made(**changes: object) -> CausalTask:
+        donor = load_donor(donor_folder)
+        torch.manual_seed(0)
+        architecture = student_architecture(donor.transformer, num_layers=3, camera_dim=8)
+        student = new_student(architecture, student_tensors(donor.transformer, layers=(0, 1, 2)))
+        state = TrainingState(kind="causal")
+        return CausalTask(student, donor, config_of(donor_folder, **changes), bank=noise_bank(num_clips=6), state=state)
+
+    return made
+
+
+def histories_of(task: CausalTask, depth: DepthMap) -> tuple[History, History]:
+    """What the student itself remembers of a batch, and what its layers read."""
+    batch = task._prompted(task._gathered([(0, 2, False, "any"), (1, 3, False, "any")]))
+    with torch.no_grad():
+        return context_of(task.student, batch).history, context_of(reading(task.student, depth), batch).history
+
+
+def test_layers_read_what_their_leaders_remember_and_nothing_else_changes(task_of: Task) -> None:
+    task = task_of()
+    own, read = histories_of(task, DepthMap((0, 0, 1)))
+    for layer, leader in enumerate((0, 0, 1)):
+        assert all(map(torch.equal, read.layers[layer], own.layers[leader]))
+    assert reading(task.student, DepthMap.every(1, 3)) is task.student
+
+
+def test_a_map_is_drawn_for_a_step_and_none_without_routing(task_of: Task) -> None:
+    student, draw = task_of().student, random.Random(0)
+    before = draw.getstate()
+    assert drawn_reading(student, draw, kv_routing=0.0, depth_every=1) is student
+    assert draw.getstate() == before  # trainings of before draw what they drew
+    drawn = [drawn_reading(student, draw, kv_routing=0.5, depth_every=1) for _ in range(40)]
+    assert 0 < sum(one is student for one in drawn) < 40
+    assert drawn_reading(student, draw, kv_routing=0.0, depth_every=3) is not student
+
+
+def test_one_map_serves_the_own_estimate_and_the_loss(task_of: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, read = task_of(kv_routing=1.0), []
+    monkeypatch.setattr(History, "read_by", _noting(History.read_by, read))
+    for _ in range(4):
+        task.loss(0.0)
+        assert len(read) == 2  # of the chunk before, and of the chunk
+        assert read[0] == read[1]
+        read.clear()
+
+
+def _noting(function: Callable[..., History], read: list[DepthMap]) -> Callable[..., History]:
+    def noted(history: History, depth: DepthMap) -> History:
+        read.append(depth)
+        return function(history, depth)
+
+    return noted
+
+
+def test_routing_has_gradients_for_every_weight_and_training_without_is_as_before(task_of: Task) -> None:
+    losses = []
+    for changes in ({}, {"kv_routing": 0.0, "depth_every": 1}, {"depth_every": 3}):
+        task = task_of(**changes)
+        loss, _ = task.loss(0.0)
+        loss.backward()
+        losses.append(float(loss))
+        assert all(_has_gradient(parameter.grad) for parameter in task.parameters)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def _has_gradient(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("settings", [{"kv_routing": 0.5}, {"depth_every": 2}, {}], ids=str)
+def test_the_students_config_says_how_it_was_trained(
+    settings: dict[str, float], donor_folder: str, tmp_path: Path
+) -> None:
+    list(train_causal(config_of(donor_folder, **settings), tmp_path / "one"))
+    _, student = trained_student(tmp_path / "one")
+    assert (student.config.kv_routing, student.config.depth_every) == (
+        settings.get("kv_routing", 0.0),
+        settings.get("depth_every", 1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"kv_routing": 1.5}, "`kv_routing` must be from 0 to 1, got 1.5"),
+        ({"depth_every": 0}, "`depth_every` must be at least 1, got 0"),
+        ({"kv_routing": 0.5, "depth_every": 2}, "give one of them"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, float], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        config_of("wan-tiny", **settings)
