@@ -11,6 +11,7 @@ import torch
 
 from tests.support.tiny_donor import save_tiny_donor
 from tests.support.tiny_student import ARCHITECTURE
+from vidaccel.bench.shared.records import ResultFile
 from vidaccel.bench.teachers import teachers
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.teachers import TeachersBench
@@ -182,3 +183,73 @@ def test_the_arms_of_a_pair_differ_in_the_view_alone(tmp_path: Path) -> None:
     long, short = (made.config(3, view).recipe for view in ("long", "short"))
     assert {name for name in long if long[name] != short[name]} == {"view"}
     assert long["error_share"] == long["flow_share"] == long["guidance"] == 0
+
+
+def finished(folder: Path, records: list[dict[str, Any]], *, commit: str = "a", **protocol: Any) -> Path:
+    """A result file as a run leaves it, with a picture an arm."""
+    settings = bench("student", folder, num_trips=TRIPS, updates=250, **protocol)
+    settled = {"init": "student", "base": "donor"}
+    environment = {
+        "hardware": {"name": "a card"},
+        "versions": {"torch": "2", "diffusers": "0"},
+        "commit": commit,
+        "weights": "trained",
+        "date": "2026-11-29",
+        "command": "vidaccel bench teachers",
+    }
+    results = ResultFile(settings.path("json"), protocol=settings.protocol(settled), environment=environment)
+    cells = {name: cell(0.9) for name in ("memory", "blank", "window", "swap", "first visit")}
+    results.add({"kind": "teacher", "cells": cells})
+    for record in records:
+        results.add({"kind": "arm", "seconds": 1.0, "curve": [], **record})
+        picture = folder / "pictures" / f"ignore-{record['view']}-{record['seed']}.png"
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(b"picture")
+    results.finish({})
+    return folder
+
+
+def test_runs_side_by_side_are_decided_as_one_run(tmp_path: Path) -> None:
+    records = arms({"seen": 0.97}, {"seen": 0.02})
+    whole = finished(tmp_path / "whole", records)
+    parts = [
+        finished(tmp_path / f"part{seed}", [one for one in records if one["seed"] == seed], commit="ab"[seed > 1])
+        for seed in (2, 0, 1)
+    ]
+    alone, together = (
+        bench("student", tmp_path / name, merge=tuple(map(str, folders))).run()
+        for name, folders in (("alone", [whole]), ("together", parts))
+    )
+    assert together == alone
+    assert together["claims"][0]["verdict"] == "holds"
+    content = json.loads((tmp_path / "together" / "teachers.json").read_text())
+    assert [record["kind"] for record in content["records"]] == ["teacher", *["arm"] * 6]
+    assert [record.get("seed") for record in content["records"]] == [None, 0, 0, 1, 1, 2, 2]
+    commits = [content["environments"][record["environment"]]["commit"] for record in content["records"]]
+    assert commits == ["b", "a", "a", "a", "a", "b", "b"], "every record keeps where it was measured"
+    assert len(list((tmp_path / "together" / "pictures").iterdir())) == 6
+    assert (tmp_path / "together" / "teachers.png").exists()
+    assert "Start *ignore*: **holds**" in (tmp_path / "together" / "teachers.md").read_text()
+
+
+def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
+    pair = arms({"seen": 0.97}, {"seen": 0.02}, seeds=1)
+    first, again = (str(finished(tmp_path / name, pair)) for name in ("first", "again"))
+    other = str(finished(tmp_path / "other", [], away_chunks=9))
+    strange = finished(tmp_path / "strange", [])
+    content = json.loads((strange / "teachers.json").read_text())
+    content["records"][0]["cells"]["memory"] = cell(0.2)
+    (strange / "teachers.json").write_text(json.dumps(content))
+    (tmp_path / "empty").mkdir()
+    for folders, words in (
+        ((first, again), r"the same record \(arm, 0, ignore, long\)"),
+        ((first, first), "names a folder twice"),
+        ((first, other), "cannot be merged: away_chunks 1 and 9"),
+        ((first, str(strange)), r"another student as the same record \(teacher\)"),
+        ((first, str(tmp_path / "empty")), "holds no results"),
+    ):
+        with pytest.raises(UserError, match=words):
+            bench("student", tmp_path / "merged", merge=folders).run()
+        assert not (tmp_path / "merged" / "teachers.json").exists()
+    with pytest.raises(UserError, match="holds results already"):
+        bench("student", Path(first), merge=(again,)).run()

@@ -18,6 +18,21 @@ def easycache_settings(config: EasyCacheConfig) -> dict[str, Any]:
     return {name: json_number(value) if isinstance(value, float) else value for name, value in config.to_dict().items()}
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a result file: `protocol`, `environments`, `records` and more.
+
+    Raises UserError where it is missing or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stored, environments, records = (content[name] for name in ("protocol", "environments", "records"))
+        if not (isinstance(stored, dict) and isinstance(environments, list) and isinstance(records, list)):
+            raise TypeError("a protocol with lists of environments and records is missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no results of a benchmark; choose another folder.") from error
+    return dict(content)
+
+
 class ResultFile:
     """The records of one benchmark, their protocol and the environments they were measured in.
 
@@ -92,19 +107,14 @@ class ResultFile:
         self._written = time.monotonic()
 
     def _read(self, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            stored, environments, records = (content[name] for name in ("protocol", "environments", "records"))
-            if not (isinstance(stored, dict) and isinstance(environments, list) and isinstance(records, list)):
-                raise TypeError("a protocol with lists of environments and records is missing")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} holds no results of a benchmark; choose another output folder.") from error
+        content = read_results(path)
+        stored = content["protocol"]
         if stored != self.protocol:
             names = sorted(name for name in {*stored, *self.protocol} if stored.get(name) != self.protocol.get(name))
             raise UserError(
                 f"{path} was measured with another protocol ({', '.join(names)}); choose another output folder."
             )
-        return environments, records
+        return content["environments"], content["records"]
 
     def _index_of(self, environment: dict[str, Any]) -> int:
         def settled(one: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.bench.teachers.arms import Ground, measured, run_arm, starts_of
+from vidaccel.bench.teachers.merge import copy_pictures, merged_results
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.tables import save_teachers_plot, teachers_markdown
 from vidaccel.errors import UserError
@@ -55,6 +57,9 @@ class TeachersBench(Benchmark):
     curve_updates: int = option("Measure recall on some trips after every so many updates.", 50)
     compile: bool = option("Compile the blocks first; pays on a GPU.", False)
     budget_seconds: float | None = option("No arm begins that would not end within it.", None, recorded=False)
+    merge: tuple[str, ...] = option(
+        "Run nothing; decide from the arms of these output folders, which runs side by side wrote.", (), recorded=False
+    )
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.starts) - set(STARTS)):
@@ -67,6 +72,11 @@ class TeachersBench(Benchmark):
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
     def run(self, *, on_progress: Tell = None) -> dict[str, Any]:
+        if self.merge:
+            folders = [Path(folder) for folder in self.merge]
+            results = merged_results(self.path("json"), [folder / self.path("json").name for folder in folders])
+            copy_pictures(folders, self.output / "pictures")
+            return self._finish(results)
         began = time.monotonic()
         device = training_device(self.device)
         environment = describe_environment(device=device, weights="trained", model=without_folders(self.init))
