@@ -371,7 +371,13 @@ def test_the_sizes_of_the_published_models_follow_from_the_shapes(
     }
     plan = make_plan(STUDENT, Checkpoint(path=tmp_path / "model.safetensors", tensors=tensors))
     found, expected = ({k: v for k, v in some.items() if k[0] != "_"} for some in (plan.settings, dict(model.config)))
-    assert found == {**expected, "camera_dim": None, "clean_pass": "chunk"}  # published students know no camera
+    assert found == {
+        **expected,
+        "camera_dim": None,
+        "clean_pass": "chunk",
+        "kv_routing": 0.0,
+        "depth_every": 1,
+    }  # published students know no camera
     assert plan.num_bytes / 2e9 == pytest.approx(billions, rel=0.01)
 
 

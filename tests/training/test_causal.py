@@ -188,7 +188,7 @@ def test_the_students_own_estimate_stands_for_the_chunk_before_and_nothing_else(
     targets = [Target(0, 5, False, "any"), Target(1, 1, True, "any"), Target(2, 0, False, "any")]
     slots = [slots_of(target.chunk, "uniform", after_image=target.after_image) for target in targets]
     batch = task._prompted(gather_batch(task.bank, [0, 1, 2], [5, 1, 0], slots))
-    changed = task._with_own_estimate(batch, targets)
+    changed = task._with_own_estimate(batch, targets, task.student)
     differs = (changed.context != batch.context).flatten(3).any(3).any(1)
     assert differs.nonzero().tolist() == [[0, 15], [0, 16], [0, 17]], "a given image stays, and so does nothing"
     disturbed = task._disturbed(batch).context - batch.context
