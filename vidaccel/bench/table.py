@@ -55,6 +55,11 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "vidaccel.bench.training.training:TrainingBench",
             "Memory and seconds of training a full-size causal student with random weights: training.json, .md.",
         ),
+        "depth": (
+            "vidaccel.bench.depth.depth:DepthBench",
+            "Layers that share a memory against fewer frames and 4 bits, of students with routing and without: "
+            "depth.json, .md, .png.",
+        ),
         "student": (
             "vidaccel.bench.student.student:StudentBench",
             "Does a causal student do what its prompt says, and is it sharp, read by the oracles: student.json, .md, "

@@ -138,10 +138,12 @@ class ReturnVisits:
         sampler: Sampler = FEW_STEPS,
         generator: torch.Generator | None = None,
         count: int | None = None,
+        rule: LayoutRule | None = None,
     ) -> Tensor:
         """The latents (N, F, C, h, w) of the first `count` trips with what the student made of them under a cell.
 
         generator: of the noise; None: the same noise in every call, another one in every cell.
+        rule: which frames are remembered; None: as the cell says.
         """
         first, end = self.made_chunks(cell)
         latents = self.bank.latents[:count].float()
@@ -156,7 +158,7 @@ class ReturnVisits:
                 prompts=self._prompts,
                 latents=latents[rows],
                 starts=[Start(row, first) for row in rows.tolist()],
-                rule=_layouts(cell),
+                rule=rule or _layouts(cell),
             )
             hidden = old[rows] if cell == "blank" else None
             with torch.compiler.set_stance("default" if len(rows) == self._batch_size else "force_eager"):

@@ -1,0 +1,1 @@
+"""Layers that share what is remembered, against other memories of as many bytes."""
