@@ -13,7 +13,7 @@ from vidaccel.bench.training.training import TrainingBench
 from vidaccel.errors import UserError
 
 TOY: dict[str, Any] = {
-    "model": "toy",
+    "shape": "toy",
     "height": 32,
     "width": 32,
     "text": 40,
@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_a_row_and_the_others_go_on(tmp_path: Path, monkeyp
 
 
 def test_clips_of_noise_have_a_full_memory_and_a_rollout_behind_it() -> None:
-    sizes = cells_module.Sizes(model="toy", height=32, width=32, chunks=2, text=40, batch_size=1)
+    sizes = cells_module.Sizes(shape="toy", height=32, width=32, chunks=2, text=40, batch_size=1)
     student = cells_module.random_student("toy", device=torch.device("cpu"))
     bank, prompts = cells_module.noise_data(sizes, student.config, device=torch.device("cpu"))
     assert bank.num_chunks == 8
@@ -68,7 +68,7 @@ def test_clips_of_noise_have_a_full_memory_and_a_rollout_behind_it() -> None:
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     for changes, words in (
-        ({"model": "hunyuan-video"}, "`model`"),
+        ({"shape": "hunyuan-video"}, "`shape`"),
         ({"steps": 0}, "`steps`"),
         ({"lora": -1}, "`lora`"),
         ({"stages": ("3",)}, "`stages`"),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vidaccel.errors import UserError
 from vidaccel.training.console_app import (
+    Checkpointing,
     Compile,
     Device,
     Output,
@@ -149,6 +150,7 @@ def causal(
     validations: Annotated[int, typer.Option(help="How often recall is measured and rollouts are read.")] = 3,
     validation_trips: Annotated[int, typer.Option(help="Trips that recall is measured on.")] = 64,
     validation_clips: Annotated[int, typer.Option(help="Rollouts with one prompt that are read.")] = 16,
+    checkpointing: Checkpointing = False,
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = False,
@@ -194,6 +196,7 @@ def causal(
         validation_trips=validation_trips,
         validation_clips=validation_clips,
         compile=compile,
+        checkpointing=checkpointing,
     )
     if toy:
         config = _toy_causal(config)

@@ -43,6 +43,7 @@ class CausalTrainingConfig:
     validation_trips, validation_away_chunks: trips that come back, and after how many chunks they do.
     validation_clips, validation_chunks: rollouts with one prompt, and their length.
     validation_steps: denoising steps of both.
+    checkpointing: what lies inside the blocks is computed again for gradients, for less memory.
     """
 
     schedule: Schedule
@@ -77,6 +78,7 @@ class CausalTrainingConfig:
     validation_chunks: int = 16
     validation_steps: int = 4
     compile: bool = False
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

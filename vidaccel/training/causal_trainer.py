@@ -51,6 +51,8 @@ def train_causal(
     state = replace(state, architecture={"transformer": {**state.architecture["transformer"], **trained_so}})
     weights = without_prefix("transformer", tensors) or student_tensors(donor.transformer, layers=config.layers)
     student = new_student(state.architecture["transformer"], weights).to(device)
+    if config.checkpointing:
+        student.enable_gradient_checkpointing()
     donor.vae.to(device)
     donor.text_encoder.to(device)
     first = _FIRST_SEED + config.seed + state.round * _SEEDS_PER_ROUND

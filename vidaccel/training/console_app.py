@@ -23,6 +23,9 @@ Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a f
 Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory, more time.")
+]
 Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
 _SHORT = ("loss", "critic_loss", "train_psnr", "frames_per_second")
 _KEPT = ("as_seen",)  # of the latest validation

@@ -11,6 +11,7 @@ import typer
 
 from vidaccel.errors import UserError
 from vidaccel.training.console_app import (
+    Checkpointing,
     Compile,
     Device,
     Output,
@@ -89,9 +90,7 @@ def context_forcing(
     lora: Annotated[
         int | None, typer.Option(help="Train adapters of this rank on the teacher's weights instead of all weights.")
     ] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory.")
-    ] = False,
+    checkpointing: Checkpointing = False,
     bank_clips: Annotated[int, typer.Option(help="Clips of 15 chunks to render and encode first.")] = 3000,
     bank_seconds: Annotated[float | None, typer.Option(help="Stop preparing them after this time.")] = None,
     validations: Annotated[int, typer.Option(help="How often recall is measured and a picture drawn.")] = 4,

@@ -65,7 +65,7 @@ class Cell:
 class Sizes:
     """What is trained on what: a row of the catalog, pixels, chunks of a rollout, tokens of a prompt, the batch."""
 
-    model: str
+    shape: str
     height: int
     width: int
     chunks: int
@@ -131,7 +131,7 @@ class _PartClock:
 
 def _step_of(cell: Cell, sizes: Sizes, *, clock: _PartClock, device: torch.device) -> Callable[[], object]:
     """A function that makes one full step."""
-    student = random_student(sizes.model, device=device)
+    student = random_student(sizes.shape, device=device)
     bank, prompts = noise_data(sizes, student.config, device=device)
     if cell.stage == "forcing":
         student.requires_grad_(True)
@@ -143,7 +143,7 @@ def _step_of(cell: Cell, sizes: Sizes, *, clock: _PartClock, device: torch.devic
         return lambda: work.step(rate=_RATE)
     rule = UpdateRule(critic_only=0, ratio=1, learning_rate=_RATE, critic_learning_rate=_RATE)
     config = ContextForcingConfig(
-        init=sizes.model,
+        init=sizes.shape,
         updates=1,
         stage=cell.stage,
         update=rule,
@@ -163,9 +163,9 @@ def _step_of(cell: Cell, sizes: Sizes, *, clock: _PartClock, device: torch.devic
     return lambda: task.iterate(1.0)
 
 
-def random_student(model: str, *, device: torch.device) -> Transformer:
-    """A causal student of the row `model` with random weights in float32, told of its camera; frozen."""
-    config: Mapping[str, Any] = SHAPES[model].transformer.config
+def random_student(shape: str, *, device: torch.device) -> Transformer:
+    """A causal student of the row `shape` with random weights in float32, told of its camera; frozen."""
+    config: Mapping[str, Any] = SHAPES[shape].transformer.config
     config = {**config, "camera_dim": _CAMERA_DIM, "clean_pass": "frame"}
     component = Component(kind=STUDENT_TRANSFORMER, config=config)
     return random_transformer(component, device=device, dtype=torch.float32)

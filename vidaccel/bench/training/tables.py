@@ -27,7 +27,7 @@ def training_markdown(content: Mapping[str, Any]) -> str:
     lines = [
         "# Training a causal student at full size",
         "",
-        f"Random weights of {protocol['model']}, noise in place of clips: time, memory, and whether it fits; nothing "
+        f"Random weights of {protocol['shape']}, noise in place of clips: time, memory, and whether it fits; nothing "
         f"about quality. {size}, chunks of 3 latent frames, a memory of 3 + 12 + 3 that is full in teacher forcing and "
         f"in stage 2 and begins empty in stage 1; {protocol['chunks']} chunks a rollout, of which the last is scored; "
         f"prompts of {protocol['text']} tokens; {protocol['batch_size']} a card. A step of the distillation updates "

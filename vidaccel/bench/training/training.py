@@ -30,7 +30,7 @@ class TrainingBench(Benchmark):
 
     name = "training"
 
-    model: str = option("Whose transformer is made causal: wan2.1-1.3b, wan2.1-14b or toy.", "wan2.1-1.3b")
+    shape: str = option("Whose transformer is made causal: wan2.1-1.3b, wan2.1-14b or toy.", "wan2.1-1.3b")
     height: int = option("Pixels.", 480)
     width: int = option("Pixels.", 832)
     chunks: int = option("Chunks of 3 latent frames that the student makes in a step of the distillation.", 3)
@@ -42,9 +42,9 @@ class TrainingBench(Benchmark):
     budget_seconds: float | None = option("No cell begins after it.", None, recorded=False)
 
     def __post_init__(self) -> None:
-        if SHAPES.get(self.model) is None or SHAPES[self.model].causal is None:
-            known = [name for name, shape in SHAPES.items() if shape.causal is not None]
-            raise UserError(f"`model` must be one of {', '.join(known)}, got {self.model!r}.")
+        causal = [name for name, shape in SHAPES.items() if shape.causal is not None]
+        if self.shape not in causal:
+            raise UserError(f"`shape` must be one of {', '.join(causal)}, got {self.shape!r}.")
         for name, least in (("chunks", 1), ("batch_size", 1), ("steps", 1), ("lora", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
@@ -56,7 +56,7 @@ class TrainingBench(Benchmark):
         if self.lora:
             check_adapters()
         device = join_ranks(training_device(self.device))
-        environment = describe_environment(device=device, weights="random", model=self.model)
+        environment = describe_environment(device=device, weights="random", model=self.shape)
         results = self.results(self.protocol({}), environment)
         waiting = [cell for cell in self._cells() if results.find(**cell.key) is None]
         for done, cell in enumerate(waiting):
@@ -77,7 +77,7 @@ class TrainingBench(Benchmark):
 
     def _sizes(self) -> Sizes:
         return Sizes(
-            model=self.model,
+            shape=self.shape,
             height=self.height,
             width=self.width,
             chunks=self.chunks,
