@@ -161,13 +161,9 @@ def rollout(
 
     student = StudentFolder.of(spec)
     settings = student.request(prompts.spans[0].prompt, flags)
+    keyframes = {"keyframe_rule": keyframe_rule, "keyframe_interval": keyframe_interval}
     sizes = student.memory(
-        memory,
-        keyframe_rule=keyframe_rule,
-        similarity_threshold=similarity_threshold,
-        keyframe_interval=keyframe_interval,
-        prefill=prefill,
-        depth_every=depth_every,
+        memory, **keyframes, similarity_threshold=similarity_threshold, prefill=prefill, depth_every=depth_every
     )
     rate = spec.defaults.fps if fps is None else fps
     start = fitted_start(read_inputs(fps=rate, keep_frames=keep_frames, **files), (settings.height, settings.width))
