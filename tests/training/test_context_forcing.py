@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -19,8 +20,10 @@ from tests.support.tiny_student import ARCHITECTURE, noise_prompts
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import app as training_app
+from vidaccel.training import causal_task, causal_trainer
 from vidaccel.training import context_forcing_step as step_module
 from vidaccel.training import context_forcing_trainer as trainer_module
+from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from vidaccel.training.chunk_batch import ChunkBatch
 from vidaccel.training.context_forcing_config import (
@@ -32,6 +35,7 @@ from vidaccel.training.context_forcing_config import (
 from vidaccel.training.context_forcing_networks import Networks
 from vidaccel.training.context_forcing_starts import Forcing, ignorant_starts, load_beginning
 from vidaccel.training.context_forcing_step import ContextForcing
+from vidaccel.training.context_forcing_teacher import has_teacher, teacher_config, train_teacher
 from vidaccel.training.context_forcing_trainer import train_context_forcing
 from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_digest
 from vidaccel.training.offline.loading import TEACHER
@@ -412,9 +416,74 @@ def test_the_command_distils_shows_pictures_and_exports_a_student_that_samples_w
     assert "distilled into 4 steps" in (export / "README.md").read_text()
 
 
+def forcing(donor: str, steps: int = 4) -> CausalTrainingConfig:
+    """Teacher forcing in seconds, with a checkpoint on the way and nothing to read."""
+    made = teacher_config(donor, seconds=None, steps=steps, layers=(0, 2), seed=0, device="cpu").rehearsal()
+    schedule = replace(made.schedule, num_validations=2, log_steps=1)
+    return replace(made, schedule=schedule, validation_trips=0, validation_clips=0)
+
+
+def test_a_teacher_that_was_stopped_is_begun_again_and_is_the_one_it_would_have_been(
+    donor_folder: str, bank: TripBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal_trainer, "build_trip_bank", lambda *networks, **options: bank)
+    settings, whole, killed = forcing(donor_folder), tmp_path / "whole", tmp_path / "killed"
+    assert not has_teacher(settings, whole)
+    list(train_teacher(settings, whole))
+    run = train_teacher(settings, killed)
+    next(record for record in run if record["fraction"] > 0.6)
+    run.close()
+    assert (killed / "state.json").is_file()
+    assert not has_teacher(settings, killed)
+    list(train_teacher(settings, killed))
+    first, second = (checkpoint_weights(folder) for folder in (whole, killed))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    counts = [len((folder / "metrics.jsonl").read_text().splitlines()) for folder in (whole, killed)]
+    assert counts[0] == counts[1], "what the stopped one recorded is gone"
+    assert has_teacher(settings, killed)
+    with pytest.raises(UserError, match=r"other settings \(schedule\)"):
+        has_teacher(forcing(donor_folder, steps=5), killed)
+
+
+@pytest.mark.usefixtures("noise_clips")
+def test_one_command_makes_the_teacher_and_distils_it_and_goes_on_where_it_was_stopped(
+    donor_folder: str, bank: TripBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal_trainer, "build_trip_bank", lambda *networks, **options: bank)
+    monkeypatch.setattr(causal_task.CausalTask, "validate", lambda task: {"as_seen": 0.5})
+    monkeypatch.setattr(trainer_module.Validation, "results", lambda *students: {"as_seen": 0.25})
+    flags = ["--init", donor_folder, "--layers", "0,2", "--teacher-steps", "2", "--toy", "--device", "cpu"]
+
+    def run(output: Path, *more: str) -> Result:
+        arguments = ["context-forcing", "--output", str(output), *flags, *more]
+        return CliRunner().invoke(training_app.app, arguments, catch_exceptions=False)
+
+    with monkeypatch.context() as stopped:
+
+        def stop(*settings: object, **options: object) -> None:
+            raise OSError("the machine is gone")
+
+        stopped.setattr(trainer_module, "load_beginning", stop)
+        with pytest.raises(UserError, match="the machine is gone"):
+            run(tmp_path / "killed")
+    before = (tmp_path / "killed" / "teacher" / "state.json").read_text()
+    results = [run(tmp_path / "whole"), run(tmp_path / "killed", "--resume", str(tmp_path / "killed"))]
+    assert [result.exit_code for result in results] == [0, 0]
+    assert (tmp_path / "killed" / "teacher" / "state.json").read_text() == before, "the finished teacher is used"
+    whole, killed = (checkpoint_weights(tmp_path / name) for name in ("whole", "killed"))
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    state, _ = load_checkpoint(tmp_path / "whole", kind="causal")
+    assert [past["steps"] for past in state.history] == [2], "the card tells both rounds"
+    with pytest.raises(UserError, match="goes on in its own folder"):
+        run(tmp_path / "other", "--resume", str(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--layers", "0,1"], "give --teacher-seconds too"),
+        (["--layers", "all", "--teacher-seconds", "9"], "`layers` must be numbers"),
+        (["--teacher-seconds", "9", "--teacher-steps", "9"], "exactly one"),
         (["--shares", "returns=0.4"], "must sum to 1"),
         (["--shares", "homes=1"], "homes is not one of"),
         (["--shares", "nothing"], "names with numbers"),

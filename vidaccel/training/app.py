@@ -16,6 +16,7 @@ from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
     Device,
+    Layers,
     Output,
     Resume,
     Seconds,
@@ -26,6 +27,7 @@ from vidaccel.training.console_app import (
     draw,
     failures,
     folder_bytes,
+    layers_of,
     length_of,
     show,
     show_with_bank,
@@ -34,7 +36,6 @@ from vidaccel.training.context_forcing_app import context_forcing
 from vidaccel.training.offline.app import offline
 
 if TYPE_CHECKING:
-    from vidaccel.training.causal_config import CausalTrainingConfig
     from vidaccel.training.keyframe_threshold import KeyframeThreshold
     from vidaccel.training.transformer_trainer import TransformerTrainingConfig
     from vidaccel.training.vae_trainer import VaeTrainingConfig
@@ -128,7 +129,7 @@ def causal(
     init: Annotated[str, typer.Option(help="Wan pipeline or causal student to begin from: a name or a folder.")] = (
         "wan-tiny-causal"
     ),
-    layers: Annotated[str | None, typer.Option(help="Layers of its transformer to keep, such as 0,1,4,5.")] = None,
+    layers: Layers = None,
     seconds: Seconds = None,
     steps: Steps = None,
     resume: Resume = None,
@@ -157,12 +158,6 @@ def causal(
     toy: Toy = False,
 ) -> None:
     """Train a causal student that remembers places, by teacher forcing on trips that come back to them."""
-    try:
-        kept = None if layers is None else tuple(int(layer) for layer in layers.split(","))
-    except ValueError as error:
-        raise UserError(
-            f"`layers` must be numbers with commas between them, such as 0,1,4,5; got {layers!r}."
-        ) from error
     from vidaccel.training.causal_config import CausalTrainingConfig
     from vidaccel.training.causal_trainer import train_causal
     from vidaccel.training.loop import Schedule
@@ -180,7 +175,7 @@ def causal(
         seed=seed,
         device=device,
         init=init,
-        layers=kept,
+        layers=layers_of(layers),
         bank_clips=bank_clips,
         bank_seconds=bank_seconds,
         batch_size=batch_size,
@@ -199,7 +194,7 @@ def causal(
         checkpointing=checkpointing,
     )
     if toy:
-        config = _toy_causal(config)
+        config = config.rehearsal()
     check_output(output, resume)
     with failures():
         show_with_bank(partial(train_causal, config, output, resume=resume), title="causal student")
@@ -301,22 +296,6 @@ def _toy_transformer(config: TransformerTrainingConfig) -> TransformerTrainingCo
         bank_clips=4,
         batch_size=2,
         validation_prompts=1,
-        validation_steps=2,
-    )
-
-
-def _toy_causal(config: CausalTrainingConfig) -> CausalTrainingConfig:
-    return replace(
-        config,
-        schedule=replace(config.schedule, log_steps=2, num_validations=1),
-        bank_clips=2,
-        batch_size=2,
-        copies=2,
-        num_chunks=4,
-        validation_trips=1,
-        validation_away_chunks=1,
-        validation_clips=1,
-        validation_chunks=4,
         validation_steps=2,
     )
 

@@ -46,7 +46,7 @@ def train_causal(
     num_layers = donor.transformer.config.num_layers if config.layers is None else len(config.layers)
     architecture = student_architecture(donor.transformer, num_layers=num_layers, camera_dim=config.camera_dim)
     trained_so = {"kv_routing": config.kv_routing, "depth_every": config.depth_every}
-    fresh = TrainingState(kind="causal", architecture={"transformer": architecture}, recipe=_recipe(config))
+    fresh = TrainingState(kind="causal", architecture={"transformer": architecture}, recipe=causal_recipe(config))
     state = start_round(saved, fresh)
     state = replace(state, architecture={"transformer": {**state.architecture["transformer"], **trained_so}})
     weights = without_prefix("transformer", tensors) or student_tensors(donor.transformer, layers=config.layers)
@@ -78,6 +78,7 @@ def trained_student(checkpoint: Path) -> tuple[TrainingState, Transformer]:
     return state, new_student(state.architecture["transformer"], without_prefix("transformer", tensors))
 
 
-def _recipe(config: CausalTrainingConfig) -> dict[str, Any]:
+def causal_recipe(config: CausalTrainingConfig) -> dict[str, Any]:
+    """What a checkpoint says of its settings."""
     settings = {name: value for name, value in asdict(config).items() if name != "device"}
     return {**settings, "version": code_version()}

@@ -27,6 +27,7 @@ Checkpointing = Annotated[
     bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory, more time.")
 ]
 Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
+Layers = Annotated[str | None, typer.Option(help="Layers of its transformer to keep, such as 0,1,4,5.")]
 _SHORT = ("loss", "critic_loss", "train_psnr", "frames_per_second")
 _KEPT = ("as_seen",)  # of the latest validation
 
@@ -35,6 +36,14 @@ def length_of(seconds: float | None, steps: int | None, toy: bool, *, toy_steps:
     """The length of a round as `Schedule` takes it; a rehearsal that was given none has `toy_steps`."""
     rehearses = toy and seconds is None and steps is None
     return {"seconds": seconds, "steps": toy_steps if rehearses else steps}
+
+
+def layers_of(text: str | None) -> tuple[int, ...] | None:
+    """The numbers of `--layers`. Raises `UserError` for another text."""
+    try:
+        return None if text is None else tuple(int(layer) for layer in text.split(","))
+    except ValueError as error:
+        raise UserError(f"`layers` must be numbers with commas between them, such as 0,1,4,5; got {text!r}.") from error
 
 
 def check_output(output: Path, resume: Path | None) -> None:

@@ -14,6 +14,7 @@ from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
     Device,
+    Layers,
     Output,
     Resume,
     Seconds,
@@ -23,10 +24,12 @@ from vidaccel.training.console_app import (
     draw,
     failures,
     folder_bytes,
+    layers_of,
     show_with_bank,
 )
 
 if TYPE_CHECKING:
+    from vidaccel.training.causal_config import CausalTrainingConfig
     from vidaccel.training.context_forcing_config import ContextForcingConfig
     from vidaccel.training.self_rollout import StartShares
 
@@ -37,9 +40,15 @@ _TOY_THRESHOLD = 0.99
 
 def context_forcing(
     output: Output,
-    init: Annotated[str, typer.Option(help="Teacher-forced student: a checkpoint, a name or a folder.")] = (
-        "wan-tiny-causal"
-    ),
+    init: Annotated[
+        str, typer.Option(help="Teacher-forced student: a checkpoint, a name or a folder; or what it begins from.")
+    ] = "wan-tiny-causal",
+    teacher_seconds: Annotated[
+        float | None,
+        typer.Option(help="First make the teacher from --init, for so long, in OUTPUT/teacher; beside --seconds."),
+    ] = None,
+    teacher_steps: Annotated[int | None, typer.Option(help="In steps, instead.")] = None,
+    layers: Layers = None,
     stage: Annotated[
         Literal["1", "2", "both"],
         typer.Option(help="1: short rollouts from nothing; 2: contextual, with what is remembered; both in turn."),
@@ -104,19 +113,21 @@ def context_forcing(
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
     if export is not None and export.exists():
         raise UserError(f"{export} is there already; give another --export.")
+    check_output(output, resume)
+    teacher = _teacher(init, teacher_seconds, teacher_steps, layers, seed=seed, device=device, compile=compile, toy=toy)
     from vidaccel.training.context_forcing_config import (
         ContextForcingConfig,
         MatchingRule,
         RolloutRule,
         UpdateRule,
     )
-    from vidaccel.training.context_forcing_trainer import train_context_forcing
+    from vidaccel.training.context_forcing_teacher import TEACHER_FOLDER
     from vidaccel.training.ranks import own_rank
 
     if seconds is None and updates is None:
         seconds, updates = (None, _TOY_UPDATES) if toy else (_SECONDS, None)
     config = ContextForcingConfig(
-        init=init,
+        init=init if teacher is None else str(output / TEACHER_FOLDER),
         seconds=seconds,
         updates=updates,
         stage=stage,
@@ -151,14 +162,61 @@ def context_forcing(
     )
     if toy:
         config = _toy(config)
-    check_output(output, resume)
-    with failures():
-        show_with_bank(partial(train_context_forcing, config, output, resume=resume), title="distillation")
-    if own_rank() != 0:
-        return
-    draw(output, "distillation of the causal student")
-    if export is not None:
+    if teacher is not None:
+        resume = _taught(teacher, output, resume)
+    _distilled(config, output, resume)
+    if export is not None and own_rank() == 0:
         _export(output, export, toy=toy, device=device)
+
+
+def _teacher(
+    init: str,
+    seconds: float | None,
+    steps: int | None,
+    layers: str | None,
+    *,
+    seed: int,
+    device: str,
+    compile: bool,
+    toy: bool,
+) -> CausalTrainingConfig | None:
+    """The settings of the teacher that is to be made first; None: it is there."""
+    from vidaccel.training.context_forcing_teacher import teacher_config
+
+    if seconds is None and steps is None:
+        if layers is not None:
+            raise UserError("`layers` is for a teacher that is made first; give --teacher-seconds too.")
+        return None
+    config = teacher_config(init, seconds=seconds, steps=steps, layers=layers_of(layers), seed=seed, device=device)
+    config = replace(config, compile=compile)
+    return config.rehearsal() if toy else config
+
+
+def _taught(config: CausalTrainingConfig, output: Path, resume: Path | None) -> Path | None:
+    """Make the teacher if it is not there; the checkpoint of the distillation to go on from, if there is one yet."""
+    from vidaccel.training.checkpoint import STATE_FILE
+    from vidaccel.training.context_forcing_teacher import TEACHER_FOLDER, has_teacher, train_teacher
+
+    if resume is not None and resume.resolve() != output.resolve():
+        raise UserError("A run that makes its teacher goes on in its own folder; give the same --output and --resume.")
+    folder = output / TEACHER_FOLDER
+    with failures():
+        if not has_teacher(config, folder):
+            show_with_bank(partial(train_teacher, config, folder), title="1 of 2: teacher")
+            draw(folder, "training of the teacher")
+    return resume if (output / STATE_FILE).is_file() else None
+
+
+def _distilled(config: ContextForcingConfig, output: Path, resume: Path | None) -> None:
+    from vidaccel.training.context_forcing_teacher import TEACHER_FOLDER
+    from vidaccel.training.context_forcing_trainer import train_context_forcing
+    from vidaccel.training.ranks import own_rank
+
+    title = "2 of 2: distillation" if Path(config.init) == output / TEACHER_FOLDER else "distillation"
+    with failures():
+        show_with_bank(partial(train_context_forcing, config, output, resume=resume), title=title)
+    if own_rank() == 0:
+        draw(output, "distillation of the causal student")
 
 
 def _shares(text: str | None) -> StartShares:

@@ -18,7 +18,7 @@ Number = TypeVar("Number", int, float)
 
 def join_ranks(device: torch.device) -> torch.device:
     """The device of this process, after it met the others; `device` where there are none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if num_ranks() == 1:
         return device
     from accelerate import PartialState
 
@@ -32,8 +32,8 @@ def is_shared() -> bool:
 
 
 def num_ranks() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if is_shared() else 1
+    """How many processes there are, also before this one met the others."""
+    return dist.get_world_size() if is_shared() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_rank() -> int:
