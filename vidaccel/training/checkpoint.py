@@ -21,6 +21,7 @@ from vidaccel.files.atomic import atomic_write
 
 STATE_FILE = "state.json"
 _SHARD_BYTES = 14_000_000
+_MOST_SHARDS = 100  # of more bytes where there are too many
 
 Kind = Literal["vae", "transformer", "causal"]
 
@@ -115,10 +116,11 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    most = max(_SHARD_BYTES, sum(tensor.nbytes for tensor in tensors.values()) // _MOST_SHARDS)
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+        if shards[-1] and size + tensor.nbytes > most:
             shards.append({})
             size = 0
         shards[-1][name] = tensor

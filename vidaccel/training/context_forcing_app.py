@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -213,10 +214,13 @@ def _distilled(config: ContextForcingConfig, output: Path, resume: Path | None) 
     from vidaccel.training.ranks import own_rank
 
     title = "2 of 2: distillation" if Path(config.init) == output / TEACHER_FOLDER else "distillation"
+    start = partial(train_context_forcing, config, output, resume=resume)
     with failures():
-        show_with_bank(partial(train_context_forcing, config, output, resume=resume), title=title)
-    if own_rank() == 0:
-        draw(output, "distillation of the causal student")
+        if own_rank() != 0:
+            deque(start(), maxlen=0)  # the first one speaks
+            return
+        show_with_bank(start, title=title)
+    draw(output, "distillation of the causal student")
 
 
 def _shares(text: str | None) -> StartShares:

@@ -11,7 +11,7 @@ from vidaccel.training.averaging import WeightAverage
 from vidaccel.training.checkpoint import with_prefix, without_prefix
 from vidaccel.training.context_forcing_config import UpdateRule
 from vidaccel.training.muon import BatchedMuon, split_parameters
-from vidaccel.training.sharding import load_tensors, placed, shard, whole
+from vidaccel.training.sharding import gathered, load_tensors, placed, shard, whole
 
 _BETAS = (0.0, 0.999)
 _MOST_COMPILED = 64  # shapes and kinds of passes, of all networks together
@@ -52,7 +52,7 @@ class Learner:
         for index, optimizer in enumerate(self.optimizers):
             for number, values in optimizer.state_dict()["state"].items():
                 found |= with_prefix(f"optimizer.{index}.{number}", values)
-        return {name: whole(tensor) for name, tensor in found.items()}
+        return {name: gathered(tensor) for name, tensor in found.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` of a learner like this one holds."""
@@ -111,7 +111,7 @@ class Networks:
         """The averaged weights of the generator, whole and with its adapter merged into them."""
         with self.average.applied():
             tensors = self.generator.network.state_dict()
-            return merged({name: whole(tensor).detach().clone() for name, tensor in tensors.items()})
+            return merged({name: gathered(tensor).detach().clone() for name, tensor in tensors.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learns, by name; the averaged weights as `transformer`."""
@@ -120,7 +120,7 @@ class Networks:
             **with_prefix("average", self._averages()),
             **with_prefix("generator", self.generator.tensors()),
             **with_prefix("critic", self.critic.tensors()),
-            **with_prefix("teacher", {name: whole(one) for name, one in self.teacher.state_dict().items()}),
+            **with_prefix("teacher", {name: gathered(one) for name, one in self.teacher.state_dict().items()}),
         }
 
     def load(self, tensors: dict[str, Tensor], *, num_updates: int) -> None:
@@ -136,7 +136,7 @@ class Networks:
         """The averages of an adapter, which are no weights of the merged network."""
         if len(self.average.values) == len(list(self.generator.network.parameters())):
             return {}
-        return {name: whole(one) for name, one in zip(self._learning(), self.average.values, strict=True)}
+        return {name: gathered(one) for name, one in zip(self._learning(), self.average.values, strict=True)}
 
     def _learning(self) -> dict[str, Tensor]:
         return {name: one for name, one in self.generator.network.named_parameters() if one.requires_grad}

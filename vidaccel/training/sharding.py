@@ -44,6 +44,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """As `whole`, but in the host's memory where it was shared out: a card need not hold all that is saved."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole `tensor` that is equal on all cards, shared out as `like` is; without any traffic."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
