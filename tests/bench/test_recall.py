@@ -47,6 +47,7 @@ def test_words_of_a_cell_come_in_any_order_and_usual_ones_are_left_out() -> None
     cell = RecallCell.parse("return/steps:8/blank/window:9/away:20")
     assert cell.name == "return/window:9/blank/away:20/steps:8"
     assert (cell.trips_name, cell.truth_name, cell.plain_name) == ("return/away:20", "return/away:20/truth", "return")
+    assert RecallCell.parse("own/skip:2+3/steps:8").name == "own/steps:8/skip:2+3"
     assert RecallCell.parse("return/away:6") == RecallCell(kind="return")
     assert RecallCell.parse("own").trips_name == RecallCell.parse("return/swap").trips_name == "return"
     assert RecallCell.parse("return/swap").truth_name == "return/swap/truth"
@@ -290,7 +291,7 @@ def with_maker(monkeypatch: pytest.MonkeyPatch, make: Maker) -> None:
         while state.num_chunks < num_chunks:
             state.num_chunks, state.num_frames = state.num_chunks + 1, state.num_frames + 3
             way, _ = camera(0, 0, state.num_frames)
-            yield type("Made", (), {"latents": make(state, way)})  # type: ignore[misc]
+            yield type("Made", (), {"latents": make(state, way), "skipped": ()})  # type: ignore[misc]
 
     monkeypatch.setattr("vidaccel.bench.recall.trips.rollout", made)
 

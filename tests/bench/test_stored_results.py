@@ -18,6 +18,7 @@ from vidaccel.bench.offline.tables import offline_markdown
 from vidaccel.bench.quality import quality_markdown
 from vidaccel.bench.recall.tables import recall_markdown
 from vidaccel.bench.rollout.tables import rollout_markdown
+from vidaccel.bench.skipping.tables import skipping_markdown
 from vidaccel.bench.speed import speed_markdown
 from vidaccel.bench.table import BENCHMARKS, benchmark_class
 
@@ -40,6 +41,7 @@ MARKDOWN: Mapping[str, Callable[[Any], str]] = {
     "quality": quality_markdown,
     "recall": recall_markdown,
     "rollout": rollout_markdown,
+    "skipping": skipping_markdown,
     "speed": speed_markdown,
 }
 OF_AN_EARLIER_FORM = ("speed-h200",)  # before peaks of memory were written down

@@ -22,6 +22,7 @@ from vidaccel.bench.student.summary import summarise_student
 from vidaccel.bench.student.visits import measure_visits
 from vidaccel.cli import run
 from vidaccel.errors import UserError
+from vidaccel.rollout.skipping import StepSkipping
 from vidaccel.world import CHANGES, FRAME_SIZE, asked_by, change_trip, render, render_trips
 from vidaccel.world.landmark_oracle import VALID_LIKELIHOOD
 
@@ -174,11 +175,14 @@ def test_a_part_that_is_decoded_alone_is_that_of_the_whole_video_the_more_the_lo
         assert errors[0] > errors[1] > errors[2] == 0
 
 
-def test_a_sampler_with_a_number_takes_euler_steps(filming: Filming) -> None:
+def test_a_sampler_takes_euler_steps_fewer_or_leaves_some_out(filming: Filming) -> None:
     usual, euler = Sampler.parse("student").student(filming.pipe), Sampler.parse("euler:3").student(filming.pipe)
     assert usual == filming.pipe.student()
     assert euler.num_inference_steps == 3
     assert not euler.scheduler.config.stochastic_sampling
+    fewer, skipping = Sampler.parse("steps:3").student(filming.pipe), Sampler.parse("skip:2").student(filming.pipe)
+    assert (fewer.num_inference_steps, fewer.scheduler) == (3, usual.scheduler)
+    assert skipping == replace(usual, skipping=StepSkipping(steps=(2,)))
     for text in ("euler", "euler:0", "heun:4", ""):
         with pytest.raises(UserError, match="euler:8"):
             Sampler.parse(text)

@@ -26,7 +26,8 @@ from tests.support.tiny_causal import (
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.rollout.chunk import Chunk, Student
-from vidaccel.rollout.loop import chunk_generators, ingest, replay, rollout
+from vidaccel.rollout.loop import ingest, replay, rollout
+from vidaccel.rollout.noise import chunk_generators
 from vidaccel.rollout.state import RolloutState
 
 SMALL = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6, similarity_threshold=0.999)

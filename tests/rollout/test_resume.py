@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.support.tiny_causal import CONFIG, causal_model, chunks_of, shot, state_of, student
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
-from vidaccel.rollout.chunk import Shot
-from vidaccel.rollout.loop import rollout, shot_at
+from vidaccel.rollout.chunk import Shot, shot_at
+from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.resume import past_shots, restore, save_chunk, shots_to_come
 from vidaccel.sessions.session import Session
 

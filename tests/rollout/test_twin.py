@@ -18,6 +18,7 @@ from tests.support.tiny_causal import CONFIG, causal_model, shot
 from vidaccel.memory import MemoryConfig
 from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.loop import ingest, replay, rollout
+from vidaccel.rollout.skipping import StepSkipping
 from vidaccel.rollout.state import RolloutState, new_state
 
 SMALL = {"sink_frames": 3, "slow_frames": 3, "fast_frames": 6}
@@ -44,7 +45,12 @@ class Case:
             ),
             num_inference_steps=self.sampling.num_inference_steps,
             guidance_scale=self.sampling.guidance_scale,
+            skipping=self.skipping(),
         )
+
+    def skipping(self) -> StepSkipping | None:
+        sampling = self.sampling
+        return StepSkipping(steps=sampling.skipped, threshold=sampling.threshold) if sampling.skipped else None
 
     def state(self, student: Student) -> RolloutState:
         return new_state(student, self.config, height=self.size[0], width=self.size[1], seeds=self.seeds)
@@ -107,6 +113,34 @@ CHOSEN = {
         sampling=Sampling(),
         num_chunks=9,
         shots=shots(),
+    ),
+    "a step is left out, with guidance, under a second prompt": Case(
+        config=MemoryConfig(**SMALL, similarity_threshold=0.98),
+        sampling=Sampling(num_inference_steps=4, skipped=(3,), guidance_scale=3.0),
+        num_chunks=5,
+        shots=shots((3, "soft")),
+    ),
+    "the chunk before stands in for the first step, but not behind a hard cut or an image": Case(
+        config=MemoryConfig(**SMALL, similarity_threshold=0.98),
+        sampling=Sampling(num_inference_steps=3, skipped=(1, 2)),
+        shots=shots((3, "hard")),
+        given=(frames(1, (4, 6), 1),),
+        stop=5,
+    ),
+    "steps are left out of the chunks of some samples": Case(
+        config=MemoryConfig(**SMALL, similarity_threshold=0.98),
+        sampling=Sampling(num_inference_steps=4, skipped=(3, 4), threshold=1.27),
+        seeds=(3, 4, 5),
+        num_chunks=5,
+        shots=shots(batch_size=3),
+    ),
+    "a step is left out, without fresh noise": Case(
+        config=MemoryConfig.sliding_window(6),
+        sampling=Sampling(num_inference_steps=3, skipped=(2,), is_stochastic=False),
+        num_chunks=4,
+        shots=shots(),
+        stop=2,
+        way="replay",
     ),
     "a sliding window": Case(config=MemoryConfig.sliding_window(6), sampling=Sampling(), shots=shots()),
     "first frames only": Case(

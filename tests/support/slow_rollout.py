@@ -29,6 +29,8 @@ class Sampling:
     guidance_scale: float = 1.0
     shift: float = 5.0
     is_stochastic: bool = True
+    skipped: tuple[int, ...] = ()  # steps that are left out, the first being 1
+    threshold: float | None = None
 
     def sigmas(self) -> list[float]:
         raw = [1 - step / self.num_inference_steps for step in range(self.num_inference_steps)]
@@ -84,6 +86,7 @@ class SlowVideo:
         shape = (self.model.config.in_channels, len(self.index.current), rows, columns)
         x = torch.randn(shape, generator=source)
         sigmas = self.sampling.sigmas()
+        estimates: list[Tensor] = []
         for number, (sigma, following) in enumerate(pairwise(sigmas)):
             passes = [self.run(x, 1000 * sigma, prompt, branch) for branch, prompt in enumerate(prompts)]
             velocity = passes[0][0]
@@ -92,11 +95,28 @@ class SlowVideo:
             if self.config.mode == "official":
                 self.index.observe(self.similarity(passes[0][1]))
                 self.keep(number, [keys for _, keys in passes], ())
+            estimate = x - sigma * velocity
+            stands_in = [*self.chunk_before(shape[1]), *estimates][-1:]
+            if stands_in and self.is_left_out(number + 1, estimates):
+                estimate = stands_in[0]
+            estimates.append(estimate)
             if self.sampling.is_stochastic:
-                x = (1 - following) * (x - sigma * velocity) + following * torch.randn(shape, generator=source)
+                x = (1 - following) * estimate + following * torch.randn(shape, generator=source)
             else:
-                x = x + (following - sigma) * velocity
+                x = estimate + following / sigma * (x - estimate)
         return x
+
+    def is_left_out(self, step: int, estimates: Sequence[Tensor]) -> bool:
+        if step not in self.sampling.skipped or self.sampling.threshold is None:
+            return step in self.sampling.skipped
+        change = float((estimates[1] - estimates[0]).norm() / estimates[0].norm())
+        self.margin = min(self.margin, abs(change - self.sampling.threshold))
+        return change < self.sampling.threshold
+
+    def chunk_before(self, count: int) -> list[Tensor]:
+        """The last frames that were made of this shot, as one chunk; none where there are too few."""
+        made = self.latents[self.start :]
+        return [torch.stack(made[-count:], dim=1)] if len(made) >= count else []
 
     def finish(self, made: Tensor, prompts: Sequence[Tensor]) -> None:
         keys = [self.run(made, 0.0, prompt, branch)[1] for branch, prompt in enumerate(prompts)]

@@ -16,7 +16,8 @@ from tests.support.tiny_donor import noise_bank
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig
 from vidaccel.rollout.chunk import Shot, Student
-from vidaccel.rollout.loop import chunk_generators, rollout
+from vidaccel.rollout.loop import rollout
+from vidaccel.rollout.noise import chunk_generators
 from vidaccel.rollout.state import new_state
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_rollout import TEXT_LENGTH, continue_clips

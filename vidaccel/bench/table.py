@@ -42,6 +42,10 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Is a place the same when the camera of a causal student comes back, and is it the memory: recall.json, "
             ".md, .png, .places.png.",
         ),
+        "skipping": (
+            "vidaccel.bench.skipping.skipping:SkippingBench",
+            "Which steps of a chunk a few-step student can do without, and what it costs: skipping.json, .md, .png.",
+        ),
         "teachers": (
             "vidaccel.bench.teachers.teachers:TeachersBench",
             "Does a student remember if its teacher does, long against short teachers: teachers.json, .md, .png.",

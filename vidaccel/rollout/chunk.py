@@ -1,6 +1,7 @@
 """What goes into a rollout and what comes out: the student, the shots of a prompt timeline, the finished chunks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_blocks import PromptCache
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
+from vidaccel.rollout.skipping import StepSkipping
 from vidaccel.rollout.timeline import Cut
 
 Origin = Literal["made", "given", "saved"]
@@ -35,6 +37,7 @@ class Student:
         re-noises the estimate at every step, as few-step students are trained.
     guidance_scale: 1 leaves guidance out, as distilled students do.
     run: how passes are run, by the transformer as it is if None.
+    skipping: steps whose pass is left out; None: every step is computed.
     """
 
     transformer: CausalWanTransformer3DModel
@@ -42,6 +45,7 @@ class Student:
     num_inference_steps: int = 4
     guidance_scale: float = 1.0
     run: Pass | None = None
+    skipping: StepSkipping | None = None
 
     def __post_init__(self) -> None:
         if type(self.num_inference_steps) is not int or self.num_inference_steps < 1:
@@ -50,6 +54,8 @@ class Student:
             )
         if not isinstance(self.guidance_scale, int | float) or not math.isfinite(self.guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale!r}.")
+        if self.skipping is not None:
+            self.skipping.check(self.num_inference_steps)
 
     @property
     def num_branches(self) -> int:
@@ -58,8 +64,13 @@ class Student:
 
     @property
     def passes_per_chunk(self) -> int:
-        """Forward passes of a chunk: the steps and the one that writes the memory, for every branch."""
+        """Forward passes of a chunk: the steps and the one that writes the memory, for every branch; none left out."""
         return (self.num_inference_steps + 1) * self.num_branches
+
+    def passes_of(self, chunk: "Chunk") -> list[int]:
+        """Forward passes that a made chunk took, for each sample."""
+        skipped = chunk.skipped or (0,) * len(chunk.latents)
+        return [self.passes_per_chunk - self.num_branches * count for count in skipped]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,7 @@ class Chunk:
     origin: "made" now; "given": of the image or clip that the video begins with; "saved": in a session before.
     sink, slow, fast: frames remembered after it, of the first sample; similarity: of its keys with the chunk before.
     camera: what `ChunkCamera` gave for it; None: the camera holds at 0.
+    skipped: for each sample, how many steps were left out; nothing without `Student.skipping`.
     """
 
     index: int
@@ -103,3 +115,9 @@ class Chunk:
     similarity: float | None
     camera: tuple[list[float], list[float]] | None = None
     origin: Origin = "made"
+    skipped: tuple[int, ...] = ()
+
+
+def shot_at(shots: Sequence[Shot], chunk: int) -> Shot:
+    """The shot that a chunk belongs to."""
+    return [shot for shot in shots if shot.start_chunk <= chunk][-1]

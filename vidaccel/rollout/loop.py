@@ -7,11 +7,11 @@ not matter. Latents are (B, C, F, H, W), normalised as the transformer takes the
 """
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ from vidaccel.memory.transfer import sent
 from vidaccel.models.causal_blocks import PromptCache
 from vidaccel.models.fused_layers import separate_adapted_layers
 from vidaccel.rollout.camera import ChunkCamera
-from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student
+from vidaccel.rollout.chunk import Chunk, Pass, Shot, Student, shot_at
+from vidaccel.rollout.noise import chunk_generators
 from vidaccel.rollout.passes import eager
+from vidaccel.rollout.skipping import ChunkSteps, StepSkipping
 from vidaccel.rollout.state import RolloutState
 
 
@@ -139,17 +141,6 @@ def _check_can_be_given(state: RolloutState) -> None:
         raise UserError("The official mode remembers noisy passes, which given latents do not have; use clean.")
 
 
-def shot_at(shots: Sequence[Shot], chunk: int) -> Shot:
-    """The shot that a chunk belongs to."""
-    return [shot for shot in shots if shot.start_chunk <= chunk][-1]
-
-
-def chunk_generators(seeds: Sequence[int], chunk: int) -> list[torch.Generator]:
-    """The random numbers of a chunk, one source a sample; on the CPU, so that every device gets the same."""
-    digests = [hashlib.sha256(f"vidaccel rollout {seed} {chunk}".encode()).digest() for seed in seeds]
-    return [torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]
-
-
 @dataclass
 class _Runner:
     """The running values of one call: the prompt's cached keys, and the steps of a chunk."""
@@ -163,6 +154,7 @@ class _Runner:
     _seconds: dict[str, float] = field(default_factory=dict)
     _screens: tuple[list[float], list[float]] | None = None  # of the chunk being made: what `camera` gave
     _noise: tuple[int, list[torch.Generator], Tensor] | None = None
+    _skipped: tuple[int, ...] = ()  # of the chunk being made
 
     def __post_init__(self) -> None:
         """Refuse a state of another number of branches or another number format, and a camera nobody is told of."""
@@ -178,6 +170,9 @@ class _Runner:
                 f"The memory of this rollout is {memories[0].dtype} and the transformer is now {dtype}; convert it "
                 "back or begin anew."
             )
+        if student.skipping is not None:
+            policy = self.state.memory.policy
+            student.skipping.check(student.num_inference_steps, observes_passes=policy.observes_passes)
         if self.camera is not None and not student.transformer.takes_camera:
             raise UserError(
                 "This student is not told of a camera (`camera_dim` in its config.json is missing or null); leave the "
@@ -289,19 +284,32 @@ class _Runner:
         steps = student.num_inference_steps
         scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=self._device)
         scheduler.set_begin_index(0)
+        taken = None if student.skipping is None else self._steps(student.skipping, scheduler.sigmas.tolist())
         for timestep in scheduler.timesteps:
-            branches = [
-                self._pass(latents, timestep, prompt, memory)
-                for prompt, memory in zip(self._prompts, state.memories, strict=True)
-            ]
-            velocity = branches[0]
-            if len(branches) > 1:
-                velocity = branches[1] + student.guidance_scale * (branches[0] - branches[1])
-            similarity = state.memory.observe()
-            for memory in state.memories[1:]:
-                memory.observe(similarity)
+            compute = partial(self._velocity, latents, timestep)
+            velocity = compute() if taken is None else taken.velocity(latents, compute)
             latents = scheduler.step(velocity, timestep, latents, generator=generators, return_dict=False)[0]
+        self._skipped = () if taken is None else taken.num_skipped
         return latents
+
+    def _velocity(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Of one step: a pass for every branch, and guidance."""
+        student, state = self.student, self.state
+        branches = [
+            self._pass(latents, timestep, prompt, memory)
+            for prompt, memory in zip(self._prompts, state.memories, strict=True)
+        ]
+        velocity = branches[0]
+        if len(branches) > 1:
+            velocity = branches[1] + student.guidance_scale * (branches[0] - branches[1])
+        similarity = state.memory.observe()
+        for memory in state.memories[1:]:
+            memory.observe(similarity)
+        return velocity
+
+    def _steps(self, rule: StepSkipping, sigmas: Sequence[float]) -> ChunkSteps:
+        before = self.state.last_frames(self.state.memory.policy.chunk_frames)
+        return ChunkSteps(rule, sigmas, None if before is None else before.to(self._device))
 
     def _drawn(self, chunk: int) -> tuple[list[torch.Generator], Tensor]:
         """The noise of a chunk and the sources it came from, which go on to re-noise."""
@@ -375,6 +383,7 @@ class _Runner:
             similarity=None if similarity is None else float(similarity[0]),
             camera=self._screens,
             origin="made" if is_made else "given",
+            skipped=self._skipped if is_made else (),
         )
         state.num_chunks, state.num_frames = state.num_chunks + 1, state.num_frames + latents.shape[2]
         return chunk

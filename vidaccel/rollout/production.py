@@ -17,9 +17,9 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.rollout.branch_camera import camera_of_branch
 from vidaccel.rollout.camera import PlacedPath
-from vidaccel.rollout.chunk import Chunk, Shot, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student, shot_at
 from vidaccel.rollout.kept_session import SessionSettings, open_session
-from vidaccel.rollout.loop import check_rollout, ingest, rollout, shot_at
+from vidaccel.rollout.loop import check_rollout, ingest, rollout
 from vidaccel.rollout.report import RolloutReport
 from vidaccel.rollout.resume import restore, save_chunk, shots_of_branch, usual_snapshot_every
 from vidaccel.rollout.session_request import SessionRequest

@@ -69,7 +69,8 @@ class RolloutRecord:
         frames = 0 if chunk.frames is None else chunk.frames.shape[1]
         values = {**vars(chunk), "num_pixel_frames": frames}
         self._add(values, chunk.seconds)
-        self.num_passes += {"made": self._passes[0], "given": self._passes[1], "saved": 0}[chunk.origin]
+        skipped = min(chunk.skipped, default=0) * self._passes[1]  # a pass is saved where all samples do without it
+        self.num_passes += {"made": self._passes[0] - skipped, "given": self._passes[1], "saved": 0}[chunk.origin]
         if bytes_by_part is not None:
             self.bytes_by_part = dict(bytes_by_part)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.rollout.branch_camera import move_values
 from vidaccel.rollout.camera import ChunkCamera, PlacedPath
-from vidaccel.rollout.chunk import Chunk, Shot, Student
-from vidaccel.rollout.loop import replay, shot_at
+from vidaccel.rollout.chunk import Chunk, Shot, Student, shot_at
+from vidaccel.rollout.loop import replay
 from vidaccel.rollout.state import RolloutState
 from vidaccel.rollout.timeline import Cut, PromptChange
 from vidaccel.sessions.branch import Branch

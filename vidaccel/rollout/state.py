@@ -74,6 +74,14 @@ class RolloutState:
         new = enumerate(latents.unbind(2), first_frame)
         self.remembered = kept | {frame: part.clone() for frame, part in new if frame in used}
 
+    def last_frames(self, count: int) -> Tensor | None:
+        """The latents (B, C, `count`, H, W) of the last frames of the shot; None where not all are remembered."""
+        end = self.num_frames - self.shot_start
+        frames = range(end - count, end)
+        if not all(frame in self.remembered for frame in frames):
+            return None
+        return torch.stack([self.remembered[frame] for frame in frames], dim=2)
+
     def save_state(self) -> SavedState:
         """Tensors and JSON values from which the rollout goes on exactly. Not within a chunk.
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, cast, get_args
 
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
+from vidaccel.rollout.chunk import Student
+from vidaccel.rollout.skipping import StepSkipping
 
 Kind = Literal["return", "three", "shift", "own"]
 TripKind = Literal["return", "three", "shift"]
@@ -47,7 +49,7 @@ class RecallCell:
     memory: as the command line takes it; "uniform" is the student's own with a keyframe in every second chunk; None is
         the student's own.
     control: "blank" leaves out of the memory every frame that shows the place, "swap" shows another landmark there.
-    away_chunks: between the two visits. num_inference_steps: None for the student's own.
+    away_chunks: between the two visits. num_inference_steps: None for the student's own. skipping: steps left out.
     Raises UserError for values outside these.
     """
 
@@ -56,6 +58,7 @@ class RecallCell:
     control: Control | None = None
     away_chunks: int = AWAY_CHUNKS
     num_inference_steps: int | None = None
+    skipping: StepSkipping | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -104,7 +107,12 @@ class RecallCell:
         """As it is written, in one order."""
         away = None if self.away_chunks == AWAY_CHUNKS else f"away:{self.away_chunks}"
         steps = None if self.num_inference_steps is None else f"steps:{self.num_inference_steps}"
-        return _joined(self.kind, self.memory, self.control, away, steps)
+        skip = None if self.skipping is None else f"skip:{self.skipping}"
+        return _joined(self.kind, self.memory, self.control, away, steps, skip)
+
+    def student(self, pipe: Any) -> Student:
+        """The student of a pipeline, sampled as the cell says. Raises UserError for steps that it does not have."""
+        return replace(pipe.student(self.num_inference_steps), skipping=self.skipping)
 
     def memory_of(self, pipe: Any) -> MemoryPolicy:
         """The memory, without what a control takes away. Raises UserError for "uniform" without slow memory."""
@@ -126,6 +134,8 @@ def _read_word(word: str, cell: str) -> tuple[str, Any]:
     name, _, value = word.partition(":")
     if word in get_args(Control):
         return "control", word
+    if name == "skip":
+        return "skipping", StepSkipping.parse(value)
     field = {"away": "away_chunks", "steps": "num_inference_steps"}.get(name)
     if field is None:
         return "memory", word
@@ -140,4 +150,4 @@ def _parsed(memory: str, chunk_frames: int) -> MemoryPolicy:
     try:
         return parse_memory(memory, chunk_frames)
     except ValueError as error:
-        raise UserError(f"A cell's words are blank, swap, away:20, steps:8 or a memory. {error}") from error
+        raise UserError(f"A cell's words are blank, swap, away:20, steps:8, skip:3 or a memory. {error}") from error

@@ -42,12 +42,14 @@ class Rolled:
     first, second: what is seen at the visits; first only where the student made it.
     frames_in_reach: for each trip how many frames of the first visit the memory held when the way back began.
     keyframes: for each trip the frames in slow memory then.
+    passes: for each trip how many passes a chunk took in the mean, the clean one included.
     """
 
     first: Visits | None
     second: Visits
     frames_in_reach: list[int]
     keyframes: list[int]
+    passes: list[float]
 
     @classmethod
     def joined(cls, parts: Sequence[Rolled], places: Sequence[int]) -> Rolled:
@@ -56,11 +58,13 @@ class Rolled:
         first = [part.first for part in parts if part.first is not None]
         in_reach = list(chain.from_iterable(part.frames_in_reach for part in parts))
         keyframes = list(chain.from_iterable(part.keyframes for part in parts))
+        passes = list(chain.from_iterable(part.passes for part in parts))
         return cls(
             first=Visits.joined(first).at(back) if first else None,
             second=Visits.joined([part.second for part in parts]).at(back),
             frames_in_reach=[in_reach[place] for place in back],
             keyframes=[keyframes[place] for place in back],
+            passes=[passes[place] for place in back],
         )
 
 
@@ -117,7 +121,7 @@ class RecallTrips:
 
     @torch.no_grad()
     def _roll_batch(self, trips: Sequence[ReturnTrip], cell: RecallCell, given: Tensor | None) -> Rolled:
-        student = self.pipe.student(cell.num_inference_steps)
+        student = cell.student(self.pipe)
         state = self.pipe.new_state(
             student,
             height=FRAME_SIZE,
@@ -128,20 +132,21 @@ class RecallTrips:
         shots, camera = self._shots(trips, guided=student.num_branches > 1), trip_camera(trips[0])
         half, end = trips[0].prefix_chunks, trips[0].second_visit.stop
         if given is None:
-            made = [chunk.latents for chunk in rollout(student, state, shots, num_chunks=half, camera=camera)]
+            made = list(rollout(student, state, shots, num_chunks=half, camera=camera))
         else:
             made = []
             for _ in ingest(student, state, shots[0], given, camera=camera):
                 pass
         indexes = state.memory.indexes
         in_reach, keyframes = frames_in_reach(state, trips[0]), [len(index.slow) for index in indexes]
-        made += [chunk.latents for chunk in rollout(student, state, shots, num_chunks=end, camera=camera)]
-        latents, missing = torch.cat(made, dim=2), half if given is not None else 0
+        made += rollout(student, state, shots, num_chunks=end, camera=camera)
+        latents, missing = torch.cat([chunk.latents for chunk in made], dim=2), half if given is not None else 0
         return Rolled(
             first=None if missing else self._read(latents, trips, "first_visit", 0),
             second=self._read(latents, trips, "second_visit", missing),
             frames_in_reach=in_reach,
             keyframes=keyframes,
+            passes=[sum(one) / len(made) for one in zip(*(student.passes_of(chunk) for chunk in made), strict=True)],
         )
 
     def _memory(self, cell: RecallCell, trips: Sequence[ReturnTrip]) -> MemoryPolicy:

@@ -5,8 +5,9 @@ Latents are (N, C, F, h, w) on the CPU, normalised as the transformer's; only th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from vidaccel.errors import UserError
-from vidaccel.rollout.chunk import Shot, Student
+from vidaccel.rollout.chunk import Chunk, Shot, Student
 from vidaccel.rollout.decode import StreamingDecoder
 from vidaccel.rollout.loop import replay, rollout
+from vidaccel.rollout.skipping import StepSkipping
 from vidaccel.world import FRAME_SIZE
 
 CHUNK_FRAMES = 3  # in which the trips of the world are counted
 STRIDE = 4
 CHUNK_PIXELS = CHUNK_FRAMES * STRIDE
+Told = Callable[[Sequence[int], Chunk], None]
 _VIDEOS = 32  # made together
 _DECODED = 8  # decoded together, where a CPU is fastest
 _WARM_UP = 3  # latent frames decoded before a part: after these, pixels differ by a third of a level in the mean
@@ -49,29 +52,35 @@ class Script:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How a chunk is sampled. num_inference_steps: None as the student was made for, and as it samples by default.
+    """How a chunk is sampled.
 
-    With a number the scheduler takes Euler steps, without fresh noise.
+    num_inference_steps: None as the student was made for. is_euler: without fresh noise, whatever its scheduler says.
+    skipping: steps that are left out.
     """
 
     num_inference_steps: int | None = None
+    is_euler: bool = False
+    skipping: StepSkipping | None = None
 
     @classmethod
     def parse(cls, text: str) -> Sampler:
-        """`student`, or `euler:8`. Raises UserError for anything else."""
-        kind, _, steps = text.partition(":")
+        """`student`, `steps:3`, `euler:8`, or `skip:3`. Raises UserError for anything else."""
+        kind, _, value = text.partition(":")
         if text == "student":
             return cls()
-        if kind != "euler" or not steps.isdecimal() or int(steps) < 1:
+        if kind == "skip":
+            return cls(skipping=StepSkipping.parse(value))
+        if kind not in ("euler", "steps") or not value.isdecimal() or int(value) < 1:
             raise UserError(
-                f"A sampler is `student`, or `euler:` and a number of steps, such as euler:8; got {text!r}."
+                "A sampler is `student`, `steps:` or `euler:` and a number of steps, such as euler:8, or `skip:` and "
+                f"steps to leave out, such as skip:3; got {text!r}."
             )
-        return cls(num_inference_steps=int(steps))
+        return cls(num_inference_steps=int(value), is_euler=kind == "euler")
 
     def student(self, pipe: Any) -> Student:
-        """The student of a pipeline that samples so."""
-        made: Student = pipe.student(self.num_inference_steps)
-        if self.num_inference_steps is None:
+        """The student of a pipeline that samples so. Raises UserError for steps that it does not have."""
+        made: Student = replace(pipe.student(self.num_inference_steps), skipping=self.skipping)
+        if not self.is_euler:
             return made
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=False)
         return replace(made, scheduler=scheduler)
@@ -98,19 +107,24 @@ class Filming:
         """Whether the student can be told how its camera moves."""
         return bool(self.pipe.transformer.takes_camera)
 
-    def film(self, scripts: Sequence[Script], num_chunks: int) -> Tensor:
-        """The latents of all videos, in the order of their scripts, with what they were given."""
+    def film(self, scripts: Sequence[Script], num_chunks: int, *, tell: Told | None = None) -> Tensor:
+        """The latents of all videos, in the order of their scripts, with what they were given.
+
+        tell: called with every chunk that is made, and the places of the scripts whose videos it is of.
+        """
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, script in enumerate(scripts):
             alike.setdefault(script.form, []).append(place)
         batches = [places[at : at + _VIDEOS] for places in alike.values() for at in range(0, len(places), _VIDEOS)]
         made: dict[int, Tensor] = {}
         for batch in batches:
-            made.update(zip(batch, self._batch([scripts[place] for place in batch], num_chunks), strict=True))
+            told = None if tell is None else partial(tell, batch)
+            part = self._batch([scripts[place] for place in batch], num_chunks, told)
+            made.update(zip(batch, part, strict=True))
         return torch.stack([made[place] for place in range(len(scripts))])
 
     @torch.no_grad()
-    def _batch(self, scripts: Sequence[Script], num_chunks: int) -> Tensor:
+    def _batch(self, scripts: Sequence[Script], num_chunks: int, tell: Callable[[Chunk], None] | None) -> Tensor:
         student = self.sampler.student(self.pipe)
         seeds = [script.seed for script in scripts]
         state = self.pipe.new_state(student, height=FRAME_SIZE, width=FRAME_SIZE, seeds=seeds)
@@ -119,8 +133,12 @@ class Filming:
         camera = {} if scripts[0].camera is None else {"camera": _chunk_camera(scripts[0].camera)}
         if given:
             replay(student, state, shots, iter(given[0].split(CHUNK_FRAMES, dim=2)), **camera)
-        made = rollout(student, state, shots, num_chunks=num_chunks, **camera)
-        return torch.cat([*given, *(chunk.latents.float().cpu() for chunk in made)], dim=2)
+        made = list(given)
+        for chunk in rollout(student, state, shots, num_chunks=num_chunks, **camera):
+            made.append(chunk.latents.float().cpu())
+            if tell is not None:
+                tell(chunk)
+        return torch.cat(made, dim=2)
 
     def _shots(self, scripts: Sequence[Script], student: Student) -> list[Shot]:
         return [

@@ -57,7 +57,7 @@ class StudentBench(ModelBenchmark):
     num_scenes: int = option("Prompts of each unusual setting.", 32)
     seconds: int = option("How long a prompt is held; a multiple of 5.", 60)
     samplers: tuple[str, ...] = option(
-        "Of first visits: student, or euler:8 for so many steps without fresh noise.", ("student",), recorded=False
+        "Of first visits: student, steps:3, euler:8 (without fresh noise), or skip:3.", ("student",), recorded=False
     )
     seed: int = option("Draws the prompts and the noise.", 0)
 

@@ -1,0 +1,1 @@
+"""What a few-step student loses where steps of a chunk are left out."""
