@@ -38,6 +38,7 @@ from vidaccel.rollout.inputs import camera_asked, chunks_asked, drawn_seeds, rep
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.prompts import PromptEncoder
 from vidaccel.rollout.session_request import SessionRequest
+from vidaccel.rollout.skipping import StepSkipping
 from vidaccel.rollout.start import check_number
 from vidaccel.rollout.state import Decoder, RolloutState, new_state
 from vidaccel.rollout.timeline import PromptTimeline
@@ -110,14 +111,24 @@ class ContextForcingWanPipeline(WanPipeline):
             return memory
         return parse_memory(memory or self._settings.memory, self._settings.chunk_frames)
 
-    def student(self, num_inference_steps: int | None = None, guidance_scale: float | None = None) -> Student:
-        """The transformer and how it is sampled; None: as the student was made for."""
+    def student(
+        self,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        *,
+        skip_steps: StepSkipping | str | None = None,
+    ) -> Student:
+        """The transformer and how it is sampled; None: as the student was made for.
+
+        skip_steps: steps of a chunk whose pass is left out, `"3"`. Raises UserError for steps that cannot be.
+        """
         settings = self._settings
         return Student(
             transformer=self.transformer,
             scheduler=self.scheduler,
             num_inference_steps=settings.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
+            skipping=StepSkipping.parse(skip_steps) if isinstance(skip_steps, str) else skip_steps,
         )
 
     def new_state(
@@ -197,6 +208,7 @@ class ContextForcingWanPipeline(WanPipeline):
         seeds: Sequence[int] = (0,),
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        skip_steps: StepSkipping | str | None = None,
         memory: MemoryPolicy | str | None = None,
         fps: float = 16,
         max_sequence_length: int = WAN_TEXT_TOKENS,
@@ -222,6 +234,7 @@ class ContextForcingWanPipeline(WanPipeline):
         image, video: to begin with, (3, H, W) or (f, 3, H, W) in [0, 1], or what diffusers' pipelines take (PIL
             images are scaled); its own chunks come first and count. Their `frames` are the pixels that were given, with
             `decode_start` those that the autoencoder makes of them.
+        skip_steps: steps of a chunk whose pass is left out, `"3"`; see `StepSkipping`.
         fps: what the seconds of a timeline and a camera are counted in, and of the video in a session.
         state: to go on from, as `new_state` gave it; it is advanced in place.
         session: a folder in which finished chunks are kept, as `vidaccel rollout --checkpoint` does; either goes on
@@ -247,7 +260,7 @@ class ContextForcingWanPipeline(WanPipeline):
         if asked is not None and state is not None:
             raise UserError("A rollout goes on from `state` or from a `session`; give one of them.")
         check_number("max_sequence_length", max_sequence_length)
-        student = self.student(num_inference_steps, guidance_scale)
+        student = self.student(num_inference_steps, guidance_scale, skip_steps=skip_steps)
         if state is None:
             decoder = StreamingDecoder(self.vae) if decode else None
             state = self.new_state(student, height=height, width=width, seeds=seeds, memory=memory, decoder=decoder)
@@ -306,6 +319,7 @@ class ContextForcingWanPipeline(WanPipeline):
         fps: float = 16,
         decode_start: bool = False,
         camera: CameraPath | str | None = None,
+        skip_steps: StepSkipping | str | None = None,
     ) -> Any:
         """Make whole videos of `num_frames` pixel frames, as `WanPipeline` does; see `stream` for the other arguments.
 
@@ -341,6 +355,7 @@ class ContextForcingWanPipeline(WanPipeline):
             max_sequence_length=max_sequence_length,
             decode=output_type != "latent",
             camera=camera,
+            skip_steps=skip_steps,
         )
         made = []
         with self.progress_bar(total=num_frames) as bar:

@@ -156,6 +156,13 @@ def test_guidance_has_twice_the_passes(rollout: Command, tmp_path: Path) -> None
     assert sidecar["result"]["num_passes"] == 2 * 5 * (3 + 1)
 
 
+def test_a_step_that_is_left_out_is_a_pass_less_in_every_chunk(rollout: Command, tmp_path: Path) -> None:
+    assert rollout("a red circle", "--skip-steps", "2", "--num-inference-steps", "3") == 0
+    sidecar = json.loads((tmp_path / "video.json").read_text())
+    assert sidecar["settings"]["skip_steps"] == "2"
+    assert sidecar["result"]["num_passes"] == 5 * (2 + 1)
+
+
 def test_the_plan_is_said_and_nothing_else_done(
     rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +220,9 @@ def test_a_player_gets_the_video_and_nothing_else(
         (("a", "--memory", "window:9999"), "has 32 positions"),
         (("a", "--keyframe-rule", "often"), "`keyframe_rule` must be one of"),
         (("a", "--keyframe-rule", "uniform", "--keyframe-interval", "0"), "`keyframe_interval`"),
+        (("a", "--skip-steps", "last"), "are written as 3 or 2+3"),
+        (("a", "--skip-steps", "9"), "Step 9 cannot be left out of 2; name steps up to 2"),
+        (("a", "--skip-steps", "1+2"), "compute at least one"),
         (("a", "--num-inference-steps", "0"), "`num_inference_steps` must be at least 1"),
         (("a", "--seed", "-1"), "`seed`"),
         (("a", "--passes", "fast"), "`passes` must be one of"),

@@ -76,6 +76,25 @@ def test_a_stream_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert [chunk.index for chunk in new] == [6]
 
 
+@pytest.mark.parametrize("snapshot_every", [1, 0])
+def test_steps_that_are_left_out_are_left_out_on_the_way_and_the_session_says_so(
+    pipe: Any, tmp_path: Path, snapshot_every: int
+) -> None:
+    """Also the first step, for which the chunk before stands in: from an exact state, and from replayed latents."""
+    timeline = PromptTimeline((PromptSpan(0.0, RED), PromptSpan(1.0, BLUE, "hard")))
+    left_out = {"skip_steps": "1+2", "num_inference_steps": 3}
+    expected = list(streamed(pipe, timeline, num_chunks=5, **left_out))
+    assert [chunk.skipped for chunk in expected[:2]] == [(1,), (2,)]
+    assert not torch.equal(expected[0].latents, next(streamed(pipe, RED, num_inference_steps=3)).latents)
+    kept = {"session": tmp_path / "run", "snapshot_every": snapshot_every, **left_out}
+    list(streamed(pipe, timeline, num_chunks=3, **kept))
+    assert_same(list(streamed(pipe, timeline, num_chunks=5, resume=True, **kept)), expected)
+    with pytest.raises(UserError, match="skip_steps"):
+        streamed(pipe, timeline, num_chunks=6, resume=True, **{**kept, "skip_steps": "2"})
+    with pytest.raises(UserError, match="skip_steps"):
+        streamed(pipe, timeline, num_chunks=6, resume=True, **{**kept, "skip_steps": None})
+
+
 def test_a_session_of_python_goes_on_after_its_process_was_killed(
     pipe: Any, student_folder: Path, tmp_path: Path
 ) -> None:

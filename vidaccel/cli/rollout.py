@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -27,7 +27,7 @@ from vidaccel.sessions import MAIN
 from vidaccel.video.paths import PLAYER
 
 if TYPE_CHECKING:
-    from vidaccel.rollout.plan import RolloutPlan
+    from vidaccel.cli.rollout_request import RolloutRequest
 
 _PASSES = get_args(PassMode)
 
@@ -86,6 +86,10 @@ def rollout(
         typer.Option(help="Keep the memory of every so many layers only, for students trained so. (default: all)"),
     ] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. (default: the student's)")] = None,
+    skip_steps: Annotated[
+        str | None,
+        typer.Option(metavar="STEPS", help="Steps of a chunk whose pass is left out: 3, or 2+3. (default: none)"),
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. (default: the student's)")
     ] = None,
@@ -182,11 +186,10 @@ def rollout(
         passes=mode,
         decoder=None if decoder is None else student.small_decoder(decoder),
         loras=loras,
+        skip_steps=skip_steps,
     )
     if plan:
-        for problem in prompts.problems(request.grid, num_chunks=request.num_chunks):
-            say_warning(problem)
-        return _show(request.plan(), request.camera_words())
+        return _show(request)
     file = None if output == PLAYER else video_paths([settings.prompt], seed, Path(output))[0]
     return run_rollout(request, output=file, asked=kept, report=report, overwrite=overwrite)
 
@@ -224,12 +227,15 @@ def _passes(name: str) -> PassMode:
     return cast(PassMode, name)
 
 
-def _show(plan: RolloutPlan, camera: Sequence[str]) -> None:
+def _show(request: RolloutRequest) -> None:
     from vidaccel.cli.rollout_request import plan_table
     from vidaccel.machine.footprint import gigabytes
 
+    for problem in request.timeline.problems(request.grid, num_chunks=request.num_chunks):
+        say_warning(problem)
+    plan = request.plan()
     console.print(plan_table(plan))
-    for words in camera:
+    for words in request.camera_words():
         say(f"Camera: {words}.")
     if plan.fits:
         say("It fits.")

@@ -29,6 +29,7 @@ from vidaccel.rollout.grid import ChunkGrid
 from vidaccel.rollout.kept_session import SessionSettings
 from vidaccel.rollout.plan import RolloutPlan, plan_rollout
 from vidaccel.rollout.sizes import ModelSizes, RolloutSize
+from vidaccel.rollout.skipping import StepSkipping
 from vidaccel.rollout.start import check_length, start_settings
 from vidaccel.rollout.timeline import PromptTimeline
 
@@ -157,6 +158,7 @@ class RolloutRequest:
     passes: PassMode = "eager"
     decoder: SmallDecoder | None = None
     loras: tuple[LoraFile, ...] = ()
+    skip_steps: str | None = None
 
     def __post_init__(self) -> None:
         if self.passes == "captured" and (device := resolve_device(self.device)).type != "cuda":
@@ -164,6 +166,8 @@ class RolloutRequest:
         check_takes_camera(
             self.timeline.camera, takes_camera=self.student.takes_camera, student=repr(self.student.spec.name)
         )
+        if (rule := self.skipping) is not None:
+            rule.check(self.request.num_inference_steps, observes_passes=self.memory.observes_passes)
         check_length(self.grid, self.num_chunks)
         last = self.grid.first_frame(self.num_chunks)
         if self.memory.max_frames is not None and last > self.memory.max_frames:
@@ -176,6 +180,11 @@ class RolloutRequest:
     def grid(self) -> ChunkGrid:
         """Where chunks lie in time."""
         return grid_of(self.student, self.memory, self.fps, self.start)
+
+    @property
+    def skipping(self) -> StepSkipping | None:
+        """Which steps of a chunk are left out. Raises UserError for a wrong value."""
+        return None if self.skip_steps is None else StepSkipping.parse(self.skip_steps)
 
     @property
     def camera(self) -> PlacedPath | None:
@@ -226,6 +235,7 @@ class RolloutRequest:
             attention=self.attention,
             passes=self.passes,
             adapters=[lora.to_dict() for lora in self.loras],
+            skip_steps=None if (rule := self.skipping) is None else str(rule),
         )
 
     def plan(self) -> RolloutPlan:

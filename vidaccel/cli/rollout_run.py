@@ -137,7 +137,7 @@ class _RolloutCommand:
     def _prepare(self, pipe: Any) -> Production:
         """The rollout after its finished chunks, with all prompts encoded; then the text encoder is dropped."""
         request, settings = self.request, self.request.request
-        student = pipe.student(settings.num_inference_steps, settings.guidance_scale)
+        student = pipe.student(settings.num_inference_steps, settings.guidance_scale, skip_steps=request.skipping)
         state = pipe.new_state(
             student,
             height=settings.height,

@@ -50,6 +50,7 @@ def session_settings(pipe: Any, made: Production, encoder: PromptEncoder) -> Ses
         dtype=component_dtypes(pipe),
         attention=attention_backend(pipe.transformer),
         adapters=adapters(pipe.transformer),
+        skip_steps=None if student.skipping is None else str(student.skipping),
     )
 
 

@@ -28,7 +28,8 @@ class SessionSettings:
     seeds: one for each video. model_digests: of the folders or the weights. start: as `start_settings` gives it.
     decoder: sha256 of a small decoder's file, "none" where nothing is decoded; None: the autoencoder.
     dtype: of the components, as `{"default": ..., "vae": ...}`. attention, passes: how the transformer is run.
-    adapters: names and weights of what is loaded beside the model's own weights.
+    adapters: names and weights of what is loaded beside the model's own weights. skip_steps: as `StepSkipping` is
+    written, None where every step is computed.
     """
 
     seeds: tuple[int, ...]
@@ -48,17 +49,19 @@ class SessionSettings:
     attention: str = "native"
     passes: str = "eager"
     adapters: Sequence[Any] = ()
+    skip_steps: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for JSON; what is seldom used has no entry where it is not."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        seeds, start, adapters = (values.pop(name) for name in ("seeds", "start", "adapters"))
+        seeds, start, adapters, skip = (values.pop(name) for name in ("seeds", "start", "adapters", "skip_steps"))
         dtype = {name: str(one).removeprefix("torch.") for name, one in self.dtype.items()}
         plain: dict[str, Any] = plain_values(
             {
                 **values,
                 **start,
                 **({"adapters": adapters} if adapters else {}),
+                **({"skip_steps": skip} if skip else {}),
                 "seed": seeds[0] if len(seeds) == 1 else seeds,
                 "memory": self.memory.to_dict(),
                 "dtype": dtype,
