@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from torch import Tensor
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.support.tiny_donor import noise_bank
 from tests.support.tiny_student import ARCHITECTURE, noise_prompts
