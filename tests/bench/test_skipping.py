@@ -16,9 +16,9 @@ from tests.support.tiny_models import tiny_student, tiny_transformer
 from vidaccel.bench.recall.cells import RecallCell
 from vidaccel.bench.skipping import measures, skipping
 from vidaccel.bench.skipping.loss import LATE_FRAMES, Judge
-from vidaccel.bench.skipping.measures import OTHER_NOISE, Arm
+from vidaccel.bench.skipping.measures import Arm
 from vidaccel.bench.skipping.skipping import SkippingBench
-from vidaccel.bench.skipping.summary import summarise_skipping
+from vidaccel.bench.skipping.summary import OTHER_NOISE, summarise_skipping
 from vidaccel.bench.skipping.tables import skipping_markdown
 from vidaccel.cli import run
 from vidaccel.errors import UserError

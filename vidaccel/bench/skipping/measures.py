@@ -12,13 +12,13 @@ from torch import Tensor
 from vidaccel.bench.recall.cells import Kind, RecallCell
 from vidaccel.bench.recall.trips import RecallTrips
 from vidaccel.bench.skipping.loss import LATE_FRAMES, Judge
+from vidaccel.bench.skipping.summary import OTHER_NOISE, PLAIN
 from vidaccel.bench.student.readings import read_part
 from vidaccel.bench.student.rollouts import Filming, Sampler, Script, first_pixel
 from vidaccel.bench.student.subjects import PART, staying_prompts
 from vidaccel.rollout.chunk import Chunk
 from vidaccel.world import Prompt
 
-OTHER_NOISE = "other-noise"
 _SEED_SHIFT = 500_009
 
 
@@ -56,8 +56,8 @@ class Held:
         """A row for every prompt."""
         latents, passes = self._film(arm)
         late = latents[:, :, -LATE_FRAMES:]
-        plain = late if arm.text == "student" else self._plain_late()
-        if arm.text == "student":
+        plain = late if arm.text == PLAIN else self._plain_late()
+        if arm.text == PLAIN:
             self._plain = late
         texts = [prompt.text for prompt in self._prompts]
         losses = self._judge.losses(latents, texts, max_sequence_length=self._length)
@@ -93,7 +93,7 @@ class Held:
 
     def _plain_late(self) -> Tensor:
         if self._plain is None:
-            self._plain = self._film(Arm(text="student"))[0][:, :, -LATE_FRAMES:]
+            self._plain = self._film(Arm(text=PLAIN))[0][:, :, -LATE_FRAMES:]
         return self._plain
 
 

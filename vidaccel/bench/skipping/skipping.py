@@ -16,8 +16,8 @@ from vidaccel.bench.recall.recall import check_can_be_measured
 from vidaccel.bench.recall.trips import RecallTrips
 from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, changed, option
 from vidaccel.bench.skipping.loss import LATE_CHUNKS, Judge
-from vidaccel.bench.skipping.measures import OTHER_NOISE, Arm, Held, measure_trips
-from vidaccel.bench.skipping.summary import PLAIN, summarise_skipping
+from vidaccel.bench.skipping.measures import Arm, Held, measure_trips
+from vidaccel.bench.skipping.summary import OTHER_NOISE, PLAIN, summarise_skipping
 from vidaccel.bench.skipping.tables import save_skipping_plot, skipping_markdown
 from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS

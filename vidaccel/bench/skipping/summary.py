@@ -11,6 +11,7 @@ from vidaccel.world.landmark_oracle import VALID_LIKELIHOOD
 
 Record = Mapping[str, Any]
 PLAIN = "student"
+OTHER_NOISE = "other-noise"
 LEAST_SAVED = 0.20  # of all passes, clean ones included
 MOST_LOSS = 1.05
 LEAST_SHARPNESS = 0.95
@@ -60,7 +61,7 @@ def _row(record: Record, plain: Record) -> dict[str, Any]:
         "first_valid": _share(record["own"], plain["own"], _is_valid("first")),
         "seconds": record["seconds"],
     }
-    row["verdict"] = "-" if record["sampler"] == PLAIN else verdict(row)
+    row["verdict"] = "-" if record["sampler"] in (PLAIN, OTHER_NOISE) else verdict(row)
     return row
 
 
