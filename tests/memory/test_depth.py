@@ -163,8 +163,12 @@ def test_a_state_goes_on_bit_for_bit_and_one_of_another_depth_is_refused() -> No
         for memory in (first, second)
     ]
     assert torch.equal(*after)
-    with pytest.raises(UserError, match="was saved with `depth_every` 2; now it is 4"):
-        memory_of(model, replace(config, depth_every=4)).load_state(*saved)
+    for every in (1, 4):
+        with pytest.raises(UserError, match=f"was saved with `depth_every` 2; now it is {every}"):
+            memory_of(model, replace(config, depth_every=every)).load_state(*saved)
+    whole = memory_of(model, replace(config, depth_every=1))
+    with pytest.raises(UserError, match="was saved with `depth_every` 1; now it is 2"):
+        first.load_state(*whole.save_state())
 
 
 def test_similarity_is_that_of_the_kept_layers() -> None:

@@ -147,9 +147,10 @@ class MemoryIndex:
             saved = type(policy).from_dict(state["config"])
         except ValueError as error:
             raise UserError(f"The settings of the saved index are damaged: {error}") from error
-        for name, value in policy.to_dict().items():
-            if (before := saved.to_dict()[name]) != value:
-                raise UserError(f"The memory was saved with `{name}` {before!r}; now it is {value!r}. Take the same.")
+        for name in {**saved.to_dict(), **policy.to_dict()}:
+            old, new = (one.to_dict().get(name, getattr(one, name, None)) for one in (saved, policy))
+            if old != new:
+                raise UserError(f"The memory was saved with `{name}` {old!r}; now it is {new!r}. Take the same.")
         index = cls(policy)
         try:
             index._load_state(state)
