@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from tests.support.tiny_donor import noise_bank
 from vidaccel.errors import UserError
@@ -107,9 +108,19 @@ def test_routing_has_gradients_for_every_weight_and_training_without_is_as_befor
         task = task_of(**changes)
         loss, _ = task.loss(0.0)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         assert all(_has_gradient(parameter.grad) for parameter in task.parameters)
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_compiled_blocks_serve_for_every_map(task_of: Task) -> None:
+    task, counter = task_of(kv_routing=0.5, own_share=0.0), CompileCounter()
+    task.student.compile_repeated_blocks(dynamic=False, backend=counter)
+    task.loss(0.0)
+    compiled = counter.frame_count
+    for _ in range(6):
+        task.loss(0.0)
+    assert counter.frame_count == compiled > 0
 
 
 def _has_gradient(gradient: Tensor | None) -> bool:
