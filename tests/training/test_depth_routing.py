@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,10 @@ from torch._dynamo.testing import CompileCounter
 
 from tests.support.tiny_donor import noise_bank
 from vidaccel.errors import UserError
-from vidaccel.memory import DepthMap
+from vidaccel.memory import DepthMap, MemoryConfig, parse_memory
 from vidaccel.models.causal_blocks import History
 from vidaccel.training.causal_config import CausalTrainingConfig
+from vidaccel.training.causal_export import export_student
 from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_task import CausalTask
 from vidaccel.training.causal_trainer import train_causal, trained_student
@@ -137,6 +139,16 @@ def test_the_students_config_says_how_it_was_trained(
         settings.get("kv_routing", 0.0),
         settings.get("depth_every", 1),
     )
+
+
+def test_an_exported_student_has_the_memory_that_it_was_trained_with(donor_folder: str, tmp_path: Path) -> None:
+    for every, end in ((1, ""), (2, "%2")):
+        checkpoint, folder = tmp_path / f"every-{every}", tmp_path / f"student-{every}"
+        list(train_causal(config_of(donor_folder, depth_every=every), checkpoint))
+        export_student(folder, causal=checkpoint, threshold=0.9)
+        words = json.loads((folder / "model_index.json").read_text())["memory"]
+        assert words == f"slow-fast:3+12+6@0.900000{end}"
+        assert parse_memory(words) == MemoryConfig(similarity_threshold=0.9, depth_every=every)
 
 
 @pytest.mark.parametrize(
