@@ -8,7 +8,7 @@ from typing import Any
 
 from vidaccel.bench.shared.labels import Label, place_labels
 from vidaccel.bench.shared.markdown import captions, markdown_table
-from vidaccel.bench.skipping.summary import LEAST_SAVED, LEAST_SHARPNESS, MOST_LOSS, PLAIN, SHARES
+from vidaccel.bench.skipping.summary import LEAST_SAVED, LEAST_SHARPNESS, MOST_LOSS, SHARES
 from vidaccel.files.atomic import atomic_write
 from vidaccel.machine.environment import hardware_line
 
@@ -91,8 +91,7 @@ def save_skipping_plot(path: Path, content: Mapping[str, Any]) -> Path:
     labels = []
     for row in content["summary"]["samplers"]:
         saved, loss = 100 * row["saved"]["mean"], row["loss"]
-        colour = {"passes": "#1a8a5a", "open": "#b58900"}.get(row["verdict"], "#d1410c")
-        colour = "#4d4d4d" if row["sampler"] == PLAIN else colour
+        colour = {"passes": "#1a8a5a", "open": "#b58900", "-": "#4d4d4d"}.get(row["verdict"], "#d1410c")
         axes.vlines(saved, loss["low"], loss["high"], color=colour, alpha=0.4, linewidth=2.5)
         axes.plot([saved], [loss["mean"]], "o", color=colour, markersize=5)
         labels.append(Label(x=saved, y=loss["mean"], text=row["sampler"], colour=colour, size=8.5))
