@@ -118,4 +118,4 @@ def _point(record: Record) -> tuple[float, float, float, float]:
 def _draw(axes: Any, points: Sequence[tuple[float, float, float, float]], mark: str, line: str, colour: str) -> None:
     x, y, low, high = zip(*points, strict=True)
     axes.vlines(x, low, high, color=colour, alpha=0.3, linewidth=2)
-    axes.plot(x, y, line, marker=mark, markersize=5, color=colour)
+    axes.plot(x, y, linestyle=line or "none", marker=mark, markersize=5, color=colour)
