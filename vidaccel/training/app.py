@@ -143,6 +143,7 @@ def causal(
     own_share: Annotated[float, typer.Option(help="Steps that follow the student's own last chunk.")] = 0.15,
     return_share: Annotated[float, typer.Option(help="Chunks in which the camera comes back to a place.")] = 0.5,
     change_share: Annotated[float, typer.Option(help="Chunks that follow a change of the prompt.")] = 0.15,
+    begin_share: Annotated[float, typer.Option(help="First chunks, which are made from nothing.")] = 0.1,
     kv_routing: Annotated[
         float, typer.Option(help="Probability that a layer reads a random earlier one's memory; 0: never.")
     ] = 0.0,
@@ -185,6 +186,7 @@ def causal(
         own_share=own_share,
         return_share=return_share,
         change_share=change_share,
+        begin_share=begin_share,
         kv_routing=kv_routing,
         depth_every=depth_every,
         landmark_weight=landmark_weight,

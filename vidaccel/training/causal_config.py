@@ -12,6 +12,7 @@ _SHARES = (
     "return_share",
     "arrival_share",
     "change_share",
+    "begin_share",
     "caption_dropout",
     "word_dropout",
     "image_share",
@@ -32,8 +33,8 @@ class CausalTrainingConfig:
     num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time.
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
     batch_size, copies: chunks a step, and noise levels of each, the first of them high.
-    return_share, arrival_share, change_share: chunks that are made after a return, at a new place, after a change of
-        the prompt, as far as the bank has them; the others are any.
+    return_share, arrival_share, change_share, begin_share: chunks that are made after a return, at a new place, after a
+        change of the prompt, or first of all, from nothing, as far as the bank has them; the others are any.
     image_share: of these others, chunks of clips that begin with a given single frame.
     context_noise, context_noise_share: greatest noise on remembered frames, and in how many steps there is some.
     own_share: steps in which the chunk before is the student's own estimate instead of the truth.
@@ -62,6 +63,7 @@ class CausalTrainingConfig:
     return_share: float = 0.5
     arrival_share: float = 0.15
     change_share: float = 0.15
+    begin_share: float = 0.1
     caption_dropout: float = 0.1
     word_dropout: float = 0.02
     subject_weight: float = 3.0
@@ -91,10 +93,11 @@ class CausalTrainingConfig:
             raise UserError(
                 "Layers share a memory by chance (`kv_routing`) or always (`depth_every`); give one of them."
             )
-        taken = self.return_share + self.arrival_share + self.change_share
+        taken = self.return_share + self.arrival_share + self.change_share + self.begin_share
         if taken > 1:
             raise UserError(
-                f"`return_share`, `arrival_share` and `change_share` must not exceed 1 together, got {taken:g}."
+                "`return_share`, `arrival_share`, `change_share` and `begin_share` must not exceed 1 together, got "
+                f"{taken:g}."
             )
 
     def rehearsal(self) -> "CausalTrainingConfig":

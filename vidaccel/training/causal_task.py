@@ -27,7 +27,7 @@ from vidaccel.world import random_scene
 
 _HELD_OUT_SEED = 77_000_000
 _LEAST_SIGMA = 0.8  # of the copies at high noise, which decide what a chunk will show
-_KINDS = ("returns", "arrivals", "changes")
+_KINDS = ("returns", "arrivals", "changes", "beginnings")
 
 
 class Target(NamedTuple):
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 def draw_target(draw: random.Random, bank: TripBank, config: CausalTrainingConfig) -> Target:
     """A chunk of one of the row tables of `bank`, with the shares of `config`, or any chunk."""
-    shares = (config.return_share, config.arrival_share, config.change_share)
+    shares = (config.return_share, config.arrival_share, config.change_share, config.begin_share)
     kind = draw.choices((*_KINDS, "any"), (*shares, max(1 - sum(shares), 0.0)))[0]
     if kind != "any" and (table := getattr(bank, kind)):
         row, chunk = draw.choice(table)

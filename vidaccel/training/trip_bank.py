@@ -65,6 +65,11 @@ class TripBank:
         """Chunks of every clip."""
         return self.tokens.shape[1]
 
+    @property
+    def beginnings(self) -> tuple[tuple[int, int], ...]:
+        """The first chunk of every clip, which is made from nothing; as the row tables."""
+        return tuple((row, 0) for row in range(len(self.clips)))
+
 
 def training_clips(
     seeds: Sequence[int], *, num_chunks: int, split: Split = "train", hold_share: float = 0.3
