@@ -123,12 +123,14 @@ class ContextForcingWanPipeline(WanPipeline):
         skip_steps: steps of a chunk whose pass is left out, `"3"`. Raises UserError for steps that cannot be.
         """
         settings = self._settings
+        if skip_steps is not None and not isinstance(skip_steps, StepSkipping):
+            skip_steps = StepSkipping.parse(skip_steps)
         return Student(
             transformer=self.transformer,
             scheduler=self.scheduler,
             num_inference_steps=settings.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
-            skipping=StepSkipping.parse(skip_steps) if isinstance(skip_steps, str) else skip_steps,
+            skipping=skip_steps,
         )
 
     def new_state(

@@ -220,7 +220,7 @@ def test_a_player_gets_the_video_and_nothing_else(
         (("a", "--memory", "window:9999"), "has 32 positions"),
         (("a", "--keyframe-rule", "often"), "`keyframe_rule` must be one of"),
         (("a", "--keyframe-rule", "uniform", "--keyframe-interval", "0"), "`keyframe_interval`"),
-        (("a", "--skip-steps", "last"), "are written as 3 or 2+3"),
+        (("a", "--skip-steps", "last"), "are written as '3' or '2+3'"),
         (("a", "--skip-steps", "9"), "Step 9 cannot be left out of 2; name steps up to 2"),
         (("a", "--skip-steps", "1+2"), "compute at least one"),
         (("a", "--num-inference-steps", "0"), "`num_inference_steps` must be at least 1"),

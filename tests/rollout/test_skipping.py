@@ -44,7 +44,7 @@ def made(one: Student, prompt: Shot | None = None, *, seeds: tuple[int, ...] = (
     return list(rollout(counted, state, [prompt or shot("p", 0, len(seeds))], num_chunks=3)), times
 
 
-@pytest.mark.parametrize("text", ["3", "1", "2+3", "3+4@0.15"])
+@pytest.mark.parametrize("text", ["3", "1", "2+3", "3+4@0.15", "3@1", "3@0.123456789", "3@0.0000001"])
 def test_a_rule_is_written_as_it_is_read(text: str) -> None:
     assert str(StepSkipping.parse(text)) == text
 
@@ -52,16 +52,28 @@ def test_a_rule_is_written_as_it_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("three", "are written as 3 or 2.3, with a threshold as 3.4@0.15; got 'three'"),
+        ("three", "are written as '3' or '2.3', with a threshold as '3.4@0.15'; got 'three'"),
+        ("9" * 5000, "are written as"),
+        (3, "are written as '3' or '2.3', .* got 3"),
+        ((3,), "are written as"),
         ("0", "must be numbers from 1 on, each once and in order, as 3.4; got 0"),
         ("3+2", "each once and in order"),
         ("2@0.1", "numbers from 3 on .the first two decide."),
-        ("3@0", "must be above 0, got 0"),
+        ("3@0", "must be a number above 0, got 0"),
+        ("3@" + "9" * 400, "must be a number above 0, got inf"),
     ],
 )
-def test_a_rule_that_cannot_be_is_refused(text: str, words: str) -> None:
+def test_a_rule_that_cannot_be_is_refused(text: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         StepSkipping.parse(text)
+
+
+@pytest.mark.parametrize(
+    "values", [{"steps": "3"}, {"steps": ("3",)}, {"steps": (True,)}, {"steps": (3,), "threshold": "0.1"}]
+)
+def test_a_rule_of_other_types_is_refused(values: Any) -> None:
+    with pytest.raises(UserError, match="must be"):
+        StepSkipping(**values)
 
 
 def test_a_student_refuses_steps_that_it_does_not_take_and_to_take_none() -> None:

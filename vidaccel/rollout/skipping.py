@@ -6,16 +6,19 @@ level, as if the level had never been on its list; a sampler without fresh noise
 step stands the finished chunk before, which is remembered anyway. The noise of every step is drawn as ever.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError
 
-_FORM = re.compile(r"(\d+(?:\+\d+)*)(?:@(\d+(?:\.\d+)?))?")
+_FORM = re.compile(r"(\d{1,4}(?:\+\d{1,4})*)(?:@(\d+(?:\.\d+)?))?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +35,27 @@ class StepSkipping:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        first = 1 if self.threshold is None else 3
-        if not self.steps or sorted(set(self.steps)) != list(self.steps) or self.steps[0] < first:
-            why = "" if self.threshold is None else " (the first two decide)"
+        first, steps, threshold = 1 if self.threshold is None else 3, self.steps, self.threshold
+        is_tuple = isinstance(steps, tuple)
+        are_whole = is_tuple and len(steps) > 0 and all(type(step) is int for step in steps)
+        if not are_whole or sorted(set(steps)) != list(steps) or steps[0] < first:
+            why = "" if threshold is None else " (the first two decide)"
             raise UserError(
                 f"Steps to leave out must be numbers from {first} on{why}, each once and in order, as 3+4; got "
-                f"{'+'.join(map(str, self.steps)) or 'none'}."
+                f"{('+'.join(map(str, steps)) or 'none') if is_tuple else repr(steps)}."
             )
-        if self.threshold is not None and not self.threshold > 0:
-            raise UserError(f"The change below which steps are left out must be above 0, got {self.threshold:g}.")
+        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if threshold is not None and not (is_number and 0 < threshold < math.inf):
+            raise UserError(f"The change below which steps are left out must be a number above 0, got {threshold!r}.")
 
     @classmethod
-    def parse(cls, text: str) -> "StepSkipping":
-        """`3`, `2+3`, or with a threshold `3+4@0.15`. Raises UserError."""
-        found = _FORM.fullmatch(text)
+    def parse(cls, text: Any) -> "StepSkipping":
+        """`"3"`, `"2+3"`, or with a threshold `"3+4@0.15"`. Raises UserError, for anything but a text too."""
+        found = _FORM.fullmatch(text) if isinstance(text, str) else None
         if found is None:
-            raise UserError(f"Steps to leave out are written as 3 or 2+3, with a threshold as 3+4@0.15; got {text!r}.")
+            raise UserError(
+                f"Steps to leave out are written as '3' or '2+3', with a threshold as '3+4@0.15'; got {text!r}."
+            )
         steps, threshold = found.groups()
         return cls(steps=tuple(map(int, steps.split("+"))), threshold=None if threshold is None else float(threshold))
 
@@ -66,8 +74,11 @@ class StepSkipping:
             )
 
     def __str__(self) -> str:
-        """As `parse` takes it."""
-        return "+".join(map(str, self.steps)) + ("" if self.threshold is None else f"@{self.threshold:g}")
+        """As `parse` takes it, to the same threshold."""
+        steps = "+".join(map(str, self.steps))
+        if self.threshold is None:
+            return steps
+        return f"{steps}@{Decimal(repr(float(self.threshold))):f}".removesuffix(".0")
 
 
 @dataclass
