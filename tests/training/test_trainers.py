@@ -163,6 +163,27 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_step(tmp_path: Path, monkeypatch
     assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
 
 
+def test_a_training_that_is_killed_goes_on_from_the_last_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidaccel.training import loop
+    from vidaccel.training.vae_trainer import VaeTask
+
+    def loss(task: VaeTask, fraction: float, original: Callable = VaeTask.loss) -> object:
+        if task._steps == 2:
+            raise SystemExit
+        return original(task, fraction)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_SAVE_SECONDS", 0.0)
+        patched.setattr(VaeTask, "loss", loss)
+        with pytest.raises(SystemExit):
+            list(train_vae(vae_config(), tmp_path))
+    assert load_checkpoint(tmp_path, kind="vae")[0].step == 2
+    list(train_vae(vae_config(), tmp_path, resume=tmp_path))
+    assert load_checkpoint(tmp_path, kind="vae")[0].fraction == 1.0
+
+
 def test_a_second_round_keeps_the_normalisation_of_the_latents(
     vae_folder: Path, transformer_folder: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from vidaccel.training.budget import Budget
 from vidaccel.training.checkpoint import TrainingState, save_checkpoint
 
 METRICS_FILE = "metrics.jsonl"
+_SAVE_SECONDS = 60.0  # a training that is killed loses no more
 Record = dict[str, float]
 Decay = Literal["cosine", "linear"]
 
@@ -156,6 +157,8 @@ def train(
                 yield run.record(fraction)
             if run.should_validate(fraction):
                 yield run.validate(fraction)
+            elif run.should_save:
+                run.save(fraction)
     except KeyboardInterrupt:
         run.save(fraction)
         raise
@@ -173,7 +176,7 @@ class _TrainingRound:
         self._next_validation = self._slot(state.fraction) + 1
         self._sums: dict[str, Tensor] = {}
         self._count = self._num_frames = 0
-        self._last_record = time.monotonic()
+        self._last_record = self._last_save = time.monotonic()
         output.mkdir(parents=True, exist_ok=True)
 
     def step(self, fraction: float) -> None:
@@ -219,6 +222,10 @@ class _TrainingRound:
     def should_validate(self, fraction: float) -> bool:
         return self._slot(fraction) >= self._next_validation
 
+    @property
+    def should_save(self) -> bool:
+        return time.monotonic() - self._last_save > _SAVE_SECONDS
+
     def validate(self, fraction: float) -> Record:
         """Results of the averaged weights, which are saved before and after it."""
         self._next_validation = self._slot(fraction) + 1
@@ -235,6 +242,7 @@ class _TrainingRound:
         self.state = replace(self.state, fraction=min(fraction, 1.0), seconds=self._seconds())
         with self.average.applied():
             save_checkpoint(self.output, self.state, self.task.tensors())
+        self._last_save = time.monotonic()
 
     def _write(self, values: Mapping[str, float], fraction: float) -> Record:
         record: Record = {
