@@ -387,6 +387,24 @@ def test_a_student_that_followed_another_teacher_is_distilled_with_a_warning_and
     assert "schedule" not in warnings["other", "long"][0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"validation_trips": -1}, "`validation_trips` must not be negative, got -1"),
+        ({"bank_seconds": -1.0}, "`bank_seconds` must be above 0, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        config(init="wan-tiny-causal", **changes)
+
+
+@pytest.mark.parametrize("length", [{"seconds": -1.0}, {"steps": 0}])
+def test_a_start_without_length_is_refused(length: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="The length of a start must be above 0"):
+        Forcing(**length)
+
+
 def test_what_is_no_student_to_distil_is_refused(donor_folder: str, init: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no student to distil"):
         list(train_context_forcing(config(init=donor_folder), tmp_path / "a"))

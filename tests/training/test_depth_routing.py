@@ -24,6 +24,7 @@ from vidaccel.training.causal_task import CausalTask
 from vidaccel.training.causal_trainer import train_causal, trained_student
 from vidaccel.training.checkpoint import TrainingState
 from vidaccel.training.chunk_batch import context_of
+from vidaccel.training.context_forcing_starts import load_beginning
 from vidaccel.training.depth_routing import drawn_reading, reading
 from vidaccel.training.loop import Schedule
 
@@ -149,6 +150,14 @@ def test_an_exported_student_has_the_memory_that_it_was_trained_with(donor_folde
         words = json.loads((folder / "model_index.json").read_text())["memory"]
         assert words == f"slow-fast:3+12+6@0.900000{end}"
         assert parse_memory(words) == MemoryConfig(similarity_threshold=0.9, depth_every=every)
+
+
+def test_a_distillation_is_no_training_for_layers_that_share_a_memory(donor_folder: str, tmp_path: Path) -> None:
+    list(train_causal(config_of(donor_folder, kv_routing=0.5), tmp_path / "routed"))
+    assert load_beginning(str(tmp_path / "routed")).architecture["kv_routing"] == 0
+    list(train_causal(config_of(donor_folder, depth_every=2), tmp_path / "fixed"))
+    with pytest.raises(UserError, match="one layer in 2, and in a distillation every layer reads its own"):
+        load_beginning(str(tmp_path / "fixed"))
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from diffusers import WanPipeline
+from safetensors import SafetensorError
 from torch import Tensor
 from typer.testing import CliRunner
 
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.training import app as training_app
+from vidaccel.training import checkpoint
 from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, TRANSFORMER_ARCHITECTURE, VAE_ARCHITECTURE
 from vidaccel.training.averaging import WeightAverage
 from vidaccel.training.budget import Budget
@@ -251,6 +254,22 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) 
     state, tensors = load_checkpoint(tmp_path, kind="vae")
     assert state.step == 1
     assert torch.equal(tensors["a"], torch.ones(2))
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, TrainingState(kind="vae", step=1), {"a": torch.ones(2)})
+    monkeypatch.setattr(checkpoint, "save_file", fail := Mock(side_effect=SafetensorError("No space left on device")))
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        save_checkpoint(tmp_path, TrainingState(kind="vae", step=2), {"a": torch.zeros(2)})
+    fail.assert_called_once()
+    assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
+
+
+@pytest.mark.parametrize("command", ["causal", "context-forcing", "offline"])
+def test_a_file_in_the_way_of_an_output_is_seen_first(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="`output` must be a folder, .*file is a file"):
+        training_app.app([command, "--output", str(tmp_path / "file" / "inside"), "--toy"], standalone_mode=False)
 
 
 def test_large_checkpoints_are_split_and_read_back_whole(tmp_path: Path) -> None:

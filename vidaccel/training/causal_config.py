@@ -89,6 +89,11 @@ class CausalTrainingConfig:
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+        for name in ("validation_trips", "validation_clips", "subject_weight", "landmark_weight"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.bank_seconds is not None and not self.bank_seconds > 0:
+            raise UserError(f"`bank_seconds` must be above 0, got {self.bank_seconds}.")
         if self.kv_routing > 0 and self.depth_every > 1:
             raise UserError(
                 "Layers share a memory by chance (`kv_routing`) or always (`depth_every`); give one of them."

@@ -60,20 +60,24 @@ class TrainingState:
 def save_checkpoint(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint over the one that may be there.
 
-    Raises FloatingPointError, and keeps the old one, if a weight is not finite.
+    Raises FloatingPointError if a weight is not finite, and UserError if the disk cannot be written; the old one is
+    kept then.
     """
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     if broken := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+        again = f"resume from {folder}" if (folder / STATE_FILE).is_file() else "begin again"
         raise FloatingPointError(
-            f"training diverged at step {state.step}: {broken[0]} is not finite; "
-            f"resume from {folder} with a lower learning rate."
+            f"training diverged at step {state.step}: {broken[0]} is not finite; {again} with a lower learning rate."
         )
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for index, shard in enumerate(_shards(tensors)):
         names.append(f"weights-{state.step:06d}-{index}.safetensors")
         with atomic_write(folder / names[-1]) as unfinished:  # a step may be saved twice
-            save_file(shard, unfinished)
+            try:
+                save_file(shard, unfinished)
+            except SafetensorError as error:  # a full disk is one too
+                raise OSError(str(error)) from error
     text = json.dumps({**asdict(state), "files": names}, indent=2)
     with atomic_write(folder / STATE_FILE) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")

@@ -47,13 +47,19 @@ def layers_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def check_output(output: Path, resume: Path | None) -> None:
-    """Raise `UserError` where a training would overwrite a checkpoint that it does not go on from."""
+    """Raise `UserError` where a training would overwrite a checkpoint that it does not go on from, or cannot write."""
     from vidaccel.training.checkpoint import STATE_FILE
 
     if (output / STATE_FILE).exists() and (resume is None or resume.resolve() != output.resolve()):
         raise UserError(f"{output} holds a checkpoint; go on from it with --resume {output} or give another --output.")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"`output` must be a folder, {output} is a file.")
+    check_folder("output", output)
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Raise `UserError` where the option `name` cannot be a folder, because it, or what it is to lie in, is a file."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"`{name}` must be a folder, {place} is a file.")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from vidaccel.training.console_app import (
     Seconds,
     Seed,
     Toy,
+    check_folder,
     check_output,
     draw,
     failures,
@@ -112,8 +113,10 @@ def context_forcing(
     toy: Toy = False,
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
-    if export is not None and export.exists():
-        raise UserError(f"{export} is there already; give another --export.")
+    if export is not None:
+        if export.exists():
+            raise UserError(f"{export} is there already; give another --export.")
+        check_folder("export", export)
     check_output(output, resume)
     teacher = _teacher(init, teacher_seconds, teacher_steps, layers, seed=seed, device=device, compile=compile, toy=toy)
     from vidaccel.training.context_forcing_config import (

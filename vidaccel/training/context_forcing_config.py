@@ -151,6 +151,10 @@ class ContextForcingConfig:
         for name in ("batch_size", "bank_clips", "log_steps", "validations"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.validation_trips < 0:
+            raise UserError(f"`validation_trips` must not be negative, got {self.validation_trips}.")
+        if self.bank_seconds is not None and not self.bank_seconds > 0:
+            raise UserError(f"`bank_seconds` must be above 0, got {self.bank_seconds}.")
         if self.num_chunks <= self.rollout.max_chunks:
             raise UserError(
                 f"`num_chunks` must be more than the {self.rollout.max_chunks} of a rollout, got {self.num_chunks}."

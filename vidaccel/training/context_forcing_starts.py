@@ -61,6 +61,21 @@ class Beginning:
 def load_beginning(init: str) -> Beginning:
     """A checkpoint of `vidaccel train causal`, or an exported student by its name or folder, in float32.
 
+    Every layer reads what it remembers itself in a distillation, so that what comes of it was not trained for layers
+    that share a memory. Raises `UserError` as `load_forced` does, and for a student whose layers always share one.
+    """
+    found = load_forced(init)
+    if (every := found.architecture.get("depth_every", 1)) > 1:
+        raise UserError(
+            f"{init} was trained with the memory of one layer in {every}, and in a distillation every layer reads its "
+            "own; make one with `vidaccel train causal` without --depth-every."
+        )
+    return replace(found, architecture={**found.architecture, "kv_routing": 0.0})
+
+
+def load_forced(init: str) -> Beginning:
+    """A student as `load_beginning` takes it, however its layers were trained to share a memory.
+
     Raises `UserError` for anything else, and for a student that is not told of its camera or whose memory depends on
     history: distillation encodes what is remembered frame by frame.
     """
@@ -119,6 +134,9 @@ class Forcing:
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
             raise UserError("Give exactly one of `seconds` and `steps` as the length of a start.")
+        length = self.steps if self.seconds is None else self.seconds
+        if length is None or not length > 0:
+            raise UserError(f"The length of a start must be above 0, got {length}.")
 
 
 def ignorant_starts(

@@ -23,7 +23,7 @@ from vidaccel.training.causal_rollout import TEXT_LENGTH
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.chunk_batch import gather_batch, velocity_of
 from vidaccel.training.chunk_sampler import shifted_sampler
-from vidaccel.training.context_forcing_starts import load_beginning
+from vidaccel.training.context_forcing_starts import load_forced
 from vidaccel.training.device import seeded_generator, training_device
 from vidaccel.training.flow import noisy_latents
 from vidaccel.training.return_visits import ReturnVisits, as_seen
@@ -82,7 +82,7 @@ class DepthBench(Benchmark):
                 if results.find(student=student, memory=memory.name) is None and not is_over:
                     tell(BenchProgress(done=done, total=total, label=f"{student}, {memory.name}"))
                     if beginning is None:
-                        beginning = load_beginning(model)
+                        beginning = load_forced(model)
                         beginning.student.to(device).eval().requires_grad_(False)
                     ground = ground or _Ground(self, beginning.donor, device)
                     results.add(
