@@ -268,7 +268,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, monkey
 @pytest.mark.parametrize("command", ["causal", "context-forcing", "offline"])
 def test_a_file_in_the_way_of_an_output_is_seen_first(command: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="`output` must be a folder, .*file is a file"):
+    with pytest.raises(UserError, match=r"`output` must be a folder, .*file is a file"):
         training_app.app([command, "--output", str(tmp_path / "file" / "inside"), "--toy"], standalone_mode=False)
 
 
