@@ -31,7 +31,7 @@ def measure_changes(filming: Filming, attribute: str, *, count: int, seed: int) 
     latents = filming.film([_script(trip) for trip in trips], chunk - (change - end) // CHUNK_PIXELS)
     video = filming.decode(latents, change - PART, end)
     parts = _parts(video)
-    world = _parts(render_trips(trips, start=change - PART, num_frames=len(video[0])))
+    world = _parts(render_trips(trips, start=change - PART, num_frames=len(video[0]), device=video.device))
     tries = [
         {
             "seed": trip.seed,

@@ -155,11 +155,11 @@ class Filming:
         ]
 
     def decode(self, latents: Tensor, start: int, stop: int) -> Tensor:
-        """Pixel frames `start` to `stop` of videos, (N, f, 3, H, W) uint8."""
+        """Pixel frames `start` to `stop` of videos, (N, f, 3, H, W) uint8, on the device that they are read on too."""
         first, last = _latent_of(start), _latent_of(stop - 1)
         begin = max(first - _WARM_UP, 0)
         parts = latents[:, :, begin : last + 1].split(_DECODED)
-        videos = torch.cat([StreamingDecoder(self.pipe.vae).decode(part).cpu() for part in parts])
+        videos = torch.cat([StreamingDecoder(self.pipe.vae).decode(part) for part in parts])
         return videos[:, start - STRIDE * begin : stop - STRIDE * begin]
 
 

@@ -37,7 +37,9 @@ def measure_scenes(filming: Filming, setting: str, *, count: int, seed: int) -> 
     given: Sequence[Tensor | None] = [None] * count
     if setting == SETTINGS[2]:
         scenes = list(islice(covering_scenes(seed), count))
-        given = list(encode_start(filming.pipe.vae, render(scenes, num_frames=first_pixel(GIVEN_CHUNKS))).cpu())
+        vae = filming.pipe.vae
+        start = render(scenes, num_frames=first_pixel(GIVEN_CHUNKS), device=vae.device)
+        given = list(encode_start(vae, start).cpu())
         texts, seeds = [caption(scene) for scene in scenes], [scene.seed for scene in scenes]
     else:
         prompts = staying_prompts(count, seed=seed)

@@ -72,4 +72,5 @@ def _encoded(vae: Any, trips: Sequence[ReturnTrip], num_chunks: int) -> Tensor:
     """Latents of the first chunks as the world shows them."""
     parts = [trips[first : first + _ENCODED] for first in range(0, len(trips), _ENCODED)]
     frames = CHUNK_PIXELS * num_chunks - CHUNK_PIXELS + first_pixel(1)
-    return torch.cat([encode_start(vae, render_trips(part, num_frames=frames)).cpu() for part in parts])
+    clips = (render_trips(part, num_frames=frames, device=vae.device) for part in parts)
+    return torch.cat([encode_start(vae, clip).cpu() for clip in clips])
