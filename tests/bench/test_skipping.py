@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from tests.support.tiny_models import tiny_student, tiny_transformer
 from vidaccel.bench.recall.cells import RecallCell
+from vidaccel.bench.recall.recall import RecallBench
 from vidaccel.bench.skipping import measures, skipping
 from vidaccel.bench.skipping.loss import LATE_FRAMES, Judge
 from vidaccel.bench.skipping.measures import Arm
 from vidaccel.bench.skipping.skipping import SkippingBench
 from vidaccel.bench.skipping.summary import OTHER_NOISE, summarise_skipping
 from vidaccel.bench.skipping.tables import skipping_markdown
+from vidaccel.bench.student.student import StudentBench
 from vidaccel.cli import run
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
@@ -95,6 +98,13 @@ def test_other_noise_has_no_trips_and_its_shares_are_left_out() -> None:
 def test_it_says_what_it_cannot_do(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         SkippingBench(output=Path("x"), **changes)
+
+
+@pytest.mark.parametrize("kind", [SkippingBench, RecallBench, StudentBench])
+def test_a_model_without_a_memory_is_refused(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be a causal student, and wan-tiny has a WanTransformer3DModel"):
+        kind(output=tmp_path, model="wan-tiny").run(pipe=SimpleNamespace(transformer=tiny_transformer()))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_judge_prefers_the_world_to_noise_with_equal_prompts() -> None:

@@ -72,6 +72,10 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ({"steps": 0}, "`steps`"),
         ({"lora": -1}, "`lora`"),
         ({"stages": ("3",)}, "`stages`"),
+        ({"stages": ()}, "`stages` must not be empty"),
+        ({"height": 24}, "`height` must be a multiple of 16 pixels, got 24"),
+        ({"width": -16}, "`width`"),
+        ({"text": 0}, "`text`"),
     ):
         with pytest.raises(UserError, match=words):
             TrainingBench(output=tmp_path, **{**TOY, **changes})

@@ -60,7 +60,7 @@ class RecallBench(ModelBenchmark):
         return [RecallCell.parse(text) for text in self.cells]
 
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
-        pipe = self.loaded(pipe)
+        pipe = self.loaded_student(pipe)
         check_can_be_measured(pipe)
         cells = self.parsed_cells
         for cell in cells:

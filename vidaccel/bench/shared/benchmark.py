@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vidaccel.bench.shared.records import ResultFile
-from vidaccel.catalog.models import EMBEDDED_MODEL
+from vidaccel.catalog.models import EMBEDDED_MODEL, EMBEDDED_STUDENT
 from vidaccel.catalog.registry import spec_of
+from vidaccel.errors import UserError
 from vidaccel.files.text import write_text
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.machine.private_names import execution_device
+from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,16 @@ class ModelBenchmark(Benchmark):
     def loaded(self, pipe: Any) -> Any:
         """`pipe`, or the pipeline of `model` where there is none."""
         return load_pipeline(self.model, device=self.device, dtype=self.dtype) if pipe is None else pipe
+
+    def loaded_student(self, pipe: Any) -> Any:
+        """As `loaded`. Raises UserError where it is no causal student."""
+        found = self.loaded(pipe)
+        if not isinstance(found.transformer, CausalWanTransformer3DModel):
+            raise UserError(
+                f"`model` must be a causal student, and {self.model} has a {type(found.transformer).__name__}; take "
+                f"{EMBEDDED_STUDENT}, or one of `vidaccel convert causal-wan`."
+            )
+        return found
 
     def environment(self, pipe: Any) -> dict[str, Any]:
         """Where and with what `pipe` is measured."""

@@ -69,7 +69,7 @@ class SkippingBench(ModelBenchmark):
         return [Arm(text=text) for text in (PLAIN, *self.samplers)]
 
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
-        pipe = self.loaded(pipe)
+        pipe = self.loaded_student(pipe)
         check_can_be_measured(pipe)
         for arm in self.arms:
             arm.sampler.student(pipe)

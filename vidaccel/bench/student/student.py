@@ -77,7 +77,7 @@ class StudentBench(ModelBenchmark):
             Sampler.parse(text)
 
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
-        pipe = self.loaded(pipe)
+        pipe = self.loaded_student(pipe)
         length = spec_of(self.model).defaults.max_sequence_length or WAN_TEXT_TOKENS
         filming = Filming(pipe=pipe, max_sequence_length=length)
         results = self.results(self.protocol(_settled(filming)), self.environment(pipe))

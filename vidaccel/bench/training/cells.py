@@ -41,6 +41,7 @@ _CAMERA_DIM = 256
 _PAST_CHUNKS = SLOTS // CHUNK_FRAMES  # after so many the memory is full
 _LAST = StartShares(returns=1, arrivals=0, changes=0, anything=0, own=0)  # the only returns of the bank are its ends
 _PIXELS = 8  # of a latent cell
+PATCH_PIXELS = 2 * _PIXELS  # of a token's side
 _RATE = 2e-6  # Context Forcing's; random weights have nothing to learn
 
 

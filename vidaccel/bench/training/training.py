@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
-from vidaccel.bench.training.cells import Cell, Sizes, Stage, measured
+from vidaccel.bench.training.cells import PATCH_PIXELS, Cell, Sizes, Stage, measured
 from vidaccel.bench.training.tables import training_markdown
 from vidaccel.catalog.speed_shapes import SHAPES
 from vidaccel.errors import UserError
@@ -45,11 +45,16 @@ class TrainingBench(Benchmark):
         causal = [name for name, shape in SHAPES.items() if shape.causal is not None]
         if self.shape not in causal:
             raise UserError(f"`shape` must be one of {', '.join(causal)}, got {self.shape!r}.")
-        for name, least in (("chunks", 1), ("batch_size", 1), ("steps", 1), ("lora", 0)):
+        for name in ("height", "width"):
+            if (pixels := getattr(self, name)) < 1 or pixels % PATCH_PIXELS:
+                raise UserError(f"`{name}` must be a multiple of {PATCH_PIXELS} pixels, got {pixels}.")
+        for name, least in (("chunks", 1), ("text", 1), ("batch_size", 1), ("steps", 1), ("lora", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if unknown := sorted(set(self.stages) - set(_STAGES)):
             raise UserError(f"`stages` may name {', '.join(_STAGES)}; got {', '.join(unknown)}.")
+        if not self.stages:
+            raise UserError("`stages` must not be empty.")
 
     def run(self, *, on_progress: Tell = None) -> dict[str, Any]:
         began = time.monotonic()
