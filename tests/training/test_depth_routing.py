@@ -154,7 +154,10 @@ def test_an_exported_student_has_the_memory_that_it_was_trained_with(donor_folde
 
 def test_a_distillation_is_no_training_for_layers_that_share_a_memory(donor_folder: str, tmp_path: Path) -> None:
     list(train_causal(config_of(donor_folder, kv_routing=0.5), tmp_path / "routed"))
-    assert load_beginning(str(tmp_path / "routed")).architecture["kv_routing"] == 0
+    beginning = load_beginning(str(tmp_path / "routed"))
+    assert beginning.state is not None
+    for architecture in (beginning.architecture, beginning.state.architecture["transformer"]):
+        assert architecture["kv_routing"] == 0
     list(train_causal(config_of(donor_folder, depth_every=2), tmp_path / "fixed"))
     with pytest.raises(UserError, match="one layer in 2, and in a distillation every layer reads its own"):
         load_beginning(str(tmp_path / "fixed"))

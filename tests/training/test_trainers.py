@@ -265,6 +265,16 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, monkey
     assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
 
 
+@pytest.mark.parametrize("command", ["causal", "offline"])
+def test_what_runs_on_one_card_does_not_run_in_several_processes(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs on one card, and 2 processes were started; start one"):
+        training_app.app([command, "--output", str(tmp_path / "made"), "--toy"], standalone_mode=False)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("command", ["causal", "context-forcing", "offline"])
 def test_a_file_in_the_way_of_an_output_is_seen_first(command: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

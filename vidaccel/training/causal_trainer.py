@@ -20,6 +20,7 @@ from vidaccel.training.causal_task import CausalTask
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
 from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
+from vidaccel.training.ranks import check_alone
 from vidaccel.training.trip_bank import build_trip_bank, training_clips
 
 _SEEDS_PER_ROUND = 10_000_000
@@ -39,6 +40,7 @@ def train_causal(
     Raises `UserError` for a checkpoint or a pipeline that cannot be used, FloatingPointError if training diverges.
     """
     began = time.monotonic()
+    check_alone("Teacher forcing")
     device = training_device(config.device)
     torch.manual_seed(config.seed)
     saved, tensors = load_checkpoint(resume, kind="causal") if resume else (None, {})

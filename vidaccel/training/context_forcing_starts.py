@@ -70,7 +70,10 @@ def load_beginning(init: str) -> Beginning:
             f"{init} was trained with the memory of one layer in {every}, and in a distillation every layer reads its "
             "own; make one with `vidaccel train causal` without --depth-every."
         )
-    return replace(found, architecture={**found.architecture, "kv_routing": 0.0})
+    architecture, state = {**found.architecture, "kv_routing": 0.0}, found.state
+    if state is not None:
+        state = replace(state, architecture={**state.architecture, "transformer": architecture})
+    return replace(found, architecture=architecture, state=state)
 
 
 def load_forced(init: str) -> Beginning:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vidaccel.errors import UserError
+
 Number = TypeVar("Number", int, float)
 
 
@@ -39,6 +41,12 @@ def num_ranks() -> int:
 def own_rank() -> int:
     """The number of this process, also before it met the others; 0 writes files and speaks."""
     return dist.get_rank() if is_shared() else int(os.environ.get("RANK", "0"))
+
+
+def check_alone(work: str) -> None:
+    """Raise `UserError` where several processes were started: `work` would be done, and written, by each of them."""
+    if num_ranks() > 1:
+        raise UserError(f"{work} runs on one card, and {num_ranks()} processes were started; start one.")
 
 
 def shared_by_ranks(value: Number, device: torch.device) -> Number:

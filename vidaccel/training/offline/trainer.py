@@ -24,6 +24,7 @@ from vidaccel.training.offline.fingerprint import check_consistency
 from vidaccel.training.offline.loading import TEACHER, embedding, recorded_teacher
 from vidaccel.training.offline.states import Embed, HistoryView, States
 from vidaccel.training.offline.teacher import Teacher
+from vidaccel.training.ranks import check_alone
 from vidaccel.training.return_visits import ReturnVisits
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
 
@@ -96,6 +97,7 @@ def train_offline(
     do not fit; FloatingPointError if training diverges.
     """
     began = time.monotonic()
+    check_alone("Offline distillation")
     device = training_device(config.device)
     beginning = load_beginning(config.init)
     teacher = _teacher(config, beginning)
