@@ -154,17 +154,17 @@ class ContextForcingWanPipeline(WanPipeline):
             raise UserError(
                 f"`height` and `width` must be multiples of {rows} and {columns}, got {height} and {width}."
             )
-        policy = self.memory_config(memory)
-        warn_about_depth(self.transformer, policy)
-        return new_state(
+        state = new_state(
             student,
-            policy,
+            self.memory_config(memory),
             height=height // side,
             width=width // side,
             seeds=seeds,
             decoder=decoder,
             device=self._execution_device,
         )
+        warn_about_depth(self.transformer, state.memory.policy)
+        return state
 
     def grid(self, *, fps: float = 16, given_frames: int = 0, memory: MemoryPolicy | str | None = None) -> ChunkGrid:
         """Where chunks lie in time. given_frames: latent frames that the video begins with."""

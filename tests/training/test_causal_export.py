@@ -21,6 +21,7 @@ from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import app as training_app
 from vidaccel.training import causal_export
+from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_export import export_student
 from vidaccel.training.causal_rollout import TEXT_LENGTH
 from vidaccel.training.causal_student import load_donor
@@ -129,7 +130,7 @@ def test_the_threshold_divides_turning_from_resting(trained: Path, donor_folder:
 def test_the_commands_train_and_export_and_refuse_bad_input(
     donor_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_app, "_toy_causal", lambda config: causal_config(config.init))
+    monkeypatch.setattr(CausalTrainingConfig, "rehearsal", lambda config: causal_config(config.init))
     monkeypatch.setattr(causal_export, "_CALIBRATION_TRIPS", 1)
     student, exported = str(tmp_path / "student"), str(tmp_path / "exported")
     train = ["causal", "--toy", "--steps", "4", "--init", donor_folder, "--output", student]
