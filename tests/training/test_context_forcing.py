@@ -322,6 +322,22 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("noise_clips")
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_leaves_a_checkpoint_of_the_last_iteration(
+    init: str, stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def iterate(task: ContextForcing, fraction: float, original: Any = ContextForcing.iterate) -> Any:
+        if task.num_iterations == 3:
+            raise stop
+        return original(task, fraction)
+
+    monkeypatch.setattr(ContextForcing, "iterate", iterate)
+    with pytest.raises(type(stop)):
+        list(train_context_forcing(config(init=init), tmp_path))
+    assert load_checkpoint(tmp_path, kind="causal")[0].progress["num_iterations"] == 3
+
+
+@pytest.mark.usefixtures("noise_clips")
 def test_a_run_that_was_killed_and_goes_on_gives_the_weights_of_one_that_was_not(init: str, tmp_path: Path) -> None:
     settings = config(init=init, updates=4, stage="both", first_share=0.3, save_seconds=0.0)
     list(train_context_forcing(settings, tmp_path / "whole"))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,18 +157,40 @@ def test_an_interrupted_round_goes_on_and_a_finished_one_is_followed_by_another(
     assert steps[-1] == 8, "the records of the first round are carried along"
 
 
-def test_ctrl_c_leaves_a_checkpoint_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(
+    stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vidaccel.training.vae_trainer import VaeTask
 
     def loss(task: VaeTask, fraction: float, original: Callable = VaeTask.loss) -> object:
         if task._steps == 1:
-            raise KeyboardInterrupt
+            raise stop
         return original(task, fraction)
 
     monkeypatch.setattr(VaeTask, "loss", loss)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(stop)):
         list(train_vae(vae_config(), tmp_path))
     assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for one child")
+@pytest.mark.parametrize("program", [["vidaccel", "train"], ["vidaccel.training.app"]], ids=" ".join)
+def test_a_scheduler_that_ends_a_training_leaves_its_checkpoint(program: list[str], tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    command = [sys.executable, "-m", *program, "vae", "--toy", "--steps", "1000000", "--output", str(made)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (made / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(made, kind="vae")[0].step >= 2
 
 
 def test_a_training_that_is_killed_goes_on_from_the_last_minute(
@@ -174,13 +201,13 @@ def test_a_training_that_is_killed_goes_on_from_the_last_minute(
 
     def loss(task: VaeTask, fraction: float, original: Callable = VaeTask.loss) -> object:
         if task._steps == 2:
-            raise SystemExit
+            raise RuntimeError("as SIGKILL: nothing is saved")
         return original(task, fraction)
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_SAVE_SECONDS", 0.0)
         patched.setattr(VaeTask, "loss", loss)
-        with pytest.raises(SystemExit):
+        with pytest.raises(RuntimeError):
             list(train_vae(vae_config(), tmp_path))
     assert load_checkpoint(tmp_path, kind="vae")[0].step == 2
     list(train_vae(vae_config(), tmp_path, resume=tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
@@ -304,6 +305,7 @@ def _toy_transformer(config: TransformerTrainingConfig) -> TransformerTrainingCo
 
 def main() -> None:
     """Run without the command line of vidaccel, on a machine that only has a checkout."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by which schedulers stop a job
     try:
         app()
     except UserError as error:

@@ -280,7 +280,7 @@ class _Round:
                     yield self._validate(fraction)
                 elif self._shared(time.monotonic() - self._last_save) > config.save_seconds:
                     self._save(fraction)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # by Ctrl-C or SIGTERM
             if num_ranks() == 1:  # others may be anywhere
                 self._save(fraction)
             raise

@@ -159,7 +159,7 @@ def train(
                 yield run.validate(fraction)
             elif run.should_save:
                 run.save(fraction)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # by Ctrl-C or SIGTERM
         run.save(fraction)
         raise
     yield run.validate(1.0)
