@@ -238,7 +238,7 @@ class ContextForcingWanPipeline(WanPipeline):
             `decode_start` those that the autoencoder makes of them.
         skip_steps: steps of a chunk whose pass is left out, `"3"`; see `StepSkipping`.
         fps: what the seconds of a timeline and a camera are counted in, and of the video in a session.
-        state: to go on from, as `new_state` gave it; it is advanced in place.
+        state: to go on from, as `new_state` gave it; it is advanced in place, with its own memory, size and seeds.
         session: a folder in which finished chunks are kept, as `vidaccel rollout --checkpoint` does; either goes on
             with what the other began, with the same settings and the same bits. It is open until the iterator ends or
             is closed (`.close()`), which saves the chunk that was made last.
@@ -259,8 +259,8 @@ class ContextForcingWanPipeline(WanPipeline):
             rewind=rewind,
             snapshot_every=snapshot_every,
         )
-        if asked is not None and state is not None:
-            raise UserError("A rollout goes on from `state` or from a `session`; give one of them.")
+        if state is not None:
+            _check_state_alone(asked, memory)
         check_number("max_sequence_length", max_sequence_length)
         student = self.student(num_inference_steps, guidance_scale, skip_steps=skip_steps)
         if state is None:
@@ -377,3 +377,11 @@ class ContextForcingWanPipeline(WanPipeline):
                 pixels.transpose(1, 2).float() / 127.5 - 1, output_type=output_type
             )
         return WanPipelineOutput(frames=result) if return_dict else (result,)
+
+
+def _check_state_alone(asked: SessionRequest | None, memory: MemoryPolicy | str | None) -> None:
+    """Raise UserError where a rollout is to go on from a state and is given what the state has, or a second past."""
+    if asked is not None:
+        raise UserError("A rollout goes on from `state` or from a `session`; give one of them.")
+    if memory is not None:
+        raise UserError("A `state` has its memory already; leave out `memory`, or give it to `new_state`.")

@@ -182,6 +182,8 @@ def test_a_stream_has_no_end_and_goes_on_from_its_state(pipe: Any) -> None:
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(begin + rest, expected, strict=True))
     turned = list(pipe.stream(OTHER, state=state, num_chunks=7))
     assert (turned[0].index, turned[0].prompt) == (6, OTHER)
+    with pytest.raises(UserError, match="A `state` has its memory already; leave out `memory`"):
+        pipe.stream(PROMPT, state=state, memory="window:9")
 
 
 def test_a_timeline_changes_the_prompt_at_its_time(pipe: Any) -> None:

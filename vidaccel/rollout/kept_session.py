@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,6 +102,7 @@ def open_session(
     if asked.is_new:
         session = Session.create(asked.folder, settings.to_dict())
         return session, session.branch(asked.branch)
+    _check_model(asked.folder, settings)
     with ExitStack() as stack:
         session = stack.enter_context(Session.open(asked.folder, settings.to_dict()))
         branch = _branch(asked, session)
@@ -114,6 +116,17 @@ def open_session(
             branch = session.rewind(asked.branch, asked.rewind)
         stack.pop_all()
     return session, branch
+
+
+def _check_model(folder: Path, settings: SessionSettings) -> None:
+    """Raise UserError where the session is of another model: digests would tell that nobody anything."""
+    with Session.open(folder, read_only=True) as there:
+        is_same = there.settings.get("model_digests") == list(settings.model_digests)
+    if not is_same:
+        raise UserError(
+            f"{folder} was made by another model, by other weights of this one, or by one that was put together in "
+            "another way; go on with the one that began it, or start another session."
+        )
 
 
 def _branch(asked: SessionRequest, session: Session) -> Branch:
