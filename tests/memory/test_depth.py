@@ -34,7 +34,7 @@ def test_every_second_layer_leads_itself_and_the_next() -> None:
     assert DepthMap.every(2, 5).leaders == (0, 0, 2, 2, 4)
     assert DepthMap.every(2, 5).kept == (0, 2, 4)
     assert DepthMap.every(3, 4).followers(0) == (1, 2)
-    assert DepthMap.every(99, 3).kept == (0,)
+    assert DepthMap.every(3, 3).kept == (0,)
     assert DepthMap.every(1, 3).is_own
     assert not DepthMap.every(2, 3).is_own
 
@@ -52,8 +52,12 @@ def test_every_second_layer_leads_itself_and_the_next() -> None:
 def test_a_map_that_cannot_be_is_refused(leaders: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         DepthMap(leaders)
-    with pytest.raises(UserError, match="`every` must be a whole number of at least 1; got 0"):
+    with pytest.raises(
+        UserError, match="`depth_every` must be a whole number from 1 to 4, the number of layers; got 0"
+    ):
         DepthMap.every(0, 4)
+    with pytest.raises(UserError, match="from 1 to 4, the number of layers; got 5"):
+        DepthMap.every(5, 4)
 
 
 def test_a_drawn_layer_reads_any_earlier_one_with_the_probability() -> None:

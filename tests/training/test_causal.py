@@ -100,6 +100,8 @@ def test_a_student_begins_as_the_kept_layers_of_its_donor_and_with_a_camera_that
     assert student.camera_embedder.linear_2.weight.abs().max() == 0
     with pytest.raises(UserError, match="some of 0 to 2, got \\[3\\]"):
         student_tensors(transformer, layers=(3,))
+    with pytest.raises(UserError, match="`layers` must be different ones, got \\[0, 0\\]"):
+        student_tensors(transformer, layers=(0, 0))
     with pytest.raises(UserError, match="do not fit"):
         new_student(student_architecture(transformer, num_layers=3, camera_dim=8), kept)
 

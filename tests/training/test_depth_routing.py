@@ -163,6 +163,15 @@ def test_a_distillation_is_no_training_for_layers_that_share_a_memory(donor_fold
         load_beginning(str(tmp_path / "fixed"))
 
 
+def test_no_group_has_more_layers_than_there_are(donor_folder: str, tmp_path: Path) -> None:
+    config = config_of(donor_folder, depth_every=4)
+    with pytest.raises(
+        UserError, match="`depth_every` must be a whole number from 1 to 3, the number of layers; got 4"
+    ):
+        list(train_causal(config, tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [

@@ -35,10 +35,10 @@ class DepthMap:
     def every(cls, every: int, num_layers: int) -> DepthMap:
         """Every `every`-th layer is kept, the first among them, and read by the layers up to the next; 1: all are.
 
-        Raises UserError for counts below 1.
+        Raises UserError for counts below 1, and for groups of more layers than there are.
         """
-        check_count("every", every, minimum=1)
         check_count("num_layers", num_layers, minimum=1)
+        check_count("depth_every", every, minimum=1, maximum=num_layers, limit=", the number of layers")
         return cls(tuple(layer - layer % every for layer in range(num_layers)))
 
     @classmethod

@@ -67,11 +67,16 @@ def student_architecture(transformer: Transformer, *, num_layers: int, camera_di
 
 
 def student_tensors(transformer: Transformer, *, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """Weights of a student with these `layers` in their order; None: all. Raises `UserError` for one not there."""
+    """Weights of a student with these `layers` in their order; None: all.
+
+    Raises `UserError` for one that is not there or is named twice.
+    """
     num_layers = transformer.config.num_layers
     layers = range(num_layers) if layers is None else layers
     if not layers or any(not 0 <= layer < num_layers for layer in layers):
         raise UserError(f"`layers` must be some of 0 to {num_layers - 1}, got {list(layers)}.")
+    if len(set(layers)) < len(layers):
+        raise UserError(f"`layers` must be different ones, got {list(layers)}.")
     tensors = transformer.state_dict()
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("blocks.")}
     for new, old in enumerate(layers):

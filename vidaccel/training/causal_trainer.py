@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vidaccel.machine.environment import code_version
+from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
@@ -51,6 +52,7 @@ def train_causal(
     fresh = TrainingState(kind="causal", architecture={"transformer": architecture}, recipe=causal_recipe(config))
     state = start_round(saved, fresh)
     state = replace(state, architecture={"transformer": {**state.architecture["transformer"], **trained_so}})
+    DepthMap.every(config.depth_every, state.architecture["transformer"]["num_layers"])
     weights = without_prefix("transformer", tensors) or student_tensors(donor.transformer, layers=config.layers)
     student = new_student(state.architecture["transformer"], weights).to(device)
     if config.checkpointing:
