@@ -292,13 +292,23 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, monkey
     assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
 
 
-@pytest.mark.parametrize("command", ["causal", "offline"])
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("vae", ["--toy"]),
+        ("transformer", ["--toy", "--vae", "none"]),
+        ("causal", ["--toy"]),
+        ("offline", ["--toy"]),
+        ("export", ["--vae", "none", "--transformer", "none"]),
+        ("export-causal", ["--causal", "none"]),
+    ],
+)
 def test_what_runs_on_one_card_does_not_run_in_several_processes(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="runs on one card, and 2 processes were started; start one"):
-        training_app.app([command, "--output", str(tmp_path / "made"), "--toy"], standalone_mode=False)
+        training_app.app([command, "--output", str(tmp_path / "made"), *given], standalone_mode=False)
     assert not (tmp_path / "made").exists()
 
 

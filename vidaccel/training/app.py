@@ -220,7 +220,9 @@ def export(
 ) -> None:
     """Write a folder in bf16 that the stock WanPipeline loads."""
     from vidaccel.training.export import export_pipeline
+    from vidaccel.training.ranks import check_alone
 
+    check_alone("An export")
     with failures():
         export_pipeline(output, vae=vae, transformer=transformer, weights=weights, overwrite=overwrite)
     typer.echo(f"{output}: {folder_bytes(output) / 1e6:.1f} MB")
@@ -242,7 +244,9 @@ def export_causal(
 ) -> None:
     """Write the causal student in bf16; it shares the other networks with the model it began from."""
     from vidaccel.training.causal_export import export_student
+    from vidaccel.training.ranks import check_alone
 
+    check_alone("An export")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"`threshold` must be from 0 to 1, got {threshold}.")
     with failures():

@@ -32,6 +32,7 @@ from vidaccel.training.latents import TOKENS_PER_CAPTION, LatentBank, build_bank
 from vidaccel.training.loop import Record, Schedule, carry_records, start_round, train
 from vidaccel.training.muon import BatchedMuon, split_parameters
 from vidaccel.training.oracle_score import oracle_score
+from vidaccel.training.ranks import check_alone
 from vidaccel.world import vocabulary
 
 _SEEDS_PER_ROUND = 10_000_000
@@ -99,6 +100,7 @@ def train_transformer(
     Raises `UserError` for a checkpoint that cannot be used, FloatingPointError if the training diverges.
     """
     began = time.monotonic()
+    check_alone("The training of the transformer")
     device = training_device(config.device)
     architecture = {"transformer": dict(config.transformer), "text_encoder": dict(config.text_encoder)}
     fresh = TrainingState(kind="transformer", architecture=architecture, recipe=_recipe(config))

@@ -25,6 +25,7 @@ from vidaccel.training.checkpoint import (
 from vidaccel.training.clip_pool import ClipPool
 from vidaccel.training.device import autocast, seeded_generator, training_device
 from vidaccel.training.loop import Record, Schedule, carry_records, start_round, train
+from vidaccel.training.ranks import check_alone
 from vidaccel.training.vae_clip import decode_clip, encode_clip
 from vidaccel.training.vae_loss import KL_WEIGHT, psnr_of, reconstruction_loss, sample_latents
 from vidaccel.world import FRAME_SIZE, random_scene, render
@@ -103,6 +104,7 @@ def train_vae(config: VaeTrainingConfig, output: Path, *, resume: Path | None = 
     Raises `UserError` for a checkpoint that cannot be used, FloatingPointError if the training diverges.
     """
     began = time.monotonic()
+    check_alone("The training of the autoencoder")
     device = training_device(config.device)
     fresh = TrainingState(kind="vae", architecture={"vae": dict(config.architecture)})
     saved, tensors = load_checkpoint(resume, kind="vae") if resume else (None, {})
