@@ -55,6 +55,8 @@ def test_too_little_memory_is_one_line(
     ("arguments", "word"),
     [
         (("easycache", "--thresholds", "small"), "thresholds"),
+        (("teachers", "--merge", ","), "`merge` must be values with commas between them, got ','"),
+        (("teachers", "--seeds", "0,18446744073709551616"), "`seed` must be from 0 to 2**63 - 1"),
         (("easycache", "--metrics", "beauty"), "beauty"),
         (("easycache", "--seeds", "1,2,1"), "seeds"),
         (("speed", "--attention", "magic", "--device", "cpu"), "magic"),

@@ -412,7 +412,7 @@ def test_a_start_without_length_is_refused(length: dict[str, float]) -> None:
 
 
 def test_what_is_no_student_to_distil_is_refused(donor_folder: str, init: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no student to distil"):
+    with pytest.raises(UserError, match="`init` must be a student that takes a camera"):
         list(train_context_forcing(config(init=donor_folder), tmp_path / "a"))
     with pytest.raises(UserError, match="no checkpoint of a distillation"):
         list(train_context_forcing(config(init=init), tmp_path / "b", resume=Path(init)))
@@ -508,8 +508,11 @@ def test_one_command_makes_the_teacher_and_distils_it_and_goes_on_where_it_was_s
         (["--layers", "all", "--teacher-seconds", "9"], "`layers` must be numbers"),
         (["--teacher-seconds", "9", "--teacher-steps", "9"], "exactly one"),
         (["--shares", "returns=0.4"], "must sum to 1"),
-        (["--shares", "homes=1"], "homes is not one of"),
-        (["--shares", "nothing"], "names with numbers"),
+        (["--shares", "homes=1"], "`shares` may name returns, arrivals, changes, anything, own; got 'homes'"),
+        (["--shares", "nothing"], "names with numbers, such as returns=0.5,anything=0.5; got 'nothing'\\.$"),
+        (["--shares", "returns=x"], "names with numbers, such as returns=0.5,anything=0.5; got 'returns=x'\\.$"),
+        (["--shares", "returns=0.5,returns=0.5"], "each name once"),
+        (["--shares", "own=2"], "begin with nothing must be from 0 to 1, got 2"),
         (["--max-chunks", "0"], "`max_chunks`"),
         (["--seconds", "5", "--updates", "5"], "exactly one"),
         (["--guidance", "-1"], "`guidance`"),

@@ -100,9 +100,12 @@ def _read(one: Field[Any], kind: Any, value: Any) -> Any:
     if item is None:
         return value
     try:
-        return tuple(item(part.strip()) for part in value.split(",") if part.strip())
+        found = tuple(item(part.strip()) for part in value.split(",") if part.strip())
+        if value and not found:
+            raise ValueError("no value")
     except ValueError as error:
         raise UserError(f"`{one.name}` must be values with commas between them, got {value!r}.") from error
+    return found
 
 
 def _item_of(kind: Any) -> type | None:

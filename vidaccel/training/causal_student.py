@@ -30,14 +30,14 @@ class Donor:
     vae: Vae
 
 
-def load_donor(model: str) -> Donor:
+def load_donor(model: str, *, option: str = "init") -> Donor:
     """The networks of a registered name or folder, in float32: a Wan model of short videos, or a causal student.
 
-    Raises `UserError` if it is no Wan pipeline on disk.
+    option: what it was given as. Raises `UserError` if it is no Wan pipeline on disk.
     """
     folder = spec_of(model).folder
     if folder is None:
-        raise UserError(f"`init` must be a registered model or a folder on this machine, got {model!r}.")
+        raise UserError(f"`{option}` must be a registered model or a folder on this machine, got {model!r}.")
     shared = shared_folder(folder) or folder
     try:
         return Donor(
@@ -47,7 +47,7 @@ def load_donor(model: str) -> Donor:
             vae=AutoencoderKLWan.from_pretrained(shared / "vae").float().eval().requires_grad_(False),
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"`init` must be a Wan pipeline, {folder} cannot be read as one: {error}") from error
+        raise UserError(f"`{option}` must be a Wan pipeline, {folder} cannot be read as one: {error}") from error
 
 
 def student_architecture(transformer: Transformer, *, num_layers: int, camera_dim: int) -> dict[str, Any]:

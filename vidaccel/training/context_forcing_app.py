@@ -232,14 +232,17 @@ def _shares(text: str | None) -> StartShares:
     if text is None:
         return StartShares()
     names = ("returns", "arrivals", "changes", "anything", "own")
+    parts = [part.partition("=") for part in text.split(",")]
     try:
-        found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
-        if unknown := sorted(set(found) - set(names)):
-            raise ValueError(f"{unknown[0]} is not one of {', '.join(names)}")
+        found = {name.strip(): float(value) for name, _, value in parts}
     except ValueError as error:
         raise UserError(
-            f"`shares` must be names with numbers, such as returns=0.5,anything=0.5, got {text!r}: {error}."
+            f"`shares` must be names with numbers, such as returns=0.5,anything=0.5; got {text!r}."
         ) from error
+    if unknown := sorted(set(found) - set(names)):
+        raise UserError(f"`shares` may name {', '.join(names)}; got {unknown[0]!r}.")
+    if len(found) < len(parts):
+        raise UserError(f"`shares` must have each name once; got {text!r}.")
     return StartShares(**{**dict.fromkeys(names[:-1], 0.0), **found})
 
 

@@ -58,13 +58,13 @@ class Beginning:
     state: TrainingState | None = None
 
 
-def load_beginning(init: str) -> Beginning:
+def load_beginning(init: str, *, option: str = "init") -> Beginning:
     """A checkpoint of `vidaccel train causal`, or an exported student by its name or folder, in float32.
 
     Every layer reads what it remembers itself in a distillation, so that what comes of it was not trained for layers
     that share a memory. Raises `UserError` as `load_forced` does, and for a student whose layers always share one.
     """
-    found = load_forced(init)
+    found = load_forced(init, option=option)
     if (every := found.architecture.get("depth_every", 1)) > 1:
         raise UserError(
             f"{init} was trained with the memory of one layer in {every}, and in a distillation every layer reads its "
@@ -76,11 +76,11 @@ def load_beginning(init: str) -> Beginning:
     return replace(found, architecture=architecture, state=state)
 
 
-def load_forced(init: str) -> Beginning:
+def load_forced(init: str, *, option: str = "init") -> Beginning:
     """A student as `load_beginning` takes it, however its layers were trained to share a memory.
 
-    Raises `UserError` for anything else, and for a student that is not told of its camera or whose memory depends on
-    history: distillation encodes what is remembered frame by frame.
+    option: what it was given as. Raises `UserError` for anything else, and for a student that is not told of its camera
+    or whose memory depends on history: distillation encodes what is remembered frame by frame.
     """
     if (Path(init) / STATE_FILE).is_file():
         state, student = trained_student(Path(init))
@@ -93,13 +93,13 @@ def load_forced(init: str) -> Beginning:
             state=state,
         )
     else:
-        donor = load_donor(init)
+        donor = load_donor(init, option=option)
         config = {name: value for name, value in donor.transformer.config.items() if not name.startswith("_")}
         architecture = {**config, "patch_size": list(config["patch_size"])}
         found = Beginning(student=donor.transformer, donor=donor, architecture=architecture, init=init)
     if not found.architecture.get("camera_dim") or found.architecture.get("clean_pass") != "frame":
         raise UserError(
-            f"{init} is no student to distil: it must take a camera and remember frames on their own; "
+            f"`{option}` must be a student that takes a camera and remembers frames on their own, and {init} is none; "
             "make one with `vidaccel train causal`."
         )
     return found
@@ -110,7 +110,7 @@ def base_student(base: str, architecture: dict[str, Any]) -> Transformer:
 
     Raises `UserError` for a model that does not fit.
     """
-    transformer = load_donor(base).transformer
+    transformer = load_donor(base, option="base").transformer
     wanted = architecture["num_layers"]
     spread = transformer.config.num_layers
     if wanted > spread:

@@ -84,11 +84,11 @@ class StartShares:
     own: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.own <= 1:
+            raise UserError(f"The share of rollouts that begin with nothing must be from 0 to 1, got {self.own}.")
         kinds = self.kinds
         if min(kinds) < 0 or not math.isclose(sum(kinds), 1.0, abs_tol=1e-6):
             raise UserError(f"The shares of returns, arrivals, changes and anything must sum to 1, got {kinds}.")
-        if not 0 <= self.own <= 1:
-            raise UserError(f"The share of rollouts that begin with nothing must be from 0 to 1, got {self.own}.")
 
     @property
     def kinds(self) -> tuple[float, float, float, float]:

@@ -82,7 +82,7 @@ class DepthBench(Benchmark):
                 if results.find(student=student, memory=memory.name) is None and not is_over:
                     tell(BenchProgress(done=done, total=total, label=f"{student}, {memory.name}"))
                     if beginning is None:
-                        beginning = load_forced(model)
+                        beginning = load_forced(model, option="models")
                         beginning.student.to(device).eval().requires_grad_(False)
                     ground = ground or _Ground(self, beginning.donor, device)
                     results.add(

@@ -107,7 +107,7 @@ class _Comparison:
 
     def __init__(self, config: OfflineBench, device: torch.device) -> None:
         self.config = config
-        beginning = load_beginning(config.model)
+        beginning = load_beginning(config.model, option="model")
         donor = replace(beginning.donor, transformer=beginning.student)
         for part in (donor.vae, donor.text_encoder, donor.transformer):
             part.to(device).eval().requires_grad_(False)

@@ -128,7 +128,7 @@ def train_offline(
 def _teacher(config: OfflineTrainingConfig, beginning: Beginning) -> Teacher:
     """The network that is asked; without one of its own the student as it begins."""
     own = config.teacher is None
-    network = copy.deepcopy(beginning.student) if own else load_beginning(str(config.teacher)).student
+    network = copy.deepcopy(beginning.student) if own else load_beginning(str(config.teacher), option="teacher").student
     return Teacher(
         network=network.eval().requires_grad_(False),
         history=HistoryView.parse(config.history),
