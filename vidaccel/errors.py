@@ -3,6 +3,7 @@
 Below it the checks that settings share.
 """
 
+import math
 from typing import Any
 
 
@@ -32,6 +33,19 @@ def check_count(
     ):
         bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}{limit}"
         raise UserError(f"`{name}` must be a whole number {bounds}{' or None' if optional else ''}; got {value!r}.")
+
+
+def check_amount(name: str, value: float, *, is_zero_allowed: bool = False) -> None:
+    """Raise UserError where `value` is no finite number above 0; `is_zero_allowed`: 0 will do."""
+    if not (0 < value < math.inf or (is_zero_allowed and value == 0)):
+        bound = "of at least" if is_zero_allowed else "above"
+        raise UserError(f"`{name}` must be a finite number {bound} 0, got {value}.")
+
+
+def check_seed(value: int) -> None:
+    """Raise UserError where `value` is no seed that PyTorch takes."""
+    if not 0 <= value < 2**63:
+        raise UserError(f"`seed` must be from 0 to 2**63 - 1, got {value}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...], *, function_allowed: bool = False) -> None:

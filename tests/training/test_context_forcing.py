@@ -405,9 +405,9 @@ def test_a_student_that_followed_another_teacher_is_distilled_with_a_warning_and
     assert "schedule" not in warnings["other", "long"][0]
 
 
-@pytest.mark.parametrize("length", [{"seconds": -1.0}, {"steps": 0}])
+@pytest.mark.parametrize("length", [{"seconds": -1.0}, {"seconds": float("inf")}, {"steps": 0}])
 def test_a_start_without_length_is_refused(length: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="The length of a start must be above 0"):
+    with pytest.raises(UserError, match="must be a finite number above 0"):
         Forcing(**length)
 
 
@@ -517,6 +517,9 @@ def test_one_command_makes_the_teacher_and_distils_it_and_goes_on_where_it_was_s
         (["--seconds", "5", "--updates", "5"], "exactly one"),
         (["--guidance", "-1"], "`guidance`"),
         (["--landmark-weight", "-1"], "`landmark_weight`"),
+        (["--guidance", "inf"], "`guidance` must be a finite number of at least 0, got inf"),
+        (["--critic-learning-rate", "nan"], "`critic_learning_rate` must be a finite number above 0, got nan"),
+        (["--start-seconds", "inf"], "`start_seconds` must be a finite number above 0, got inf"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused_in_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -372,10 +372,34 @@ def test_the_learning_rate_may_stay_at_its_peak_and_fall_in_a_line() -> None:
             Schedule(steps=1, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [{}, {"seconds": 1.0, "steps": 1}, {"steps": 0}, {"seconds": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"seconds": 1.0, "steps": 1}, {"steps": 0}, {"steps": math.inf}, {"seconds": -1.0}]
+)
 def test_a_training_without_a_clear_length_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError):
         Schedule(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", ["vae", "transformer", "causal", "context-forcing", "offline"])
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--seconds", "inf", "`seconds` must be a finite number above 0, got inf"),
+        ("--seconds", "nan", "`seconds` must be a finite number above 0, got nan"),
+        ("--learning-rate", "inf", "`learning_rate` must be a finite number above 0, got inf"),
+        ("--seed", str(2**63), "`seed` must be from 0 to 2\\*\\*63 - 1, got 9223372036854775808"),
+        ("--seed", "-1", "`seed` must be from 0 to 2\\*\\*63 - 1, got -1"),
+    ],
+)
+def test_no_training_is_endless_or_has_a_seed_that_does_not_fit(
+    command: str, option: str, value: str, words: str, tmp_path: Path
+) -> None:
+    arguments = [command, "--output", str(tmp_path / "made"), "--toy", option, value]
+    if command == "transformer":
+        arguments += ["--vae", str(tmp_path)]
+    with pytest.raises(UserError, match=words):
+        training_app.app(arguments, standalone_mode=False)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_new_round_takes_the_new_recipe_and_the_old_steps() -> None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vidaccel.catalog.spec import GenerationDefaults
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_seed
 from vidaccel.video.rate import check_rate
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class GenerationRequest:
             scale = getattr(self, name)
             if scale is not None and not (math.isfinite(scale) and scale >= 0):
                 raise UserError(f"`{name}` must be a number of at least 0, got {scale}.")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"`seed` must be from 0 to 2**63 - 1, got {self.seed}.")
+        check_seed(self.seed)
         if self.fps is not None:
             check_rate(self.fps)
         if self.max_sequence_length is not None and self.max_sequence_length < 1:

@@ -3,6 +3,18 @@
 import time
 from collections.abc import Callable
 
+from vidaccel.errors import UserError, check_amount
+
+
+def check_length(what: str, **given: float | None) -> None:
+    """Raise UserError unless one of the `given` lengths, by their names, is there, and is an end of `what`."""
+    lengths = {name: length for name, length in given.items() if length is not None}
+    if len(lengths) != 1:
+        names = " and ".join(f"`{name}`" for name in given)
+        raise UserError(f"Give exactly one of {names} as the length of {what}.")
+    for name, length in lengths.items():
+        check_amount(name, length)
+
 
 class Budget:
     """A round of `seconds` or of `steps`, of which the share `start` was used before.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_amount, check_seed
 from vidaccel.training.loop import Schedule
 
 _COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim", "depth_every")
@@ -89,11 +89,14 @@ class CausalTrainingConfig:
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
-        for name in ("validation_trips", "validation_clips", "subject_weight", "landmark_weight"):
-            if not getattr(self, name) >= 0:
+        for name in ("subject_weight", "landmark_weight"):
+            check_amount(name, getattr(self, name), is_zero_allowed=True)
+        for name in ("validation_trips", "validation_clips"):
+            if getattr(self, name) < 0:
                 raise UserError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        if self.bank_seconds is not None and not self.bank_seconds > 0:
-            raise UserError(f"`bank_seconds` must be above 0, got {self.bank_seconds}.")
+        if self.bank_seconds is not None:
+            check_amount("bank_seconds", self.bank_seconds)
+        check_seed(self.seed)
         if self.kv_routing > 0 and self.depth_every > 1:
             raise UserError(
                 "Layers share a memory by chance (`kv_routing`) or always (`depth_every`); give one of them."

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_amount, check_seed
+from vidaccel.training.budget import check_length
 from vidaccel.training.context_forcing_views import View
 from vidaccel.training.self_rollout import Layouts, LengthRule, StartShares
 
@@ -32,8 +33,7 @@ class UpdateRule:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+            check_amount(name, getattr(self, name))
         for name in ("momentum", "critic_momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be from 0 to below 1, got {getattr(self, name)}.")
@@ -92,8 +92,7 @@ class MatchingRule:
         if self.levels < 1:
             raise UserError(f"`levels` must be at least 1, got {self.levels}.")
         for name in ("guidance", "landmark_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            check_amount(name, getattr(self, name), is_zero_allowed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +142,16 @@ class ContextForcingConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.updates is None):
-            raise UserError("Give exactly one of `seconds` and `updates` as the length of the distillation.")
-        length = self.updates if self.seconds is None else self.seconds
-        if length is None or not length > 0:
-            raise UserError(f"The length of the distillation must be above 0, got {length}.")
+        check_length("the distillation", seconds=self.seconds, updates=self.updates)
+        check_seed(self.seed)
         for name in ("batch_size", "bank_clips", "log_steps", "validations"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.validation_trips < 0:
             raise UserError(f"`validation_trips` must not be negative, got {self.validation_trips}.")
-        if self.bank_seconds is not None and not self.bank_seconds > 0:
-            raise UserError(f"`bank_seconds` must be above 0, got {self.bank_seconds}.")
+        for name in ("start_seconds", "start_steps", "bank_seconds"):
+            if getattr(self, name) is not None:
+                check_amount(name, getattr(self, name))
         if self.num_chunks <= self.rollout.max_chunks:
             raise UserError(
                 f"`num_chunks` must be more than the {self.rollout.max_chunks} of a rollout, got {self.num_chunks}."

@@ -18,7 +18,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.averaging import WeightAverage
-from vidaccel.training.budget import Budget
+from vidaccel.training.budget import Budget, check_length
 from vidaccel.training.causal_student import Donor, load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_trainer import trained_student
 from vidaccel.training.checkpoint import STATE_FILE, TrainingState
@@ -135,11 +135,7 @@ class Forcing:
     shares: StartShares = field(default_factory=StartShares)
 
     def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.steps is None):
-            raise UserError("Give exactly one of `seconds` and `steps` as the length of a start.")
-        length = self.steps if self.seconds is None else self.seconds
-        if length is None or not length > 0:
-            raise UserError(f"The length of a start must be above 0, got {length}.")
+        check_length("a start", seconds=self.seconds, steps=self.steps)
 
 
 def ignorant_starts(

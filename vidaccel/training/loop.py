@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_amount
 from vidaccel.training.averaging import WeightAverage
-from vidaccel.training.budget import Budget
+from vidaccel.training.budget import Budget, check_length
 from vidaccel.training.checkpoint import TrainingState, save_checkpoint
 
 METRICS_FILE = "metrics.jsonl"
@@ -50,13 +50,8 @@ class Schedule:
     num_validations: int = 8
 
     def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.steps is None):
-            raise UserError("Give exactly one of `seconds` and `steps` as the length of the training.")
-        length = self.steps if self.seconds is None else self.seconds
-        if length is None or not length > 0:
-            raise UserError(f"The length of the training must be above 0, got {length}.")
-        if not self.learning_rate > 0:
-            raise UserError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        check_length("the training", seconds=self.seconds, steps=self.steps)
+        check_amount("learning_rate", self.learning_rate)
         if self.decay not in get_args(Decay):
             raise UserError(f"`decay` must be one of {', '.join(get_args(Decay))}, got {self.decay!r}.")
         if not 0 <= self.flat_share < 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_amount, check_seed
 from vidaccel.training.architecture import (
     TEMPORAL_STRIDE,
     TEXT_ENCODER_ARCHITECTURE,
@@ -73,6 +73,8 @@ class TransformerTrainingConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_amount("subject_weight", self.subject_weight, is_zero_allowed=True)
         if self.optimizer not in ("muon", "adamw"):
             raise UserError(f"`optimizer` must be muon or adamw, got {self.optimizer!r}.")
         if self.bank_clips < 1 or self.batch_size < 1:

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from torch import Tensor, nn
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_seed
 from vidaccel.training.architecture import TEMPORAL_STRIDE, VAE_ARCHITECTURE, Vae, new_vae
 from vidaccel.training.checkpoint import (
     TrainingState,
@@ -85,6 +85,7 @@ class VaeTrainingConfig:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.pool_clips < self.refresh_clips or self.refresh_clips < 1:
             raise UserError(
                 f"`refresh_clips` must be from 1 to `pool_clips` ({self.pool_clips}), got {self.refresh_clips}."

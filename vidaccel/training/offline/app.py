@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vidaccel.errors import check_amount
 from vidaccel.training.console_app import (
     Compile,
     Device,
@@ -73,6 +74,7 @@ def offline(
     from vidaccel.training.offline.distill import OfflineDistill
     from vidaccel.training.offline.trainer import OfflineTrainingConfig, train_offline
 
+    check_amount("gigabytes", gigabytes)
     schedule = Schedule(
         **length_of(seconds, steps, toy, toy_steps=_TOY_STEPS),
         learning_rate=learning_rate,

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vidaccel.errors import UserError, check_choice, check_count
+from vidaccel.errors import UserError, check_choice, check_count, check_seed
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.chunk_sampler import euler_sigmas
 from vidaccel.training.device import seeded_generator
@@ -55,6 +55,7 @@ class CollectConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         check_choice("kind", self.kind, get_args(Kind))
         for name in ("num_states", "own_chunks", "student_steps", "rollouts_per_shard", "max_bytes"):
             check_count(name, getattr(self, name), minimum=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vidaccel.errors import UserError, check_count
+from vidaccel.errors import UserError, check_amount, check_count
 from vidaccel.machine.environment import code_version
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_score import recall_score
@@ -64,6 +64,7 @@ class OfflineTrainingConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_amount("guidance_scale", self.guidance_scale, is_zero_allowed=True)
         check_count("bank_clips", self.bank_clips, minimum=1)
         check_count("held_out", self.held_out, minimum=0)
         check_count("validation_trips", self.validation_trips, minimum=0)
