@@ -155,7 +155,10 @@ def test_the_command_rehearses_and_refuses_in_one_line(student_folder: str, tmp_
     for changes, words in (
         ([output], "holds a checkpoint"),
         ([str(tmp_path / "new"), "--history", "long"], "`history` must be own or last:N"),
-        ([str(tmp_path / "new"), "--student-steps", "3", "--teacher-steps", "3", "--init", "wan-tiny"], "no student"),
+        (
+            [str(tmp_path / "new"), "--student-steps", "3", "--teacher-steps", "3", "--init", "wan-tiny"],
+            "takes a camera",
+        ),
         ([str(tmp_path / "new"), "--gigabytes", "0.00001"], "states fit"),
         ([str(tmp_path / "new"), "--stage", "ode", "--refresh-steps", "3"], "never grow old"),
     ):

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.training import app as training_app
-from vidaccel.training import checkpoint
+from vidaccel.training import checkpoint, console_app
 from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, TRANSFORMER_ARCHITECTURE, VAE_ARCHITECTURE
 from vidaccel.training.averaging import WeightAverage
 from vidaccel.training.budget import Budget
@@ -172,6 +172,17 @@ def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(
     with pytest.raises(type(stop)):
         list(train_vae(vae_config(), tmp_path))
     assert load_checkpoint(tmp_path, kind="vae")[0].step == 1
+
+
+@pytest.mark.parametrize("num_shown", [1, 2])
+def test_an_interrupt_while_a_record_is_shown_reaches_the_training(
+    num_shown: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = train_vae(vae_config(schedule=replace(SCHEDULE, log_steps=1)), tmp_path)
+    monkeypatch.setattr(console_app, "_short", Mock(side_effect=[""] * (num_shown - 1) + [SystemExit(143)]))
+    with pytest.raises(SystemExit):
+        console_app.show(records, title="training", first=next(records))
+    assert load_checkpoint(tmp_path, kind="vae")[0].round_step == num_shown
 
 
 @pytest.mark.slow

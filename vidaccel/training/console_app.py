@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,11 +72,15 @@ def failures() -> Iterator[None]:
 
 
 def show(records: Iterator[Record], *, title: str, first: Record | None = None) -> None:
-    """A bar with the latest numbers; validations, and without a terminal every record, also as lines."""
+    """A bar with the latest numbers; validations, and without a terminal every record, also as lines.
+
+    A Ctrl-C or SIGTERM that comes meanwhile is raised in the training, which saves its last step.
+    """
     is_terminal = Console(stderr=True).is_terminal
     kept: Record = {}
-    with _bar(title, "") as (progress, task):
-        for record in _chained(first, records):
+    shown = _chained(first, records)  # has a name, so that an interrupt does not close it
+    with _bar(title, "") as (progress, task), _passing_interrupts_to(records):
+        for record in shown:
             text = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
             kept |= {name: record[name] for name in _KEPT if name in record}
             if is_progress := any(name in record for name in _SHORT):
@@ -119,6 +123,16 @@ def _bar(title: str, text: str) -> Iterator[tuple[Progress, TaskID]]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress, progress.add_task(title, total=None, text=text)
+
+
+@contextmanager
+def _passing_interrupts_to(records: Iterator[Record]) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(records, Generator):
+            records.throw(stop)  # one that is over raises it at once
+        raise
 
 
 def _chained(first: Record | None, records: Iterator[Record]) -> Iterator[Record]:
