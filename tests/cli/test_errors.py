@@ -77,6 +77,14 @@ def test_a_wrong_value_is_named_with_what_is_accepted(
         assert word in line
 
 
+@pytest.mark.parametrize(("typed", "near"), [(["generat"], "generate"), (["bench", "recal"], "recall")])
+def test_a_wrong_command_is_answered_with_the_one_near_to_it(
+    capsys: pytest.CaptureFixture[str], typed: list[str], near: str
+) -> None:
+    assert run(typed) == 2
+    assert f"Did you mean '{near}'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prompt", ["", "   "])
 def test_an_empty_prompt_is_refused(refused: Refused, prompt: str) -> None:
     assert "prompt" in refused(prompt)

@@ -3,9 +3,10 @@
 A command is imported when it is called: its libraries take seconds to load, and `vidaccel --help` should not.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -62,19 +63,23 @@ class LazyCommand(TyperCommand):
         return self.load().make_context(info_name, args, parent=parent, **extra)
 
 
-class _Group(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+class LazyGroup(TyperGroup):
+    """The commands of a table: `rows` of names with their module and line of help, each one a `kind`.
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        module, line = COMMANDS[cmd_name]
-        return LazyCommand(cmd_name, module=module, help=line)
+    They are made at once and load nothing, so that typer lists them and finds the one near to a wrong name.
+    """
+
+    rows: ClassVar[Mapping[str, tuple[str, str]]] = COMMANDS
+    kind: ClassVar[type[LazyCommand]] = LazyCommand
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (module, line) in self.rows.items():
+            self.add_command(self.kind(name, module=module, help=line))
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=LazyGroup,
     help="Make videos faster with EasyCache and longer with rollouts, compare and measure them.",
     no_args_is_help=True,
     add_completion=False,

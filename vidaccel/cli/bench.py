@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, g
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperGroup
 from typer.main import get_command
 
 from vidaccel.bench import table
-from vidaccel.cli.app import LazyCommand
+from vidaccel.cli.app import LazyCommand, LazyGroup
 from vidaccel.cli.console import messages, say
 from vidaccel.cli.jobs import check_writable
 from vidaccel.errors import UserError
@@ -32,15 +31,9 @@ class _BenchCommand(LazyCommand):
         return get_command(alone)
 
 
-class _Group(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(table.BENCHMARKS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in table.BENCHMARKS:
-            return None
-        module, line = table.BENCHMARKS[cmd_name]
-        return _BenchCommand(cmd_name, module=module, help=line)
+class _Group(LazyGroup):
+    rows = table.BENCHMARKS
+    kind = _BenchCommand
 
 
 app = typer.Typer(
