@@ -26,7 +26,9 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks fir
 Checkpointing = Annotated[
     bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory, more time.")
 ]
-Toy = Annotated[bool, typer.Option("--toy", help="Rehearse in seconds on a CPU: tiny batches, useless weights.")]
+Toy = Annotated[
+    bool, typer.Option("--toy", help="Rehearse on a CPU: tiny batches, useless weights; short if no length is given.")
+]
 Layers = Annotated[str | None, typer.Option(help="Layers of its transformer to keep, such as 0,1,4,5.")]
 _SHORT = ("loss", "critic_loss", "train_psnr", "frames_per_second")
 _KEPT = ("as_seen",)  # of the latest validation
