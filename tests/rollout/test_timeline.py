@@ -163,10 +163,10 @@ def test_a_file_without_a_timeline_is_refused(tmp_path: Path, text: str, complai
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"none.txt cannot be read: there is no such file\.$"):
         PromptTimeline.from_file(tmp_path / "none.txt")
     (tmp_path / "bytes.txt").write_bytes(b"0 \xff\xfe")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read: it is no UTF-8 text"):
         PromptTimeline.from_file(tmp_path / "bytes.txt")
 
 

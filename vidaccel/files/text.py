@@ -26,12 +26,21 @@ def plain_values(value: Any) -> Any:
     return json_number(value) if isinstance(value, float) else value
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a file of the user, UTF-8; `what` it is begins the line of UserError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")  # editors on Windows write a mark first
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} cannot be read: there is no such file.") from error
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} cannot be read: it is no UTF-8 text.") from error
+
+
 def read_prompt_file(path: str | Path) -> tuple[str, ...]:
     """The prompts of a file, one a line; `#` starts a comment line. Raises UserError where there are none."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # editors on Windows write a mark first
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The prompt file {path} cannot be read ({error}).") from error
+    lines = read_text(path, "The prompt file").split("\n")
     found = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not found:
         raise UserError(f"The prompt file {path} has no prompts; write one on each line.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from vidaccel.errors import UserError
+from vidaccel.files.text import read_text
 from vidaccel.rollout.camera import CameraMove, CameraPath, PlacedPath, check_follows
 from vidaccel.rollout.grid import MOST_SECONDS, ChunkGrid, seconds_of, span_seconds
 
@@ -98,10 +99,7 @@ class PromptTimeline:
         Raises UserError with the file and the line (of JSON: the entry) for what is not of this form.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark first
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The timeline {path} cannot be read ({error}).") from error
+        text = read_text(path, "The timeline")
         is_json = path.suffix.lower() == ".json" or text.lstrip().startswith("[")
         return _timeline_of(_entries_of_json(path, text) if is_json else _entries_of_text(path, text), path)
 
