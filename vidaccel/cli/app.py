@@ -64,18 +64,21 @@ class LazyCommand(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """The commands of a table: `rows` of names with their module and line of help, each one a `kind`.
+    """The commands of a table, each one a `kind`.
 
     They are made at once and load nothing, so that typer lists them and finds the one near to a wrong name.
     """
 
-    rows: ClassVar[Mapping[str, tuple[str, str]]] = COMMANDS
     kind: ClassVar[type[LazyCommand]] = LazyCommand
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for name, (module, line) in self.rows.items():
+        for name, (module, line) in self.rows().items():
             self.add_command(self.kind(name, module=module, help=line))
+
+    def rows(self) -> Mapping[str, tuple[str, str]]:
+        """By name, the module and the line of help."""
+        return COMMANDS
 
 
 app = typer.Typer(

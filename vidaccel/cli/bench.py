@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -32,8 +32,10 @@ class _BenchCommand(LazyCommand):
 
 
 class _Group(LazyGroup):
-    rows = table.BENCHMARKS
     kind = _BenchCommand
+
+    def rows(self) -> Mapping[str, tuple[str, str]]:
+        return table.BENCHMARKS
 
 
 app = typer.Typer(
