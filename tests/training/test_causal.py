@@ -45,6 +45,7 @@ def causal_config(init: str, **changes: object) -> CausalTrainingConfig:
         num_chunks=4,
         bank_clips=2,
         batch_size=2,
+        begin_batch=2,
         copies=2,
         validation_trips=0,
         validation_away_chunks=1,
@@ -128,9 +129,9 @@ def test_targets_are_drawn_from_the_tables_with_their_shares(donor_folder: str) 
     draw, count = random.Random(0), 4000
     targets = [draw_target(draw, bank, config) for _ in range(count)]
     shares = {kind: found / count for kind, found in Counter(target.kind for target in targets).items()}
-    expected = {"returns": 0.5, "arrivals": 0.15, "changes": 0.15, "beginnings": 0.1, "any": 0.1}
+    expected = {"returns": 0.5, "arrivals": 0.15, "changes": 0.15, "any": 0.2}
     assert shares == pytest.approx(expected, abs=0.03)
-    for kind in ("returns", "arrivals", "changes", "beginnings"):
+    for kind in ("returns", "arrivals", "changes"):
         drawn = {(target.row, target.chunk) for target in targets if target.kind == kind}
         assert drawn <= set(getattr(bank, kind))
     others = [target for target in targets if target.kind == "any"]
@@ -138,7 +139,7 @@ def test_targets_are_drawn_from_the_tables_with_their_shares(donor_folder: str) 
     assert 0.1 < sum(target.after_image for target in others) / len(others) < 0.3
     assert not [target for target in targets if target.after_image and target.chunk == 0]
     nothing = replace(bank, returns=(), arrivals=(), changes=())
-    assert {draw_target(draw, nothing, config).kind for _ in range(200)} == {"any", "beginnings"}
+    assert {draw_target(draw, nothing, config).kind for _ in range(200)} == {"any"}
 
 
 def test_the_loss_of_a_copy_is_the_loss_of_that_copy_alone(task: CausalTask) -> None:
@@ -209,7 +210,33 @@ def test_the_first_copy_is_at_high_noise_and_the_records_hold_the_loss_of_return
     assert sigmas[:, 1].min() < 0.5
     loss, scalars = task.loss(0.0)
     assert loss.requires_grad
-    assert set(scalars) == {"flow_loss", "return_loss"}
+    assert set(scalars) == {"flow_loss", "return_loss", "begin_loss"}
+
+
+def test_first_chunks_without_slots_are_those_with_empty_slots(task: CausalTask) -> None:
+    rows = [0, 3, 1]
+    batch = task._prompted(gather_batch(task.bank, rows, [0, 0, 0], [slots_of(0, "none")] * 3))
+    sigmas = torch.tensor([[0.9, 0.3], [0.5, 0.8], [0.6, 0.7]])
+    empty, none = (
+        task.squared_errors(one, sigmas, torch.Generator().manual_seed(2)) for one in (batch, batch.without_slots())
+    )
+    assert batch.without_slots().frames.shape == (3, 0)
+    torch.testing.assert_close(none, empty, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_learns_from_first_chunks_beside_the_others(donor_folder: str, task: CausalTask) -> None:
+    batch, reader = task._beginnings()
+    assert reader is task.student
+    assert (batch.chunk.shape[0], batch.context.shape[2]) == (task.config.begin_batch, 0)
+    assert not batch.first.any()
+    without = CausalTask(
+        task.student,
+        task.donor,
+        replace(task.config, begin_batch=0),
+        bank=task.bank,
+        state=TrainingState(kind="causal", architecture={}, recipe={}),
+    )
+    assert set(without.loss(0.0)[1]) == {"flow_loss", "return_loss"}
 
 
 # Rollouts
@@ -301,7 +328,7 @@ def test_a_checkpoint_gives_back_the_student_that_was_trained(trained: Path, don
     [
         ({"copies": 0}, "`copies` must be at least 1, got 0"),
         ({"own_share": 1.5}, "`own_share` must be from 0 to 1, got 1.5"),
-        ({"return_share": 0.8}, "must not exceed 1 together, got 1.2"),
+        ({"return_share": 0.8}, "must not exceed 1 together, got 1.1"),
         ({"landmark_weight": float("nan")}, "`landmark_weight` must be a finite number of at least 0, got nan"),
         ({"validation_clips": -1}, "`validation_clips` must not be negative, got -1"),
         ({"bank_seconds": 0.0}, "`bank_seconds` must be a finite number above 0, got 0"),

@@ -12,7 +12,6 @@ _SHARES = (
     "return_share",
     "arrival_share",
     "change_share",
-    "begin_share",
     "caption_dropout",
     "word_dropout",
     "image_share",
@@ -33,9 +32,10 @@ class CausalTrainingConfig:
     num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time.
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
     batch_size, copies: chunks a step, and noise levels of each, the first of them high.
-    return_share, arrival_share, change_share, begin_share: chunks that are made after a return, at a new place, after a
-        change of the prompt, or first of all, from nothing, as far as the bank has them; the others are any.
-    image_share: of these others, chunks of clips that begin with a given single frame.
+    begin_batch: first chunks of clips, which are made from nothing, beside the `batch_size` others of a step.
+    return_share, arrival_share, change_share: of the others, chunks that are made after a return, at a new place, or
+        after a change of the prompt, as far as the bank has them; the rest are any.
+    image_share: of this rest, chunks of clips that begin with a given single frame.
     context_noise, context_noise_share: greatest noise on remembered frames, and in how many steps there is some.
     own_share: steps in which the chunk before is the student's own estimate instead of the truth.
     kv_routing: probability with which a layer reads what a random earlier one remembers, drawn for every step.
@@ -58,12 +58,12 @@ class CausalTrainingConfig:
     bank_clips: int = 6000
     bank_seconds: float | None = None
     batch_size: int = 64
+    begin_batch: int = 64
     copies: int = 4
     optimizer: Literal["muon", "adamw"] = "muon"
     return_share: float = 0.5
     arrival_share: float = 0.15
     change_share: float = 0.15
-    begin_share: float = 0.1
     caption_dropout: float = 0.1
     word_dropout: float = 0.02
     subject_weight: float = 3.0
@@ -91,7 +91,7 @@ class CausalTrainingConfig:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
         for name in ("subject_weight", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
-        for name in ("validation_trips", "validation_clips"):
+        for name in ("begin_batch", "validation_trips", "validation_clips"):
             if getattr(self, name) < 0:
                 raise UserError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.bank_seconds is not None:
@@ -101,11 +101,10 @@ class CausalTrainingConfig:
             raise UserError(
                 "Layers share a memory by chance (`kv_routing`) or always (`depth_every`); give one of them."
             )
-        taken = self.return_share + self.arrival_share + self.change_share + self.begin_share
+        taken = self.return_share + self.arrival_share + self.change_share
         if taken > 1:
             raise UserError(
-                "`return_share`, `arrival_share`, `change_share` and `begin_share` must not exceed 1 together, got "
-                f"{taken:g}."
+                f"`return_share`, `arrival_share` and `change_share` must not exceed 1 together, got {taken:g}."
             )
 
     def rehearsal(self) -> "CausalTrainingConfig":
@@ -115,6 +114,7 @@ class CausalTrainingConfig:
             schedule=replace(self.schedule, log_steps=2, num_validations=1),
             bank_clips=2,
             batch_size=2,
+            begin_batch=min(self.begin_batch, 2),
             copies=2,
             num_chunks=4,
             validation_trips=1,

@@ -27,7 +27,7 @@ from vidaccel.world import random_scene
 
 _HELD_OUT_SEED = 77_000_000
 _LEAST_SIGMA = 0.8  # of the copies at high noise, which decide what a chunk will show
-_KINDS = ("returns", "arrivals", "changes", "beginnings")
+_KINDS = ("returns", "arrivals", "changes")
 
 
 class Target(NamedTuple):
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 def draw_target(draw: random.Random, bank: TripBank, config: CausalTrainingConfig) -> Target:
     """A chunk of one of the row tables of `bank`, with the shares of `config`, or any chunk."""
-    shares = (config.return_share, config.arrival_share, config.change_share, config.begin_share)
+    shares = (config.return_share, config.arrival_share, config.change_share)
     kind = draw.choices((*_KINDS, "any"), (*shares, max(1 - sum(shares), 0.0)))[0]
     if kind != "any" and (table := getattr(bank, kind)):
         row, chunk = draw.choice(table)
@@ -76,22 +76,40 @@ class CausalTask:
         self._sampler = shifted_sampler(config.validation_steps)
 
     def loss(self, fraction: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted flow-matching loss of random chunks of random clips; for the records the plain one, and the one at
-        high noise of chunks that come back to a place."""
+        """Weighted flow-matching loss of random chunks of random clips, and of first chunks; for the records the plain
+        ones, and the one at high noise of chunks that come back to a place."""
         targets = [draw_target(self._draw, self.bank, self.config) for _ in range(self.config.batch_size)]
-        batch = self._prompted(self._gathered(targets))
-        reader = self._reader()
+        squared, weighted = self._errors_of(self._batch(targets))
+        high = squared[:, 0].mean((1, 2, 3, 4))
+        returns = torch.tensor([target.kind == "returns" for target in targets]).to(self.device, non_blocking=True)
+        return_loss = (high * returns).sum() / returns.sum().clamp(min=1)
+        scalars = {"flow_loss": squared.mean(), "return_loss": return_loss}
+        if not self.config.begin_batch:
+            return weighted.mean(), scalars
+        begun, begun_weighted = self._errors_of(self._beginnings())
+        return torch.cat([weighted, begun_weighted]).mean(), scalars | {"begin_loss": begun.mean()}
+
+    def _batch(self, targets: Sequence[Target]) -> tuple[ChunkBatch, Transformer]:
+        """The chunks with what is remembered, and the student as it reads that."""
+        batch, reader = self._prompted(self._gathered(targets)), self._reader()
         if self._draw.random() < self.config.own_share:
             batch = self._with_own_estimate(batch, targets, reader)
         if self._draw.random() < self.config.context_noise_share:
             batch = self._disturbed(batch)
-        squared = self.squared_errors(batch, self._sigmas(len(targets)), self.generator, reader=reader)
+        return batch, reader
+
+    def _beginnings(self) -> tuple[ChunkBatch, Transformer]:
+        """First chunks, which remember nothing: in one step more of them than fit into a batch with memory."""
+        rows = self._draw.choices(range(len(self.bank.clips)), k=self.config.begin_batch)
+        targets = [Target(row, 0, False, "beginnings") for row in rows]
+        return self._prompted(self._gathered(targets).without_slots()), self.student
+
+    def _errors_of(self, seen: tuple[ChunkBatch, Transformer]) -> tuple[Tensor, Tensor]:
+        """Squared errors without gradients, and weighted with them; both (B, copies, C, T, h, w)."""
+        batch, reader = seen
+        squared = self.squared_errors(batch, self._sigmas(len(batch.chunk)), self.generator, reader=reader)
         weight = batch.weight(subject=self.config.subject_weight, landmarks=self.config.landmark_weight)
-        loss = (squared * weight[:, None]).mean()
-        high = squared[:, 0].detach().mean((1, 2, 3, 4))
-        returns = torch.tensor([target.kind == "returns" for target in targets]).to(self.device, non_blocking=True)
-        return_loss = (high * returns).sum() / returns.sum().clamp(min=1)
-        return loss, {"flow_loss": squared.detach().mean(), "return_loss": return_loss}
+        return squared.detach(), squared * weight[:, None]
 
     def _reader(self) -> Transformer:
         """The student as its layers read each other's memory in this step, its own estimate included."""
@@ -195,7 +213,7 @@ class CausalTask:
             clips = training_clips(seeds, num_chunks=config.num_chunks, split="test", hold_share=config.hold_share)
             self._held_out = build_trip_bank(self.donor.vae, self.donor.tokenizer, trips=clips)
         bank, losses = self._held_out, {}
-        for kind in _KINDS:
+        for kind in (*_KINDS, "beginnings"):
             rows = getattr(bank, kind)[: config.validation_trips]
             if not rows:
                 continue

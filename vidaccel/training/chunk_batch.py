@@ -126,7 +126,14 @@ class Surroundings:
 
         One empty slot is kept where nothing is remembered, so that every network has work for the same layers.
         """
-        kept = self._filled_slots()
+        filled = self.context_mask[0].nonzero().flatten()
+        return self._with_slots(filled if len(filled) else filled.new_zeros(1))
+
+    def without_slots(self) -> Self:
+        """The same of samples that remember nothing, whose empty slots would cost as much as filled ones."""
+        return self._with_slots(slice(0))
+
+    def _with_slots(self, kept: Tensor | slice) -> Self:
         return replace(
             self,
             context=self.context[:, :, kept],
@@ -134,10 +141,6 @@ class Surroundings:
             context_positions=self.context_positions[:, kept],
             context_camera=Camera(*(values[:, kept] for values in self.context_camera)),
         )
-
-    def _filled_slots(self) -> Tensor:
-        filled = self.context_mask[0].nonzero().flatten()
-        return filled if len(filled) else filled.new_zeros(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +164,8 @@ class ChunkBatch(Surroundings):
         weight = 1 + subject * self.coverage + landmarks * self.landmarks
         return weight / weight.mean()
 
-    def packed(self) -> Self:
-        """As `Surroundings.packed`."""
-        return replace(super().packed(), frames=self.frames[:, self._filled_slots()])
+    def _with_slots(self, kept: Tensor | slice) -> Self:
+        return replace(super()._with_slots(kept), frames=self.frames[:, kept])
 
     def without(self, hidden: Tensor) -> "ChunkBatch":
         """The batch as if the frames in the slots of `hidden` (B, S) had never been remembered."""
@@ -253,10 +255,13 @@ def _sent(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
 
 
 class ChunkContext(NamedTuple):
-    """What all passes over a chunk have in common: prompt and remembered frames of one student, camera, positions."""
+    """What all passes over a chunk have in common: prompt and remembered frames of one student, camera, positions.
+
+    history: None where there are no slots.
+    """
 
     prompt: PromptCache
-    history: History
+    history: History | None
     camera: Camera
     positions: Tensor
 
@@ -269,21 +274,21 @@ def context_of(student: Transformer, batch: Surroundings, *, copies: int = 1) ->
     """
     if batch.embeddings is None:
         raise ValueError("The batch has no embeddings; make them with `with_prompt`.")
+    with autocast(batch.context.device):
+        prompt = student.cache_prompt(batch.embeddings)
+        history = _history(student, batch, prompt) if batch.context_mask.shape[1] else None
+    context = ChunkContext(prompt, history, batch.chunk_camera, batch.chunk_positions)
+    return context if copies == 1 else _repeated(context, copies)
+
+
+def _history(student: Transformer, batch: Surroundings, prompt: PromptCache) -> History:
     mask: Tensor | None = batch.context_mask
     if len(batch.context) == 1:
         batch = batch.packed()
         mask = None if bool(batch.context_mask.all()) else batch.context_mask
-    with autocast(batch.context.device):
-        prompt = student.cache_prompt(batch.embeddings)
-        history = student.remember(
-            batch.context,
-            prompt,
-            positions=batch.context_positions,
-            camera=batch.context_camera,
-            mask=mask,
-        )
-    context = ChunkContext(prompt, history, batch.chunk_camera, batch.chunk_positions)
-    return context if copies == 1 else _repeated(context, copies)
+    return student.remember(
+        batch.context, prompt, positions=batch.context_positions, camera=batch.context_camera, mask=mask
+    )
 
 
 def velocity_in(student: Transformer, context: ChunkContext, noisy: Tensor, sigmas: Tensor) -> Tensor:
@@ -312,7 +317,7 @@ def velocity_of(student: Transformer, batch: ChunkBatch, noisy: Tensor, sigmas: 
 def _repeated(context: ChunkContext, copies: int) -> ChunkContext:
     return ChunkContext(
         context.prompt.repeated(copies),
-        context.history.repeated(copies),
+        None if context.history is None else context.history.repeated(copies),
         context.camera.repeated(copies),
         context.positions.repeat_interleave(copies, 0),
     )

@@ -117,9 +117,11 @@ class HistoryView:
 def first_of(context: ChunkContext, count: int) -> ChunkContext:
     """That of the first `count` chunks."""
     history = context.history
+    if history is not None:
+        history = History(_first(history.layers, count), None if history.mask is None else history.mask[:count])
     return ChunkContext(
         PromptCache(_first(context.prompt.layers, count)),
-        History(_first(history.layers, count), None if history.mask is None else history.mask[:count]),
+        history,
         Camera(*(part[:count] for part in context.camera)),
         context.positions[:count],
     )
