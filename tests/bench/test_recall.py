@@ -73,7 +73,7 @@ def test_cells_twice_none_and_a_single_trip_are_refused() -> None:
     for changes, words in [
         ({"cells": ("return", "return/away:6")}, "`cells` must name different cells, got return, return"),
         ({"cells": ()}, "got none"),
-        ({"num_trips": 1}, "`num_trips` must be at least 2, got 1"),
+        ({"num_trips": 1}, "`num_trips` must be a whole number of at least 2; got 1"),
     ]:
         with pytest.raises(UserError, match=words):
             RecallBench(output=Path("x"), **changes)  # type: ignore[arg-type]

@@ -87,8 +87,8 @@ def test_other_noise_has_no_trips_and_its_shares_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_prompts": 1}, "`num_prompts` must be at least 2, got 1"),
-        ({"num_chunks": 8}, "`num_chunks` must be at least 9, got 8"),
+        ({"num_prompts": 1}, "`num_prompts` must be a whole number of at least 2; got 1"),
+        ({"num_chunks": 8}, "`num_chunks` must be a whole number of at least 9; got 8"),
         ({"samplers": ("skip:3", "skip:3")}, "must name different ones beside the student"),
         ({"samplers": ("student",)}, "must name different ones beside the student"),
         ({"samplers": ("euler:4",)}, "Trips are sampled as the student is; got euler:4"),

@@ -326,11 +326,11 @@ def test_a_checkpoint_gives_back_the_student_that_was_trained(trained: Path, don
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"copies": 0}, "`copies` must be at least 1, got 0"),
+        ({"copies": 0}, "`copies` must be a whole number of at least 1; got 0"),
         ({"own_share": 1.5}, "`own_share` must be from 0 to 1, got 1.5"),
         ({"return_share": 0.8}, "must not exceed 1 together, got 1.1"),
         ({"landmark_weight": float("nan")}, "`landmark_weight` must be a finite number of at least 0, got nan"),
-        ({"validation_clips": -1}, "`validation_clips` must not be negative, got -1"),
+        ({"validation_clips": -1}, "`validation_clips` must be a whole number of at least 0; got -1"),
         ({"bank_seconds": 0.0}, "`bank_seconds` must be a finite number above 0, got 0"),
         ({"bank_seconds": float("inf")}, "`bank_seconds` must be a finite number above 0, got inf"),
     ],

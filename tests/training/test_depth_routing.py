@@ -176,7 +176,7 @@ def test_no_group_has_more_layers_than_there_are(donor_folder: str, tmp_path: Pa
     ("settings", "complaint"),
     [
         ({"kv_routing": 1.5}, "`kv_routing` must be from 0 to 1, got 1.5"),
-        ({"depth_every": 0}, "`depth_every` must be at least 1, got 0"),
+        ({"depth_every": 0}, "`depth_every` must be a whole number of at least 1; got 0"),
         ({"kv_routing": 0.5, "depth_every": 2}, "give one of them"),
     ],
 )

@@ -205,7 +205,7 @@ def test_adapted_networks_go_on_from_what_was_saved(bank: TripBank, prompts: Pro
 
 def test_adapters_that_make_no_sense_or_cannot_be_made_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ContextForcingConfig(init="nowhere", updates=3)
-    with pytest.raises(UserError, match="rank 1"):
+    with pytest.raises(UserError, match="`lora` must be a whole number of at least 1 or None; got 0"):
         replace(settings, lora=0)
     with pytest.raises(UserError, match="as-is"):
         replace(settings, lora=4, start="ignore")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vidaccel.errors import UserError, check_amount, check_seed
+from vidaccel.errors import UserError, check_amount, check_count, check_seed
 from vidaccel.training.loop import Schedule
 
 _COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim", "depth_every")
@@ -84,16 +84,14 @@ class CausalTrainingConfig:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), minimum=1)
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
         for name in ("subject_weight", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
         for name in ("begin_batch", "validation_trips", "validation_clips"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), minimum=0)
         if self.bank_seconds is not None:
             check_amount("bank_seconds", self.bank_seconds)
         check_seed(self.seed)

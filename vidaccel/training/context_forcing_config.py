@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from vidaccel.errors import UserError, check_amount, check_seed
+from vidaccel.errors import UserError, check_amount, check_count, check_seed
 from vidaccel.training.budget import check_length
 from vidaccel.training.context_forcing_views import View
 from vidaccel.training.self_rollout import Layouts, LengthRule, StartShares
@@ -37,8 +37,8 @@ class UpdateRule:
         for name in ("momentum", "critic_momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be from 0 to below 1, got {getattr(self, name)}.")
-        if self.ratio < 1 or self.critic_only < 0:
-            raise UserError(f"`ratio` must be at least 1 and `critic_only` 0, got {self.ratio} and {self.critic_only}.")
+        check_count("ratio", self.ratio, minimum=1)
+        check_count("critic_only", self.critic_only, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,7 @@ class MatchingRule:
         for name in ("flow_share", "error_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
-        if self.levels < 1:
-            raise UserError(f"`levels` must be at least 1, got {self.levels}.")
+        check_count("levels", self.levels, minimum=1)
         for name in ("guidance", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
 
@@ -145,10 +144,8 @@ class ContextForcingConfig:
         check_length("the distillation", seconds=self.seconds, updates=self.updates)
         check_seed(self.seed)
         for name in ("batch_size", "bank_clips", "log_steps", "validations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.validation_trips < 0:
-            raise UserError(f"`validation_trips` must not be negative, got {self.validation_trips}.")
+            check_count(name, getattr(self, name), minimum=1)
+        check_count("validation_trips", self.validation_trips, minimum=0)
         for name in ("start_seconds", "start_steps", "bank_seconds"):
             if getattr(self, name) is not None:
                 check_amount(name, getattr(self, name))
@@ -156,8 +153,7 @@ class ContextForcingConfig:
             raise UserError(
                 f"`num_chunks` must be more than the {self.rollout.max_chunks} of a rollout, got {self.num_chunks}."
             )
-        if self.lora is not None and self.lora < 1:
-            raise UserError(f"`lora` must be at least rank 1, got {self.lora}.")
+        check_count("lora", self.lora, minimum=1, optional=True)
         if self.lora is not None and self.start != "as-is":
             raise UserError(f"`lora` adapts the weights of the teacher; `start` must be as-is, got {self.start!r}.")
         if not 0 <= self.first_share <= 1:

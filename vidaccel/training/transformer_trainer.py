@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
-from vidaccel.errors import UserError, check_amount, check_seed
+from vidaccel.errors import UserError, check_amount, check_count, check_seed
 from vidaccel.training.architecture import (
     TEMPORAL_STRIDE,
     TEXT_ENCODER_ARCHITECTURE,
@@ -77,10 +77,8 @@ class TransformerTrainingConfig:
         check_amount("subject_weight", self.subject_weight, is_zero_allowed=True)
         if self.optimizer not in ("muon", "adamw"):
             raise UserError(f"`optimizer` must be muon or adamw, got {self.optimizer!r}.")
-        if self.bank_clips < 1 or self.batch_size < 1:
-            raise UserError(
-                f"`bank_clips` and `batch_size` must be at least 1, got {self.bank_clips} and {self.batch_size}."
-            )
+        for name in ("bank_clips", "batch_size"):
+            check_count(name, getattr(self, name), minimum=1)
         if self.num_frames % TEMPORAL_STRIDE != 1:
             raise UserError(f"`num_frames` must be {TEMPORAL_STRIDE}k + 1, got {self.num_frames}.")
         if min(self.text, self.long_text) < TOKENS_PER_CAPTION:

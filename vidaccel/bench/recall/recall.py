@@ -27,7 +27,7 @@ from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell,
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.catalog.registry import spec_of
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_count
 from vidaccel.world.landmark_oracle import SAME_PLACE, VALID_LIKELIHOOD
 
 
@@ -48,8 +48,7 @@ class RecallBench(ModelBenchmark):
     )
 
     def __post_init__(self) -> None:
-        if self.num_trips < 2:
-            raise UserError(f"`num_trips` must be at least 2, got {self.num_trips}.")
+        check_count("num_trips", self.num_trips, minimum=2)
         names = [cell.name for cell in self.parsed_cells]
         if not names or len(set(names)) < len(names):
             raise UserError(f"`cells` must name different cells, got {', '.join(names) or 'none'}.")

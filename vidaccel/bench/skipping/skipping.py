@@ -22,7 +22,7 @@ from vidaccel.bench.skipping.tables import save_skipping_plot, skipping_markdown
 from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.catalog.registry import spec_of
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_count
 
 SAMPLERS = (
     OTHER_NOISE,
@@ -55,8 +55,7 @@ class SkippingBench(ModelBenchmark):
 
     def __post_init__(self) -> None:
         for name, least in (("num_prompts", 2), ("num_trips", 2), ("num_chunks", LATE_CHUNKS)):
-            if getattr(self, name) < least:
-                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), minimum=least)
         if len({PLAIN, *self.samplers}) != len(self.samplers) + 1:
             raise UserError(f"`samplers` must name different ones beside the student; got {', '.join(self.samplers)}.")
         for arm in self.arms:

@@ -20,7 +20,7 @@ from vidaccel.bench.teachers.arms import Ground, measured, run_arm, starts_of
 from vidaccel.bench.teachers.merge import copy_pictures, merged_results
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.tables import save_teachers_plot, teachers_markdown
-from vidaccel.errors import UserError, check_seed
+from vidaccel.errors import UserError, check_count, check_seed
 from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.training.context_forcing_config import ContextForcingConfig, MatchingRule, RolloutRule
 from vidaccel.training.context_forcing_networks import compile_blocks
@@ -70,8 +70,7 @@ class TeachersBench(Benchmark):
             check_seed(seed)
         counts = ("updates", "start_steps", "num_trips", "away_chunks", "bank_clips", "batch_size", "curve_updates")
         for name in counts:
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), minimum=1)
 
     def run(self, *, on_progress: Tell = None) -> dict[str, Any]:
         if self.merge:

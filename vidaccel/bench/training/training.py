@@ -15,7 +15,7 @@ from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, opti
 from vidaccel.bench.training.cells import PATCH_PIXELS, Cell, Sizes, Stage, measured
 from vidaccel.bench.training.tables import training_markdown
 from vidaccel.catalog.speed_shapes import SHAPES
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_count
 from vidaccel.machine.environment import describe_environment
 from vidaccel.training.adapters import check_adapters
 from vidaccel.training.device import training_device
@@ -49,8 +49,7 @@ class TrainingBench(Benchmark):
             if (pixels := getattr(self, name)) < 1 or pixels % PATCH_PIXELS:
                 raise UserError(f"`{name}` must be a multiple of {PATCH_PIXELS} pixels, got {pixels}.")
         for name, least in (("chunks", 1), ("text", 1), ("batch_size", 1), ("steps", 1), ("lora", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), minimum=least)
         if unknown := sorted(set(self.stages) - set(_STAGES)):
             raise UserError(f"`stages` may name {', '.join(_STAGES)}; got {', '.join(unknown)}.")
         if not self.stages:
