@@ -42,6 +42,12 @@ def check_amount(name: str, value: float, *, is_zero_allowed: bool = False) -> N
         raise UserError(f"`{name}` must be a finite number {bound} 0, got {value}.")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise UserError where `value` is not from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise UserError(f"`{name}` must be from 0 to 1, got {value}.")
+
+
 def check_seed(value: int) -> None:
     """Raise UserError where `value` is no seed that PyTorch takes."""
     if not 0 <= value < 2**63:

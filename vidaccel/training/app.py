@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_share
 from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
@@ -247,8 +247,8 @@ def export_causal(
     from vidaccel.training.ranks import check_alone
 
     check_alone("An export")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"`threshold` must be from 0 to 1, got {threshold}.")
+    if threshold is not None:
+        check_share("threshold", threshold)
     with failures():
         found = export_student(
             output,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vidaccel.errors import UserError, check_amount, check_count, check_seed
+from vidaccel.errors import UserError, check_amount, check_count, check_seed, check_share
 from vidaccel.training.loop import Schedule
 
 _COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim", "depth_every")
@@ -86,8 +86,7 @@ class CausalTrainingConfig:
         for name in _COUNTS:
             check_count(name, getattr(self, name), minimum=1)
         for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+            check_share(name, getattr(self, name))
         for name in ("subject_weight", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
         for name in ("begin_batch", "validation_trips", "validation_clips"):

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from vidaccel.errors import UserError, check_amount, check_count, check_seed
+from vidaccel.errors import UserError, check_amount, check_count, check_seed, check_share
 from vidaccel.training.budget import check_length
 from vidaccel.training.context_forcing_views import View
 from vidaccel.training.self_rollout import Layouts, LengthRule, StartShares
@@ -87,8 +87,7 @@ class MatchingRule:
 
     def __post_init__(self) -> None:
         for name in ("flow_share", "error_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}.")
+            check_share(name, getattr(self, name))
         check_count("levels", self.levels, minimum=1)
         for name in ("guidance", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
@@ -156,8 +155,7 @@ class ContextForcingConfig:
         check_count("lora", self.lora, minimum=1, optional=True)
         if self.lora is not None and self.start != "as-is":
             raise UserError(f"`lora` adapts the weights of the teacher; `start` must be as-is, got {self.start!r}.")
-        if not 0 <= self.first_share <= 1:
-            raise UserError(f"`first_share` must be from 0 to 1, got {self.first_share}.")
+        check_share("first_share", self.first_share)
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from vidaccel.errors import UserError, check_choice, check_count, check_seed
+from vidaccel.errors import check_choice, check_count, check_seed, check_share
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.chunk_sampler import euler_sigmas
 from vidaccel.training.device import seeded_generator
@@ -61,8 +61,7 @@ class CollectConfig:
             check_count(name, getattr(self, name), minimum=1)
         most = self.student_steps * self.num_own
         check_count("states_per_rollout", self.states_per_rollout, minimum=1, maximum=most, limit=", its states")
-        if not 0 <= self.return_share <= 1:
-            raise UserError(f"`return_share` must be from 0 to 1, got {self.return_share}.")
+        check_share("return_share", self.return_share)
 
     @property
     def num_own(self) -> int:
