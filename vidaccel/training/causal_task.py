@@ -19,14 +19,13 @@ from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, ga
 from vidaccel.training.chunk_sampler import shifted_sampler
 from vidaccel.training.depth_routing import drawn_reading, reading
 from vidaccel.training.device import seeded_generator
-from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents
+from vidaccel.training.flow import draw_high_sigmas, draw_sigmas, drop_words, noisy_latents
 from vidaccel.training.return_visits import ReturnVisits
 from vidaccel.training.transformer_trainer import new_optimizers
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, training_clips
 from vidaccel.world import random_scene
 
 _HELD_OUT_SEED = 77_000_000
-_LEAST_SIGMA = 0.8  # of the copies at high noise, which decide what a chunk will show
 _KINDS = ("returns", "arrivals", "changes")
 
 
@@ -140,7 +139,7 @@ class CausalTask:
     def _sigmas(self, count: int) -> Tensor:
         """(count, copies), the first of them high."""
         sigmas = draw_sigmas(count * self.config.copies, self.generator).view(count, -1)
-        sigmas[:, 0] = _high_sigmas(count, self.generator)
+        sigmas[:, 0] = draw_high_sigmas(count, self.generator)
         return sigmas
 
     def squared_errors(
@@ -222,7 +221,7 @@ class CausalTask:
             batch = batch.with_prompt(self.donor.text_encoder, batch.tokens, length=TEXT_LENGTH)
             with torch.compiler.set_stance("force_eager"):
                 errors = self.squared_errors(
-                    batch, _high_sigmas(len(rows), generator)[:, None], generator, reader=self._judged
+                    batch, draw_high_sigmas(len(rows), generator)[:, None], generator, reader=self._judged
                 )
             losses[f"held_out_{kind}"] = float(errors.mean())
         return losses
@@ -230,7 +229,3 @@ class CausalTask:
     def tensors(self) -> dict[str, Tensor]:
         """The weights of the student."""
         return with_prefix("transformer", self.student.state_dict())
-
-
-def _high_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    return _LEAST_SIGMA + (1 - _LEAST_SIGMA) * torch.rand(count, device=generator.device, generator=generator)

@@ -26,7 +26,7 @@ from vidaccel.training.chunk_batch import ChunkBatch, velocity_of
 from vidaccel.training.context_forcing_views import foreign_memory, short_view
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.dmd import flow_loss
-from vidaccel.training.flow import draw_sigmas, noisy_latents
+from vidaccel.training.flow import draw_high_sigmas, draw_sigmas, noisy_latents
 from vidaccel.training.self_rollout import Layouts, PromptTable, StartShares, draw_starts, layout_rule, new_video
 from vidaccel.training.transformer_trainer import new_optimizers
 from vidaccel.training.trip_bank import TripBank
@@ -36,8 +36,7 @@ _WARMUP_STEPS = 100
 _FLAT_SHARE = 0.4
 _FINAL_SHARE = 0.02
 _EMA_DECAY = 0.999
-_HIGH_SHARE = 0.25  # of samples at high noise, which decide what a chunk will show
-_LEAST_HIGH = 0.8
+_HIGH_SHARE = 0.25  # of samples at high noise
 _CONTEXT_NOISE = 0.15
 _SEEDS_APART = 1000  # so that the second round of a seed is not the first one of another
 _CONTEXT_NOISE_SHARE = 0.7
@@ -233,7 +232,7 @@ def _forcing_loss(student: Transformer, batch: ChunkBatch, draw: random.Random, 
         levels = _CONTEXT_NOISE * uniform(*batch.context_mask.shape) * batch.context_mask
         levels = levels[:, None, :, None, None]
         batch = replace(batch, context=(1 - levels) * batch.context + levels * noise_like(batch.context))
-    high = _LEAST_HIGH + (1 - _LEAST_HIGH) * uniform(size)
+    high = draw_high_sigmas(size, generator)
     sigmas = torch.where(uniform(size) < _HIGH_SHARE, high, draw_sigmas(size, generator))
     noise = noise_like(batch.chunk)
     velocity = velocity_of(student, batch, noisy_latents(batch.chunk, noise, sigmas), sigmas)

@@ -26,11 +26,18 @@ from vidaccel.training.architecture import (
 from vidaccel.training.device import autocast
 from vidaccel.training.latents import TOKENS_PER_CAPTION, caption_tokens
 
+_LEAST_HIGH = 0.8
+
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Logit-normal times, shifted towards noise; (count,)."""
     times = torch.sigmoid(torch.randn(count, device=generator.device, generator=generator))
     return FLOW_SHIFT * times / (1 + (FLOW_SHIFT - 1) * times)
+
+
+def draw_high_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """High noise levels, which decide what a chunk will show; (count,), from 0.8 to 1."""
+    return _LEAST_HIGH + (1 - _LEAST_HIGH) * torch.rand(count, device=generator.device, generator=generator)
 
 
 def timesteps_of(sigmas: Tensor) -> Tensor:

@@ -25,12 +25,11 @@ from vidaccel.training.chunk_batch import gather_batch, velocity_of
 from vidaccel.training.chunk_sampler import shifted_sampler
 from vidaccel.training.context_forcing_starts import load_forced
 from vidaccel.training.device import seeded_generator, training_device
-from vidaccel.training.flow import noisy_latents
+from vidaccel.training.flow import draw_high_sigmas, noisy_latents
 from vidaccel.training.return_visits import ReturnVisits, as_seen
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clips
 
 _TRIP_SEED, _LOSS_SEED = 79_500_000, 77_500_000
-_LEAST_SIGMA = 0.8
 _LOSS_KINDS = ("returns", "arrivals")
 _CHUNKS_AT_A_TIME = 64
 
@@ -150,8 +149,7 @@ class _Ground:
             rows, chunks = zip(*pairs[first : first + _CHUNKS_AT_A_TIME], strict=True)
             batch = gather_batch(self._bank, rows, chunks, [memory.slots(chunk) for chunk in chunks])
             batch = batch.with_prompt(self._donor.text_encoder, batch.tokens, length=TEXT_LENGTH)
-            draws = torch.rand(len(rows), device=self._device, generator=generator)
-            sigmas = _LEAST_SIGMA + (1 - _LEAST_SIGMA) * draws
+            sigmas = draw_high_sigmas(len(rows), generator)
             noise = torch.randn(batch.chunk.shape, device=self._device, generator=generator)
             velocity = velocity_of(student, batch, noisy_latents(batch.chunk, noise, sigmas), sigmas)
             total += float((velocity - (noise - batch.chunk)).square().mean((1, 2, 3, 4)).sum())
