@@ -27,15 +27,11 @@ from vidaccel.training.context_forcing_views import foreign_memory, short_view
 from vidaccel.training.device import seeded_generator
 from vidaccel.training.dmd import flow_loss
 from vidaccel.training.flow import draw_high_sigmas, draw_sigmas, noisy_latents
+from vidaccel.training.loop import Schedule
 from vidaccel.training.self_rollout import Layouts, PromptTable, StartShares, draw_starts, layout_rule, new_video
 from vidaccel.training.transformer_trainer import new_optimizers
 from vidaccel.training.trip_bank import TripBank
 
-_LEARNING_RATE = 1e-3
-_WARMUP_STEPS = 100
-_FLAT_SHARE = 0.4
-_FINAL_SHARE = 0.02
-_EMA_DECAY = 0.999
 _HIGH_SHARE = 0.25  # of samples at high noise
 _CONTEXT_NOISE = 0.15
 _SEEDS_APART = 1000  # so that the second round of a seed is not the first one of another
@@ -136,6 +132,20 @@ class Forcing:
     def __post_init__(self) -> None:
         check_length("a start", seconds=self.seconds, steps=self.steps)
 
+    @property
+    def schedule(self) -> Schedule:
+        """How fast it learns."""
+        return Schedule(
+            seconds=self.seconds,
+            steps=self.steps,
+            learning_rate=1e-3,
+            decay="linear",
+            flat_share=0.4,
+            final_share=0.02,
+            warmup_steps=100,
+            ema_decay=0.999,
+        )
+
 
 def ignorant_starts(
     student: Transformer, bank: TripBank, prompts: PromptTable, forcing: Forcing
@@ -162,7 +172,7 @@ def teacher_forced(
     work = TeacherForcing(student, bank, prompts, forcing, seen=seen)
     budget, step = Budget(seconds=forcing.seconds, steps=forcing.steps), 0
     while (fraction := budget.fraction(step)) < 1:
-        work.step(rate=_rate(step, fraction))
+        work.step(rate=work.schedule.learning_rate_at(fraction, warm_step=step))
         step += 1
         if step == 1 and forcing.seconds is not None:  # what is compiled in the first step does not count
             if device.type == "cuda":
@@ -193,8 +203,9 @@ class TeacherForcing:
     ) -> None:
         self.student, self.bank, self.prompts, self.forcing = student, bank, prompts, forcing
         self._seen, self._ended = seen, on_part
-        self.average = WeightAverage(list(student.parameters()), decay=_EMA_DECAY)
-        self._optimizers = new_optimizers(student, self.average.parameters, "muon", rate=_LEARNING_RATE)
+        self.schedule = forcing.schedule
+        self.average = WeightAverage(list(student.parameters()), decay=self.schedule.ema_decay)
+        self._optimizers = new_optimizers(student, self.average.parameters, "muon", rate=self.schedule.learning_rate)
         self._draw = random.Random(f"teacher forcing {forcing.seed}")
         self._generator = seeded_generator(bank.latents.device, forcing.seed)
 
@@ -204,7 +215,7 @@ class TeacherForcing:
         self._ended("loss")
         loss.backward()
         self._ended("backward")
-        torch.nn.utils.clip_grad_norm_(self.average.parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.average.parameters, self.schedule.max_grad_norm)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -237,8 +248,3 @@ def _forcing_loss(student: Transformer, batch: ChunkBatch, draw: random.Random, 
     noise = noise_like(batch.chunk)
     velocity = velocity_of(student, batch, noisy_latents(batch.chunk, noise, sigmas), sigmas)
     return flow_loss(velocity, noise=noise, clean=batch.chunk)
-
-
-def _rate(step: int, fraction: float) -> float:
-    done = max((fraction - _FLAT_SHARE) / (1 - _FLAT_SHARE), 0.0)
-    return _LEARNING_RATE * min(1.0, (step + 1) / _WARMUP_STEPS) * (1 - (1 - _FINAL_SHARE) * done)
