@@ -196,11 +196,12 @@ def test_the_students_own_estimate_stands_for_the_chunk_before_and_nothing_else(
     changed = task._with_own_estimate(batch, targets, task.student)
     differs = (changed.context != batch.context).flatten(3).any(3).any(1)
     assert differs.nonzero().tolist() == [[0, 15], [0, 16], [0, 17]], "a given image stays, and so does nothing"
-    disturbed = task._disturbed(batch).context - batch.context
+    disturbed = batch.disturbed(task.config.context_noise, task.generator).context - batch.context
     levels = disturbed[0, :, batch.context_mask[0]].abs().mean((0, 2, 3))
     assert (levels > 0).all()
     assert levels.max() < 0.3
     assert levels.unique().numel() == len(levels), "every frame has its own amount"
+    assert not disturbed.transpose(1, 2)[~batch.context_mask].any(), "empty slots stay empty"
 
 
 def test_the_first_copy_is_at_high_noise_and_the_records_hold_the_loss_of_returns(task: CausalTask) -> None:

@@ -94,7 +94,7 @@ class CausalTask:
         if self._draw.random() < self.config.own_share:
             batch = self._with_own_estimate(batch, targets, reader)
         if self._draw.random() < self.config.context_noise_share:
-            batch = self._disturbed(batch)
+            batch = batch.disturbed(self.config.context_noise, self.generator)
         return batch, reader
 
     def _beginnings(self) -> tuple[ChunkBatch, Transformer]:
@@ -172,14 +172,6 @@ class CausalTask:
         with torch.compiler.set_stance("force_eager"):
             estimate = noisy - sigmas.view(-1, 1, 1, 1, 1) * velocity_of(reader, previous, noisy, sigmas)
         return batch.with_chunk(estimate, previous.first.where(is_own, -CHUNK_FRAMES))
-
-    def _disturbed(self, batch: ChunkBatch) -> ChunkBatch:
-        """Remembered frames with a little noise, each with its own amount."""
-        shape = batch.context_mask.shape
-        levels = self.config.context_noise * torch.rand(shape, device=self.device, generator=self.generator)
-        levels = levels[:, None, :, None, None]
-        noise = torch.randn(batch.context.shape, device=self.device, generator=self.generator)
-        return replace(batch, context=(1 - levels) * batch.context + levels * noise)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -190,6 +190,14 @@ class ChunkBatch(Surroundings):
         replaced = chunk.gather(2, index)
         return replace(self, context=replaced.where(is_in[:, None, :, None, None], self.context))
 
+    def disturbed(self, most: float, generator: torch.Generator) -> "ChunkBatch":
+        """The batch with noise on the remembered frames, each with its own amount, up to `most`."""
+        device = generator.device
+        levels = most * torch.rand(self.context_mask.shape, device=device, generator=generator) * self.context_mask
+        levels = levels[:, None, :, None, None]
+        noise = torch.randn(self.context.shape, device=device, generator=generator)
+        return replace(self, context=(1 - levels) * self.context + levels * noise)
+
     def with_prompt(self, text_encoder: TextEncoder, tokens: Tensor, *, length: int) -> "ChunkBatch":
         """The batch with embeddings of `tokens`, padded to `length`; without gradients."""
         with torch.no_grad():

@@ -232,19 +232,12 @@ class TeacherForcing:
 
 
 def _forcing_loss(student: Transformer, batch: ChunkBatch, draw: random.Random, generator: torch.Generator) -> Tensor:
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, device=generator.device, generator=generator)
-
-    def noise_like(values: Tensor) -> Tensor:
-        return torch.randn(values.shape, device=generator.device, generator=generator)
-
-    size = len(batch.chunk)
+    size, device = len(batch.chunk), generator.device
     if draw.random() < _CONTEXT_NOISE_SHARE:
-        levels = _CONTEXT_NOISE * uniform(*batch.context_mask.shape) * batch.context_mask
-        levels = levels[:, None, :, None, None]
-        batch = replace(batch, context=(1 - levels) * batch.context + levels * noise_like(batch.context))
+        batch = batch.disturbed(_CONTEXT_NOISE, generator)
     high = draw_high_sigmas(size, generator)
-    sigmas = torch.where(uniform(size) < _HIGH_SHARE, high, draw_sigmas(size, generator))
-    noise = noise_like(batch.chunk)
+    is_high = torch.rand(size, device=device, generator=generator) < _HIGH_SHARE
+    sigmas = torch.where(is_high, high, draw_sigmas(size, generator))
+    noise = torch.randn(batch.chunk.shape, device=device, generator=generator)
     velocity = velocity_of(student, batch, noisy_latents(batch.chunk, noise, sigmas), sigmas)
     return flow_loss(velocity, noise=noise, clean=batch.chunk)
