@@ -64,7 +64,10 @@ class RecallBench(ModelBenchmark):
         cells = self.parsed_cells
         for cell in cells:
             cell.memory_of(pipe)
-        results = self.results(self.protocol(_settled(pipe)), self.environment(pipe))
+        protocol = self.student_protocol(
+            pipe, most_shift=SAME_PLACE, still_frames=STILL_FRAMES, valid_likelihood=VALID_LIKELIHOOD
+        )
+        results = self.results(protocol, self.environment(pipe))
         tell = on_progress or (lambda progress: None)
         length = spec_of(self.model).defaults.max_sequence_length
         done = 0
@@ -95,18 +98,6 @@ def check_can_be_measured(pipe: Any) -> None:
             f"Trips are counted in chunks of {CHUNK_FRAMES} latent frames of 4 pixel frames; this student has "
             f"{chunk_frames} of {stride}."
         )
-
-
-def _settled(pipe: Any) -> dict[str, Any]:
-    student = pipe.student()
-    return {
-        "memory": pipe.config.memory,
-        "num_inference_steps": student.num_inference_steps,
-        "guidance_scale": student.guidance_scale,
-        "most_shift": SAME_PLACE,
-        "still_frames": STILL_FRAMES,
-        "valid_likelihood": VALID_LIKELIHOOD,
-    }
 
 
 def _by_trips(cells: Sequence[RecallCell]) -> list[list[RecallCell]]:

@@ -119,6 +119,16 @@ class ModelBenchmark(Benchmark):
             )
         return found
 
+    def student_protocol(self, pipe: Any, **settled: Any) -> dict[str, Any]:
+        """As `protocol`, with how the student of `pipe` samples and what it remembers."""
+        student = pipe.student()
+        own = {
+            "memory": pipe.config.memory,
+            "num_inference_steps": student.num_inference_steps,
+            "guidance_scale": student.guidance_scale,
+        }
+        return self.protocol({**own, **settled})
+
     def environment(self, pipe: Any) -> dict[str, Any]:
         """Where and with what `pipe` is measured."""
         weights = spec_of(self.model).weights if self.weights is None else self.weights

@@ -74,7 +74,7 @@ class SkippingBench(ModelBenchmark):
             arm.sampler.student(pipe)
         judge = Judge(self.device)
         judge.check(pipe)
-        results = self.results(self.protocol(_settled(pipe)), self.environment(pipe))
+        results = self.results(self.student_protocol(pipe), self.environment(pipe))
         length = spec_of(self.model).defaults.max_sequence_length or WAN_TEXT_TOKENS
         measured = _Measures(self, pipe, judge, length)
         for done, arm in enumerate(self.arms):
@@ -112,12 +112,3 @@ class _Measures:
                 "own": measure_trips(self._trips, arm, "own"),
             }
         return found | {"seconds": round(time.perf_counter() - began, 2)}
-
-
-def _settled(pipe: Any) -> dict[str, Any]:
-    student = pipe.student()
-    return {
-        "memory": pipe.config.memory,
-        "num_inference_steps": student.num_inference_steps,
-        "guidance_scale": student.guidance_scale,
-    }

@@ -80,7 +80,7 @@ class StudentBench(ModelBenchmark):
         pipe = self.loaded_student(pipe)
         length = spec_of(self.model).defaults.max_sequence_length or WAN_TEXT_TOKENS
         filming = Filming(pipe=pipe, max_sequence_length=length)
-        results = self.results(self.protocol(_settled(filming)), self.environment(pipe))
+        results = self.results(self.student_protocol(pipe, has_camera=filming.has_camera), self.environment(pipe))
         cells = self._cells(filming)
         for done, cell in enumerate(cells):
             key = {"part": cell.part, "of": cell.of, "sampler": cell.sampler}
@@ -130,13 +130,3 @@ class StudentBench(ModelBenchmark):
         if pictures:
             save_sheet(self.output / "pictures" / "sheet.png", pictures)
         return summary
-
-
-def _settled(filming: Filming) -> dict[str, Any]:
-    student = filming.pipe.student()
-    return {
-        "num_inference_steps": student.num_inference_steps,
-        "guidance_scale": student.guidance_scale,
-        "memory": filming.pipe.config.memory,
-        "has_camera": filming.has_camera,
-    }
