@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import Content, captions, markdown_table
 from vidaccel.bench.shared.statistics import share_interval
-from vidaccel.files.atomic import atomic_write
-from vidaccel.machine.environment import hardware_line
 
 Record = Mapping[str, Any]
 _HEADER = ("student", "trained with", "memory", "bytes", "as seen", "clearness", "loss, returns", "loss, arrivals")
@@ -80,30 +79,23 @@ def _share_text(values: Sequence[bool]) -> str:
 
 def save_depth_plot(path: Path, content: Content) -> Path:
     """As seen over bytes: a colour a student, a line for fewer layers, and marks for fewer frames and fewer bits."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    students = list(dict.fromkeys(record["student"] for record in content["records"]))
-    for place, student in enumerate(students):
-        own = [record for record in content["records"] if record["student"] == student]
-        for kind, mark in _MARKS.items():
-            points = sorted(map(_point, (record for record in own if record["memory"].startswith(kind))))
-            if points:
-                _draw(axes, points, mark, "-" if kind == "depth" else "", _COLOURS[place % len(_COLOURS)])
-                axes.lines[-1].set_label(f"{student} ({training_words(own[0])}), {_KIND_WORDS[kind]}")
-    axes.set_xlabel("MB of keys and values that are remembered")
-    axes.set_ylabel("as seen at the first visit")
-    axes.set_ylim(-0.03, 1.03)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    if students:
-        axes.legend(fontsize=7)
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=7)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with saved_figure(path, (7, 4.4), content["environments"], fontsize=7) as figure:
+        axes = figure.subplots()
+        students = list(dict.fromkeys(record["student"] for record in content["records"]))
+        for place, student in enumerate(students):
+            own = [record for record in content["records"] if record["student"] == student]
+            for kind, mark in _MARKS.items():
+                points = sorted(map(_point, (record for record in own if record["memory"].startswith(kind))))
+                if points:
+                    _draw(axes, points, mark, "-" if kind == "depth" else "", _COLOURS[place % len(_COLOURS)])
+                    axes.lines[-1].set_label(f"{student} ({training_words(own[0])}), {_KIND_WORDS[kind]}")
+        axes.set_xlabel("MB of keys and values that are remembered")
+        axes.set_ylabel("as seen at the first visit")
+        axes.set_ylim(-0.03, 1.03)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if students:
+            axes.legend(fontsize=7)
     return path
 
 

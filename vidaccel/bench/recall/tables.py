@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table
-from vidaccel.files.atomic import atomic_write
-from vidaccel.machine.environment import hardware_line
 
 Row = Mapping[str, Any]
 _TITLES = {
@@ -108,24 +107,17 @@ def _points(found: Row | None) -> str:
 
 def save_recall_plot(path: Path, content: Mapping[str, Any]) -> Path:
     """How often a place is as seen, a line for each cell, with its interval, its chance and its ceiling."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = content["summary"]["cells"]
-    figure = Figure(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        _draw_row(axes, place, row)
-    axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
-    axes.set(xlim=(-2, 105), ylim=(len(rows) - 0.4, -0.7))
-    axes.set_xlabel("as seen (%); grey tick: chance, dotted: ceiling")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3, axis="x")
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with saved_figure(path, (9, 1.6 + 0.32 * len(rows)), content["environments"]) as figure:
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            _draw_row(axes, place, row)
+        axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
+        axes.set(xlim=(-2, 105), ylim=(len(rows) - 0.4, -0.7))
+        axes.set_xlabel("as seen (%); grey tick: chance, dotted: ceiling")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3, axis="x")
     return path
 
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.bench.shared.statistics import percentile
-from vidaccel.files.atomic import atomic_write
-from vidaccel.machine.environment import hardware_line
 
 Record = Mapping[str, Any]
 
@@ -209,19 +208,12 @@ def _attention_table(record: Record) -> list[str]:
 
 def save_rollout_plot(path: Path, content: Mapping[str, Any]) -> Path:
     """Milliseconds of each chunk of the videos that were made from their start; frames a second of every cell."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    over_time, rates = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_chunks(over_time, [record for record in content["records"] if record["kind"] == "cell"])
-    _draw_rates(rates, [cell for cell in content["summary"]["cells"] if cell["lines"]])
-    for axes in (over_time, rates):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8, color="#6e6e73")
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with saved_figure(path, (10, 4.6), content["environments"], color="#6e6e73") as figure:
+        over_time, rates = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_chunks(over_time, [record for record in content["records"] if record["kind"] == "cell"])
+        _draw_rates(rates, [cell for cell in content["summary"]["cells"] if cell["lines"]])
+        for axes in (over_time, rates):
+            axes.spines[["top", "right"]].set_visible(False)
     return path
 
 

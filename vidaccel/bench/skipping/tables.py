@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.labels import Label, place_labels
 from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.bench.skipping.summary import LEAST_SAVED, LEAST_SHARPNESS, MOST_LOSS, SHARES
-from vidaccel.files.atomic import atomic_write
-from vidaccel.machine.environment import hardware_line
 
 Row = Mapping[str, Any]
 _HEADER = {
@@ -82,28 +81,21 @@ def _share(found: Row | None) -> str:
 
 def save_skipping_plot(path: Path, content: Mapping[str, Any]) -> Path:
     """Loss over what is saved, a point with its interval for every sampler; the dotted lines are the rule's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    labels = []
-    for row in content["summary"]["samplers"]:
-        saved, loss = 100 * row["saved"]["mean"], row["loss"]
-        colour = {"passes": "#1a8a5a", "open": "#b58900", "-": "#4d4d4d"}.get(row["verdict"], "#d1410c")
-        axes.vlines(saved, loss["low"], loss["high"], color=colour, alpha=0.4, linewidth=2.5)
-        axes.plot([saved], [loss["mean"]], "o", color=colour, markersize=5)
-        labels.append(Label(x=saved, y=loss["mean"], text=row["sampler"], colour=colour, size=8.5))
-    axes.axhline(MOST_LOSS, color="#8c8c8c", linestyle=":", linewidth=1)
-    axes.axvline(100 * LEAST_SAVED, color="#8c8c8c", linestyle=":", linewidth=1)
-    axes.set_xlabel("passes saved (%), clean passes included")
-    axes.set_ylabel("late flow-matching loss, of the plain student's")
-    axes.spines[["top", "right"]].set_visible(False)
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right + 0.15 * (right - left))  # room for the names
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
-    place_labels(axes, labels)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with saved_figure(path, (8, 5), content["environments"]) as figure:
+        axes = figure.subplots()
+        labels = []
+        for row in content["summary"]["samplers"]:
+            saved, loss = 100 * row["saved"]["mean"], row["loss"]
+            colour = {"passes": "#1a8a5a", "open": "#b58900", "-": "#4d4d4d"}.get(row["verdict"], "#d1410c")
+            axes.vlines(saved, loss["low"], loss["high"], color=colour, alpha=0.4, linewidth=2.5)
+            axes.plot([saved], [loss["mean"]], "o", color=colour, markersize=5)
+            labels.append(Label(x=saved, y=loss["mean"], text=row["sampler"], colour=colour, size=8.5))
+        axes.axhline(MOST_LOSS, color="#8c8c8c", linestyle=":", linewidth=1)
+        axes.axvline(100 * LEAST_SAVED, color="#8c8c8c", linestyle=":", linewidth=1)
+        axes.set_xlabel("passes saved (%), clean passes included")
+        axes.set_ylabel("late flow-matching loss, of the plain student's")
+        axes.spines[["top", "right"]].set_visible(False)
+        left, right = axes.get_xlim()
+        axes.set_xlim(left, right + 0.15 * (right - left))  # room for the names
+        place_labels(axes, labels)
     return path

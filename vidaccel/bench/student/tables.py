@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.bench.student.changes import KEPT, WAITS
 from vidaccel.bench.student.readings import CLEAR_DISTANCE, SUBJECT
 from vidaccel.bench.student.summary import LAST_WAIT
-from vidaccel.files.atomic import atomic_write
-from vidaccel.machine.environment import hardware_line
 from vidaccel.world.landmark_oracle import VALID_LIKELIHOOD
 
 Row = Mapping[str, Any]
@@ -145,23 +144,16 @@ def _share(found: Row | None) -> str:
 
 def save_student_plot(path: Path, content: Mapping[str, Any]) -> Path:
     """Left: changes obeyed and the rest kept; right: the subject along the video."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     summary = content["summary"]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    changes, subjects = figure.subplots(1, 2)
-    _draw_changes(changes, summary["changes"])
-    _draw_subjects(subjects, summary["subjects"])
-    for axes in (changes, subjects):
-        axes.set_ylim(-0.03, 1.03)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3, axis="y")
-        axes.tick_params(labelsize=8)
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=8)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with saved_figure(path, (10, 4.2), content["environments"]) as figure:
+        changes, subjects = figure.subplots(1, 2)
+        _draw_changes(changes, summary["changes"])
+        _draw_subjects(subjects, summary["subjects"])
+        for axes in (changes, subjects):
+            axes.set_ylim(-0.03, 1.03)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(alpha=0.3, axis="y")
+            axes.tick_params(labelsize=8)
     return path
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.bench.shared.statistics import share_interval
-from vidaccel.files.atomic import atomic_write
-from vidaccel.machine.environment import hardware_line
 
 Content = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -73,30 +72,23 @@ def _share_text(values: Sequence[bool]) -> str:
 
 def save_teachers_plot(path: Path, content: Content) -> Path:
     """Recall over updates, a panel a start, a line an arm; the last points are of all trips, with their intervals."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     arms = [record for record in content["records"] if record["kind"] == "arm"]
     starts = list(dict.fromkeys(arm["start"] for arm in arms)) or ["no arm"]
-    figure = Figure(figsize=(5 * len(starts), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts, strict=True):
-        for arm in arms:
-            if arm["start"] == start:
-                _draw_arm(axes, arm)
-        axes.set_title(f"start: {start}", fontsize=9)
-        axes.set_xlabel("updates of the generator")
-        axes.set_ylim(-0.03, 1.03)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        handles, names = axes.get_legend_handles_labels()
-        if handles:
-            shown = dict(zip(names, handles, strict=True))
-            axes.legend(shown.values(), shown.keys(), fontsize=8)
-    figure.axes[0].set_ylabel("as seen at the first visit")
-    figure.suptitle("\n".join(map(hardware_line, content["environments"])), fontsize=7)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with saved_figure(path, (5 * len(starts), 4), content["environments"], fontsize=7) as figure:
+        for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts, strict=True):
+            for arm in arms:
+                if arm["start"] == start:
+                    _draw_arm(axes, arm)
+            axes.set_title(f"start: {start}", fontsize=9)
+            axes.set_xlabel("updates of the generator")
+            axes.set_ylim(-0.03, 1.03)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(alpha=0.25)
+            handles, names = axes.get_legend_handles_labels()
+            if handles:
+                shown = dict(zip(names, handles, strict=True))
+                axes.legend(shown.values(), shown.keys(), fontsize=8)
+        figure.axes[0].set_ylabel("as seen at the first visit")
     return path
 
 
