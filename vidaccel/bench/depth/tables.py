@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidaccel.bench.shared.figure import saved_figure
-from vidaccel.bench.shared.markdown import Content, captions, markdown_table
+from vidaccel.bench.shared.markdown import Content, captions, markdown_table, share_text
 from vidaccel.bench.shared.statistics import share_interval
 
 Record = Mapping[str, Any]
@@ -59,7 +59,7 @@ def _row(record: Record) -> tuple[str, ...]:
         training_words(record),
         record["words"],
         f"{record['bytes'] / 1e6:.2f} MB",
-        _share_text(record["as_seen"]),
+        share_text(record["as_seen"]),
         f"{record['clearness']:.3f}",
         *(f"{losses[kind]:.4f}" if kind in losses else "" for kind in ("returns", "arrivals")),
     )
@@ -70,11 +70,6 @@ def training_words(record: Record) -> str:
     if record["kv_routing"] > 0:
         return f"routing {record['kv_routing']:g}"
     return "own memory" if record["depth_every"] == 1 else f"1 layer in {record['depth_every']}"
-
-
-def _share_text(values: Sequence[bool]) -> str:
-    low, high = share_interval(sum(values), len(values))
-    return f"{sum(values) / len(values):.1%} [{low:.0%}, {high:.0%}]"
 
 
 def save_depth_plot(path: Path, content: Content) -> Path:

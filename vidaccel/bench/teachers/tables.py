@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vidaccel.bench.shared.figure import saved_figure
-from vidaccel.bench.shared.markdown import captions, markdown_table
+from vidaccel.bench.shared.markdown import captions, markdown_table, share_text
 from vidaccel.bench.shared.statistics import share_interval
 
 Content = Mapping[str, Any]
@@ -60,14 +60,9 @@ def _row(record: Record) -> tuple[str, ...]:
     arm = {"teacher": "the teacher", "start": f"{record.get('start')}, before"}.get(
         record["kind"], f"{record.get('start')}, {record.get('view')}"
     )
-    cells = [_share_text(record["cells"][cell][name]) for _, cell, name in _COLUMNS]
+    cells = [share_text(record["cells"][cell][name]) for _, cell, name in _COLUMNS]
     seconds = f"{record['seconds']:.0f}" if "seconds" in record else ""
     return arm, str(record.get("seed", "")), str(record.get("updates", "")), seconds, *cells
-
-
-def _share_text(values: Sequence[bool]) -> str:
-    low, high = share_interval(sum(values), len(values))
-    return f"{sum(values) / len(values):.1%} [{low:.0%}, {high:.0%}]"
 
 
 def save_teachers_plot(path: Path, content: Content) -> Path:
