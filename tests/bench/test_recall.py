@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_models import tiny_student, tiny_transformer
+from tests.support.tiny_models import save_student, tiny_student, tiny_transformer
 from vidaccel.bench.recall import trips as trips_module
 from vidaccel.bench.recall.blank import MemoryWithout
 from vidaccel.bench.recall.cells import CELLS, RecallCell
@@ -376,13 +376,8 @@ def test_swapped_frames_are_those_of_the_place_and_no_others(pixel_student: Any)
 
 @pytest.fixture
 def student_folder(tiny_wan_folder: Path, tmp_path: Path) -> Path:
-    pipe = tiny_student(tiny_wan_folder)
-    config = {**tiny_transformer().config, "camera_dim": 8, "clean_pass": "frame"}
-    pipe.register_modules(transformer=CausalWanTransformer3DModel.from_config(config).eval())
-    pipe.save_pretrained(tmp_path / "student")
-    settings = {"defaults": {"height": FRAME_SIZE, "width": FRAME_SIZE, "fps": 16, "max_sequence_length": 16}}
-    (tmp_path / "student" / "vidaccel.json").write_text(json.dumps(settings))
-    return tmp_path / "student"
+    pipe = tiny_student(tiny_wan_folder, camera_dim=8)
+    return save_student(pipe, tmp_path / "student", height=FRAME_SIZE, width=FRAME_SIZE)
 
 
 def test_all_of_it_at_toy_size_and_nothing_is_made_twice(

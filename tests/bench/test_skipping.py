@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_models import tiny_student, tiny_transformer
+from tests.support.tiny_models import save_student, tiny_student, tiny_transformer
 from vidaccel.bench.recall.cells import RecallCell
 from vidaccel.bench.recall.recall import RecallBench
 from vidaccel.bench.skipping import measures, skipping
@@ -26,7 +26,6 @@ from vidaccel.bench.student.student import StudentBench
 from vidaccel.cli import run
 from vidaccel.errors import UserError
 from vidaccel.generation.loading import load_pipeline
-from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.rollout.decode import encode_start
 from vidaccel.world import FRAME_SIZE, random_scene, render
 from vidaccel.world import caption as caption_of
@@ -137,14 +136,9 @@ class NoJudge:
 
 @pytest.fixture
 def student_folder(tiny_wan_folder: Path, tmp_path: Path) -> Path:
-    pipe = tiny_student(tiny_wan_folder)
-    config = {**tiny_transformer().config, "camera_dim": 8, "clean_pass": "frame"}
-    pipe.register_modules(transformer=CausalWanTransformer3DModel.from_config(config).eval())
+    pipe = tiny_student(tiny_wan_folder, camera_dim=8)
     pipe.register_to_config(num_inference_steps=3)
-    pipe.save_pretrained(tmp_path / "student")
-    settings = {"defaults": {"height": FRAME_SIZE, "width": FRAME_SIZE, "fps": 16, "max_sequence_length": 16}}
-    (tmp_path / "student" / "vidaccel.json").write_text(json.dumps(settings))
-    return tmp_path / "student"
+    return save_student(pipe, tmp_path / "student", height=FRAME_SIZE, width=FRAME_SIZE)
 
 
 def test_all_of_it_at_toy_size_and_nothing_is_made_twice(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.tiny_models import tiny_student
+from tests.support.tiny_models import save_student, tiny_student
 from vidaccel.bench.student import student
 from vidaccel.bench.student.changes import KEPT, PART, is_obeyed, kept_of
 from vidaccel.bench.student.readings import SeenLandmark, Shown, read_part, sharpness_of
@@ -271,10 +271,8 @@ def test_it_says_what_it_cannot_do() -> None:
 
 @pytest.fixture
 def student_folder(tiny_wan_folder: Path, tmp_path: Path) -> Path:
-    tiny_student(tiny_wan_folder).save_pretrained(tmp_path / "student")
-    settings = {"defaults": {"height": FRAME_SIZE, "width": FRAME_SIZE, "fps": 16, "max_sequence_length": 16}}
-    (tmp_path / "student" / "vidaccel.json").write_text(json.dumps(settings))
-    return tmp_path / "student"
+    pipe = tiny_student(tiny_wan_folder)
+    return save_student(pipe, tmp_path / "student", height=FRAME_SIZE, width=FRAME_SIZE)
 
 
 def test_all_of_it_at_toy_size_without_a_camera_and_nothing_is_made_twice(

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.support import rollout_command
-from tests.support.rollout_command import FPS, Command, decoder_file
+from tests.support.rollout_command import Command, decoder_file
+from tests.support.tiny_models import FPS
 from vidaccel.cli import rollout_run, run
 from vidaccel.cli.app import COMMANDS, LazyCommand
 from vidaccel.cli.rollout_progress import ChunkCounter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.tiny_models import tiny_student
+from tests.support.tiny_models import save_student, tiny_student
 from vidaccel.cli import run
 from vidaccel.cli.rollout_request import RolloutRequest
 from vidaccel.models.taehv import TinyWanDecoder
@@ -22,26 +21,19 @@ from vidaccel.rollout.production import Production
 from vidaccel.rollout.report import RolloutReport
 
 Command = Callable[..., int]
-FPS = 16
 
 
 @pytest.fixture(scope="session")
 def student_folder(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tiny random causal student."""
-    return _saved(tiny_student(tiny_wan_folder), tmp_path_factory.mktemp("student"))
+    return save_student(tiny_student(tiny_wan_folder), tmp_path_factory.mktemp("student"), height=32, width=48)
 
 
 @pytest.fixture(scope="session")
 def camera_student_folder(tiny_wan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that is told of its camera."""
-    return _saved(tiny_student(tiny_wan_folder, camera_dim=8), tmp_path_factory.mktemp("camera-student"))
-
-
-def _saved(pipe: Any, folder: Path) -> Path:
-    pipe.save_pretrained(folder)
-    settings = {"defaults": {"height": 32, "width": 48, "fps": FPS, "max_sequence_length": 16}}
-    (folder / "vidaccel.json").write_text(json.dumps(settings))
-    return folder
+    pipe = tiny_student(tiny_wan_folder, camera_dim=8)
+    return save_student(pipe, tmp_path_factory.mktemp("camera-student"), height=32, width=48)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ encoder (pass `prompt_embeds`, see `call_arguments`); `save_tiny_wan` writes a c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 
+FPS = 16  # of saved students
 LATENT_CHANNELS = 16
 TEXT_DIM = 16
 TEXT_LENGTH = 6
@@ -165,6 +167,14 @@ def tiny_student(wan_folder: Path, *, camera_dim: int | None = None) -> ContextF
         memory="slow-fast:3+3+6",
         num_inference_steps=2,
     )
+
+
+def save_student(pipe: ContextForcingWanPipeline, folder: Path, *, height: int, width: int) -> Path:
+    """Write a student to `folder` with the defaults that `vidaccel` reads beside it."""
+    pipe.save_pretrained(folder)
+    defaults = {"height": height, "width": width, "fps": FPS, "max_sequence_length": 16}
+    (folder / "vidaccel.json").write_text(json.dumps({"defaults": defaults}))
+    return folder
 
 
 def save_tiny_wan(folder: str | Path, *, seed: int = 0, vocabulary: Sequence[str] = WORDS) -> Path:
