@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from tests.support.tiny_donor import save_tiny_donor
-from tests.support.tiny_student import ARCHITECTURE
+from tests.support.tiny_student import ARCHITECTURE, save_forced
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.bench.teachers import teachers
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.teachers import TeachersBench
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
-from vidaccel.training.checkpoint import TrainingState, save_checkpoint, with_prefix
 
 TRIPS = 260
 
@@ -115,10 +114,7 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("teacher")
     donor = save_tiny_donor(folder / "donor")
     torch.manual_seed(0)
-    student = CausalWanTransformer3DModel(**ARCHITECTURE)
-    state = TrainingState(kind="causal", architecture={"transformer": ARCHITECTURE}, recipe={"init": donor})
-    save_checkpoint(folder / "student", state, with_prefix("transformer", student.state_dict()))
-    return str(folder / "student")
+    return save_forced(CausalWanTransformer3DModel(**ARCHITECTURE), folder / "student", init=donor)
 
 
 def bench(init: str, output: Path, **changes: Any) -> TeachersBench:

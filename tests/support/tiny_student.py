@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, TextEncoder, new_text_encoder
+from vidaccel.training.checkpoint import TrainingState, save_checkpoint, with_prefix
 from vidaccel.training.self_rollout import PromptTable
 from vidaccel.training.trip_bank import TripBank
 from vidaccel.world import vocabulary
@@ -33,6 +35,14 @@ def camera_student(seed: int = 2) -> CausalWanTransformer3DModel:
     for parameter in model.camera_embedder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
+
+
+def save_forced(student: CausalWanTransformer3DModel, folder: Path, *, init: str, **known: Any) -> str:
+    """A checkpoint as teacher forcing leaves it, of a student that began from `init`; known: fields of its state."""
+    recipe = {"init": init, **known.pop("recipe", {})}
+    state = TrainingState(kind="causal", architecture={"transformer": ARCHITECTURE}, recipe=recipe, **known)
+    save_checkpoint(folder, state, with_prefix("transformer", student.state_dict()))
+    return str(folder)
 
 
 def tiny_text_encoder() -> TextEncoder:

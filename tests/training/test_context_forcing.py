@@ -15,7 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from tests.support.tiny_donor import noise_bank
-from tests.support.tiny_student import ARCHITECTURE, noise_prompts
+from tests.support.tiny_student import ARCHITECTURE, noise_prompts, save_forced
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import app as training_app
@@ -23,7 +23,7 @@ from vidaccel.training import causal_task, causal_trainer
 from vidaccel.training import context_forcing_step as step_module
 from vidaccel.training import context_forcing_trainer as trainer_module
 from vidaccel.training.causal_config import CausalTrainingConfig
-from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from vidaccel.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
 from vidaccel.training.chunk_batch import ChunkBatch
 from vidaccel.training.context_forcing_config import (
     ContextForcingConfig,
@@ -292,23 +292,14 @@ def test_the_starts_of_a_seed_are_two_students_that_learnt_something(bank: TripB
 def init(donor_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint of a student as teacher forcing leaves it, untrained."""
     folder = tmp_path_factory.mktemp("forced") / "student"
-    state = TrainingState(
-        kind="causal",
-        step=7,
-        round_step=7,
-        fraction=1.0,
-        seconds=3.0,
-        architecture={"transformer": ARCHITECTURE},
-        recipe={
-            "schedule": {"seconds": 3.0, "learning_rate": 0.5},
-            "init": donor_folder,
-            "num_chunks": 7,
-            "copies": 4,
-            "validation_steps": 2,
-        },
-    )
-    save_checkpoint(folder, state, with_prefix("transformer", new_model().state_dict()))
-    return str(folder)
+    recipe = {
+        "schedule": {"seconds": 3.0, "learning_rate": 0.5},
+        "num_chunks": 7,
+        "copies": 4,
+        "validation_steps": 2,
+    }
+    known: dict[str, Any] = {"step": 7, "round_step": 7, "fraction": 1.0, "seconds": 3.0}
+    return save_forced(new_model(), folder, init=donor_folder, recipe=recipe, **known)
 
 
 @pytest.fixture

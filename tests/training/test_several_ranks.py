@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.several_ranks import updated
-from tests.support.tiny_student import ARCHITECTURE, camera_student
+from tests.support.tiny_student import camera_student, save_forced
 from vidaccel.errors import UserError
 from vidaccel.training import context_forcing_trainer as trainer_module
-from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from vidaccel.training.checkpoint import load_checkpoint, without_prefix
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +54,7 @@ def test_two_ranks_with_half_a_batch_each_learn_what_one_learns_of_all_of_it(tmp
 def test_a_killed_training_on_two_ranks_goes_on_exactly_and_leaves_a_plain_student(
     tmp_path: Path, donor_folder: str
 ) -> None:
-    state = TrainingState(kind="causal", architecture={"transformer": ARCHITECTURE}, recipe={"init": donor_folder})
-    save_checkpoint(tmp_path / "init", state, with_prefix("transformer", camera_student().state_dict()))
-    run_two("train", str(tmp_path), str(tmp_path / "init"))
+    run_two("train", str(tmp_path), save_forced(camera_student(), tmp_path / "init", init=donor_folder))
     (whole, tensors), (killed, again) = (
         load_checkpoint(tmp_path / name, kind="causal") for name in ("whole", "killed")
     )
