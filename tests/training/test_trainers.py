@@ -429,8 +429,8 @@ def test_a_new_round_takes_the_new_recipe_and_the_old_steps() -> None:
 def test_the_commands_train_and_export_and_refuse_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training_app, "_toy_vae", lambda config: vae_config())
-    monkeypatch.setattr(training_app, "_toy_transformer", lambda config: transformer_config())
+    monkeypatch.setattr(VaeTrainingConfig, "rehearsal", lambda config: vae_config())
+    monkeypatch.setattr(TransformerTrainingConfig, "rehearsal", lambda config: transformer_config())
     vae, transformer, exported = (str(tmp_path / name) for name in ("vae", "transformer", "exported"))
     run = CliRunner().invoke
     for arguments in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -38,8 +37,6 @@ from vidaccel.training.offline.app import offline
 
 if TYPE_CHECKING:
     from vidaccel.training.keyframe_threshold import KeyframeThreshold
-    from vidaccel.training.transformer_trainer import TransformerTrainingConfig
-    from vidaccel.training.vae_trainer import VaeTrainingConfig
 
 
 app = typer.Typer(
@@ -70,7 +67,7 @@ def vae(
     schedule = Schedule(**length_of(seconds, steps, toy), learning_rate=learning_rate, ema_decay=0.998)
     config = VaeTrainingConfig(schedule=schedule, seed=seed, device=device, compile=compile)
     if toy:
-        config = _toy_vae(config)
+        config = config.rehearsal()
     check_output(output, resume)
     with failures():
         show(train_vae(config, output, resume=resume), title="autoencoder")
@@ -117,7 +114,7 @@ def transformer(
         compile=compile,
     )
     if toy:
-        config = _toy_transformer(config)
+        config = config.rehearsal()
     check_output(output, resume)
     with failures():
         show_with_bank(partial(train_transformer, config, output, vae=vae, resume=resume), title="transformer")
@@ -275,36 +272,6 @@ def _threshold_text(found: KeyframeThreshold) -> str:
         )
     ]
     return "\n".join([f"keyframes below similarity {found.threshold:.6f}", *rows])
-
-
-def _toy_vae(config: VaeTrainingConfig) -> VaeTrainingConfig:
-    from vidaccel.training.vae_trainer import VaePhase
-
-    phases = (
-        VaePhase(until=0.4, batch_size=2, num_frames=1, size=64),
-        VaePhase(until=1.0, batch_size=1, num_frames=5, size=32),
-    )
-    return replace(
-        config,
-        schedule=replace(config.schedule, log_steps=2, num_validations=2),
-        phases=phases,
-        num_frames=5,
-        pool_clips=4,
-        refresh_clips=2,
-        validation_clips=1,
-    )
-
-
-def _toy_transformer(config: TransformerTrainingConfig) -> TransformerTrainingConfig:
-    return replace(
-        config,
-        schedule=replace(config.schedule, log_steps=2, num_validations=1),
-        num_frames=5,
-        bank_clips=4,
-        batch_size=2,
-        validation_prompts=1,
-        validation_steps=2,
-    )
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def context_forcing(
         checkpointing=checkpointing,
     )
     if toy:
-        config = _toy(config)
+        config = config.rehearsal()
     if teacher is not None:
         resume = _taught(teacher, output, resume)
     _distilled(config, output, resume)
@@ -244,23 +244,6 @@ def _shares(text: str | None) -> StartShares:
     if len(found) < len(parts):
         raise UserError(f"`shares` must have each name once; got {text!r}.")
     return StartShares(**{**dict.fromkeys(names[:-1], 0.0), **found})
-
-
-def _toy(config: ContextForcingConfig) -> ContextForcingConfig:
-    return replace(
-        config,
-        update=replace(config.update, critic_only=2),
-        rollout=replace(config.rollout, max_chunks=min(config.rollout.max_chunks, 2)),
-        start_seconds=None,
-        start_steps=2,
-        batch_size=2,
-        num_chunks=5,
-        bank_clips=2,
-        validations=1,
-        validation_trips=1,
-        validation_away_chunks=1,
-        log_steps=2,
-    )
 
 
 def _export(checkpoint: Path, folder: Path, *, toy: bool, device: str) -> None:

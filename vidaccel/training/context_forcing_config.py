@@ -1,6 +1,6 @@
 """Settings of the distillation of a causal student: `vidaccel train context-forcing`."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vidaccel.errors import UserError, check_amount, check_count, check_seed, check_share
@@ -156,6 +156,23 @@ class ContextForcingConfig:
         if self.lora is not None and self.start != "as-is":
             raise UserError(f"`lora` adapts the weights of the teacher; `start` must be as-is, got {self.start!r}.")
         check_share("first_share", self.first_share)
+
+    def rehearsal(self) -> "ContextForcingConfig":
+        """The same in seconds on a CPU: tiny batches, useless weights."""
+        return replace(
+            self,
+            update=replace(self.update, critic_only=2),
+            rollout=replace(self.rollout, max_chunks=min(self.rollout.max_chunks, 2)),
+            start_seconds=None,
+            start_steps=2,
+            batch_size=2,
+            num_chunks=5,
+            bank_clips=2,
+            validations=1,
+            validation_trips=1,
+            validation_away_chunks=1,
+            log_steps=2,
+        )
 
     @property
     def recipe(self) -> dict[str, Any]:

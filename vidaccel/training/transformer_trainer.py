@@ -84,6 +84,18 @@ class TransformerTrainingConfig:
         if min(self.text, self.long_text) < TOKENS_PER_CAPTION:
             raise UserError(f"`text` and `long_text` must be at least {TOKENS_PER_CAPTION} tokens.")
 
+    def rehearsal(self) -> "TransformerTrainingConfig":
+        """The same in seconds on a CPU: tiny batches, useless weights."""
+        return replace(
+            self,
+            schedule=replace(self.schedule, log_steps=2, num_validations=1),
+            num_frames=5,
+            bank_clips=4,
+            batch_size=2,
+            validation_prompts=1,
+            validation_steps=2,
+        )
+
 
 def train_transformer(
     config: TransformerTrainingConfig,

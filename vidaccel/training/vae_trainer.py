@@ -97,6 +97,22 @@ class VaeTrainingConfig:
                     f"got {phase}."
                 )
 
+    def rehearsal(self) -> "VaeTrainingConfig":
+        """The same in seconds on a CPU: tiny batches, useless weights."""
+        phases = (
+            VaePhase(until=0.4, batch_size=2, num_frames=1, size=64),
+            VaePhase(until=1.0, batch_size=1, num_frames=5, size=32),
+        )
+        return replace(
+            self,
+            schedule=replace(self.schedule, log_steps=2, num_validations=2),
+            phases=phases,
+            num_frames=5,
+            pool_clips=4,
+            refresh_clips=2,
+            validation_clips=1,
+        )
+
 
 def train_vae(config: VaeTrainingConfig, output: Path, *, resume: Path | None = None) -> Iterator[Record]:
     """Train the autoencoder into the checkpoint folder `output`; yields records with loss, PSNR and speed.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,7 +26,6 @@ from vidaccel.training.console_app import (
 
 if TYPE_CHECKING:
     from vidaccel.training.loop import Record
-    from vidaccel.training.offline.trainer import OfflineTrainingConfig
 
 _TOY_STEPS = 2
 
@@ -105,7 +103,7 @@ def offline(
         device=device,
     )
     if toy:
-        config = _toy(config)
+        config = config.rehearsal()
     check_output(output, resume)
 
     def begun(on_bank: Callable[[int, int], None]) -> Iterator[Record]:
@@ -114,10 +112,3 @@ def offline(
     with failures():
         show_with_bank(begun, title="offline distillation")
     draw(output, "offline distillation")
-
-
-def _toy(config: OfflineTrainingConfig) -> OfflineTrainingConfig:
-    collect = replace(config.collect, num_states=8, rollouts_per_shard=2)
-    distill = replace(config.distill, schedule=replace(config.distill.schedule, log_steps=1), batch_size=2)
-    sizes: dict[str, Any] = {"held_out": 2, "bank_clips": 2, "num_chunks": 4, "validation_trips": 0}
-    return replace(config, collect=collect, distill=distill, teacher_steps=config.collect.student_steps, **sizes)

@@ -74,6 +74,19 @@ class OfflineTrainingConfig:
             raise UserError("Ways from noise are the teacher's own and never grow old: leave out `refresh_steps`.")
         HistoryView.parse(self.history)
 
+    def rehearsal(self) -> "OfflineTrainingConfig":
+        """The same in seconds on a CPU: tiny batches, useless weights."""
+        return replace(
+            self,
+            collect=replace(self.collect, num_states=8, rollouts_per_shard=2),
+            distill=replace(self.distill, schedule=replace(self.distill.schedule, log_steps=1), batch_size=2),
+            teacher_steps=self.collect.student_steps,
+            held_out=2,
+            bank_clips=2,
+            num_chunks=4,
+            validation_trips=0,
+        )
+
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings as checkpoints keep them, without the machine's."""
