@@ -27,7 +27,6 @@ from vidaccel.world.landmark_oracle import SAME_PLACE, VALID_LIKELIHOOD, Landmar
 from vidaccel.world.trip import ReturnTrip
 from vidaccel.world.trips import swapped, test_trip
 
-TripKind = Literal["return", "three", "shift"]
 Cell = Literal["memory", "blank", "window", "sink", "swap", "first visit", "own"]
 CELLS: tuple[Cell, ...] = get_args(Cell)
 _DECODED_FRAMES = 6  # latent; the first ones are read by nobody, because a decoder begins with them
@@ -65,21 +64,20 @@ class Seen:
 
 
 class ReturnVisits:
-    """Held-out trips of one kind, encoded, with the truth as the oracle reads it after decoding."""
+    """Held-out trips, encoded, with the truth as the oracle reads it after decoding."""
 
     def __init__(
         self,
         donor: Donor,
         seeds: Sequence[int],
         *,
-        kind: TripKind = "return",
         batch_size: int | None = None,
         text: int = TEXT_LENGTH,
         away_chunks: int = 6,
     ) -> None:
         """batch_size: trips rolled out at a time, of the shape that a training compiles; None: all, not compiled."""
         self._donor, self._batch_size, self._text = donor, batch_size, text
-        self._trips = [test_trip(seed, kind=kind, away_chunks=away_chunks) for seed in seeds]
+        self._trips = [test_trip(seed, away_chunks=away_chunks) for seed in seeds]
         self.trip: ReturnTrip = self._trips[0]
         self.bank = build_trip_bank(donor.vae, donor.tokenizer, trips=self._trips)
 

@@ -13,9 +13,9 @@ from vidaccel.errors import UserError
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.rollout.chunk import Student
 from vidaccel.rollout.skipping import StepSkipping
+from vidaccel.world.trips import TripKind
 
 Kind = Literal["return", "three", "shift", "own"]
-TripKind = Literal["return", "three", "shift"]
 Control = Literal["blank", "swap"]
 AWAY_CHUNKS = 6
 UNIFORM = "uniform"
