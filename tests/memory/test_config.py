@@ -134,6 +134,20 @@ def test_a_word_is_read_for_the_chunks_of_the_student() -> None:
         parse_memory("slow-fast", chunk_frames=4)
 
 
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("window:20", "divisible by `chunk_frames` (3), those of a chunk; got 20, and 18 or 21 would do."),
+        ("slow-fast:3+11+6%2", "got 3+11+6 = 20, and 18 or 21 would do."),
+        ("sink+window:6+2", "must have at least its 3 latent frames; got 6+2."),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_in_words_of_how_they_are_written(word: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)) as caught:
+        parse_memory(word)
+    assert "fast_frames" not in str(caught.value)
+
+
 SIZELESS = ("", "slow", "window", "window:", "full", "slow-fast:", "Full:240")
 WRONG_SIZES = ("window:x", "window:-3", "window:²", "window: 21", "full:3.5", "slow-fast:3,12,6")
 WRONG_COUNTS = (
@@ -163,8 +177,10 @@ def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
 
 
 def test_sizes_of_named_memories_are_checked_like_all_others() -> None:
-    with pytest.raises(ValueError, match="`fast_frames` must be at least"):
+    with pytest.raises(ValueError, match="must have at least its 3 latent frames; got 2"):
         parse_memory("window:2")
+    with pytest.raises(ValueError, match="`chunk_frames` must be a whole number of at least 1; got 0"):
+        parse_memory("window:21", chunk_frames=0)
     with pytest.raises(ValueError, match="`num_frames` must be a whole number of at least 1; got 0"):
         MemoryConfig.full(0)
     with pytest.raises(ValueError, match="`chunk_frames` must be a whole number of at least 1; got 0"):

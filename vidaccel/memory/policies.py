@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+from vidaccel.errors import check_count
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.policy import MemoryPolicy
 
@@ -71,7 +72,8 @@ def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
     match sizes_of(sizes):
         case []:
             config = MemoryConfig(chunk_frames=chunk_frames)
-        case [sink, slow, fast]:
+        case [sink, slow, fast] as parts:
+            _check_parts(parts, chunk_frames)
             config = MemoryConfig(sink_frames=sink, slow_frames=slow, fast_frames=fast, chunk_frames=chunk_frames)
         case _:
             return None
@@ -83,9 +85,36 @@ def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
 def _of_sizes(make: Callable[..., MemoryConfig], counts: Sequence[int]) -> Callable[[str, int], MemoryConfig | None]:
     def read(text: str, chunk_frames: int) -> MemoryConfig | None:
         sizes = sizes_of(text)
-        return None if sizes is None or len(sizes) not in counts else make(*sizes, chunk_frames=chunk_frames)
+        if sizes is None or len(sizes) not in counts:
+            return None
+        _check_parts(sizes, chunk_frames)
+        return make(*sizes, chunk_frames=chunk_frames)
 
     return read
+
+
+def _full(text: str, chunk_frames: int) -> MemoryConfig | None:
+    match sizes_of(text):
+        case [num_frames]:
+            return MemoryConfig.full(num_frames, chunk_frames)
+    return None
+
+
+def _check_parts(sizes: Sequence[int], chunk_frames: int) -> None:
+    """Raise ValueError for what the parts of a memory cannot be, in words of how they are written."""
+    check_count("chunk_frames", chunk_frames, minimum=1)
+    written, total = "+".join(map(str, sizes)), sum(sizes)
+    if sizes and sizes[-1] < chunk_frames:
+        raise ValueError(
+            f"The last part of a memory holds the chunk that is being made and must have at least its {chunk_frames} "
+            f"latent frames; got {written}."
+        )
+    if total % chunk_frames:
+        least, of = total - total % chunk_frames, "" if len(sizes) == 1 else f"{written} = "
+        raise ValueError(
+            f"The latent frames of a memory must be divisible by `chunk_frames` ({chunk_frames}), those of a chunk; "
+            f"got {of}{total}, and {least} or {least + chunk_frames} would do."
+        )
 
 
 POLICIES: dict[str, PolicyRow] = {
@@ -96,5 +125,5 @@ POLICIES: dict[str, PolicyRow] = {
     ),
     "sink+window": PolicyRow("sink+window:3+9", _of_sizes(MemoryConfig.sink_and_window, (0, 2))),
     "window": PolicyRow("window:21", _of_sizes(MemoryConfig.sliding_window, (1,))),
-    "full": PolicyRow("full:240", _of_sizes(MemoryConfig.full, (1,))),
+    "full": PolicyRow("full:240", _full),
 }
