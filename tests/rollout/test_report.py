@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vidaccel.memory import MemoryConfig, MemoryIndex
@@ -214,3 +215,23 @@ def test_a_report_without_chunks_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no chunks to draw"):
         reported([], MemoryConfig()).save_picture(tmp_path / "report.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_long_prompts_are_written_in_as_many_lines_as_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "a small red ball hops up and down on a grassy meadow while the camera holds, and it begins to snow"
+    chunks = [replace(chunk, prompt=f"{chunk.index // 9} {long}") for chunk in made_chunks(19, MemoryConfig())]
+    figures, save = [], Figure.savefig
+
+    def noting(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", noting)
+    reported(chunks, MemoryConfig()).save_picture(tmp_path / "report.png")
+    written = [label.get_text() for label in figures[0].axes[0].texts]
+    assert [text.replace("\n", " ") for text in written[:2]] == [f"{number} {long}" for number in range(2)]
+    assert all(text.count("\n") == 2 for text in written[:2])
+    assert written[2].endswith(" ...")
+    assert written[2].count("\n") < 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from vidaccel.files.atomic import atomic_write
@@ -28,7 +29,8 @@ _RED, _GREY, _CAMERA = "#b03030", "#808080", "#2a7f7f"
 _MOST_BARS = 320  # chunks whose frames are told apart; of a longer video the first panel shows the last ones
 _SHOWN_BARS = 240
 _MOST_LABELS = 12  # prompts that are written out; more would cover each other
-_LABEL_LENGTH = 32
+_LABEL_LENGTH = 40  # characters in a line of a prompt, which is half of the first panel high
+_LABEL_POINTS = 13  # from line to line
 _BEYOND = 1.6  # times the 95th percentile: where the axis of times ends, so that a warm-up does not flatten the rest
 
 
@@ -177,9 +179,13 @@ def _write_prompts(record: RolloutRecord, axes: Any, first: int) -> None:
     prompts = [*((first, prompt) for prompt in before), *(entry for entry in record.prompts if entry[0] > first)]
     if len(record.prompts) == 1 or len(prompts) > _MOST_LABELS:
         return
-    for chunk, prompt in prompts:
+    left, right = axes.get_xlim()
+    points = 72 * axes.get_window_extent().width / axes.figure.dpi / (right - left)  # of a second
+    ends = [*(times[chunk] for chunk, _ in prompts[1:]), right]
+    for (chunk, prompt), end in zip(prompts, ends, strict=True):
+        lines = max(1, int(points * (end - times[chunk]) / _LABEL_POINTS))  # as many as there is room for
         axes.annotate(
-            prompt if len(prompt) <= _LABEL_LENGTH else prompt[: _LABEL_LENGTH - 3] + "...",
+            "\n".join(wrap(prompt, _LABEL_LENGTH, max_lines=lines, placeholder=" ...")),
             (times[chunk], 0.03),
             xycoords=axes.get_xaxis_transform(),
             xytext=(4, 0),
