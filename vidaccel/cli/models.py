@@ -16,7 +16,7 @@ from vidaccel.cli.console import say
 from vidaccel.easycache.config import EasyCacheConfig
 from vidaccel.errors import UserError
 
-_COLUMN = 26
+_COLUMN = 28  # as wide as the longest name
 
 
 def models(
@@ -57,7 +57,7 @@ def _say_models() -> None:
 def _say_families() -> None:
     say(
         "Families; `vidaccel models --make-random FAMILY DIR` writes a tiny random model of one. "
-        "What is tested with EasyCache:"
+        "What is tested with EasyCache, of every family but for what stands under it:"
     )
     for name, sentence in CHECKS.items():
         say(f"  {name:{_COLUMN - 2}} {sentence}")
@@ -86,9 +86,10 @@ def _interface(family: Family) -> str:
 def _easycache(family: Family) -> list[str]:
     if family.refusal:
         return [f"EasyCache is refused: {family.refusal}"]
-    tested = " but ".join(("all of the above", *([", ".join(family.untested)] if family.untested else [])))
-    reasons = [f"not tested: {name}: {reason}" for name, reason in family.untested.items()]
-    return [_settings(family), f"tested: {tested}", *reasons]
+    checks: dict[str, list[str]] = {}
+    for name, reason in family.untested.items():
+        checks.setdefault(reason, []).append(name)
+    return [_settings(family), *(f"not tested: {', '.join(names)}: {reason}" for reason, names in checks.items())]
 
 
 def _settings(family: Family) -> str:
