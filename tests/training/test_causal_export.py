@@ -87,6 +87,13 @@ def export_folder(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "student"
 
 
+def test_no_bars_of_other_libraries_stand_between_the_lines(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_folder(trained, tmp_path)  # loads the donor's networks and saves them
+    assert "it/s" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("init", ["wan-tiny", "wan-tiny-causal"])
 def test_a_student_of_an_embedded_model_shares_its_networks(trained: Path, tmp_path: Path, init: str) -> None:
     state, tensors = load_checkpoint(trained, kind="causal")

@@ -12,7 +12,6 @@ from typing import Any, cast, get_args
 
 import diffusers
 import torch
-import transformers
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -36,6 +35,7 @@ from vidaccel.machine.attention import (
 )
 from vidaccel.machine.components import denoisers, modules
 from vidaccel.machine.footprint import available_bytes, gigabytes, weight_bytes
+from vidaccel.machine.progress_bars import without_progress_bars
 
 
 def load_pipeline(
@@ -81,7 +81,7 @@ def load_pipeline(
     for place in {torch.device("cpu"), target} if offload == "none" else {torch.device("cpu")}:
         _check_room_for_weights(folder, place, dtypes["default"], replaced)
     kind = _pipeline_class(folder, index)
-    with _loading_errors(folder), _without_progress_bars():
+    with _loading_errors(folder), without_progress_bars():
         networks = load_networks(folder, index, dtypes=dtypes, files=replaced)
         pipe = kind.from_pretrained(str(folder), dtype=dtypes, local_files_only=True, use_safetensors=True, **networks)
     _check_parts(pipe)
@@ -209,21 +209,6 @@ def _check_room_for_weights(
             f"The weights need {gigabytes(need)} of memory on {device} and {gigabytes(free)} are free; "
             "use --offload, a smaller --dtype or a smaller --model."
         )
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """For the block, no bars that count parts and tensors; bars of downloads stay."""
-    shown = [
-        module for module in (diffusers.utils.logging, transformers.utils.logging) if module.is_progress_bar_enabled()
-    ]
-    for setting in shown:
-        setting.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for setting in shown:
-            setting.enable_progress_bar()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
+from vidaccel.machine.progress_bars import without_progress_bars
 from vidaccel.training.architecture import FLOW_SHIFT, NUM_TRAIN_TIMESTEPS, Transformer
 from vidaccel.training.card import settings_text
 from vidaccel.training.causal_card import shared_model, student_card
@@ -122,8 +123,9 @@ def _settings(init: str, folder: Path, *, weights: str) -> dict[str, Any]:
     if (shares := shared_model(init)) is not None:
         return settings | {"shares": shares}
     donor = load_donor(init)
-    for name in ("vae", "text_encoder", "tokenizer"):
-        getattr(donor, name).save_pretrained(folder / name)
+    with without_progress_bars():
+        for name in ("vae", "text_encoder", "tokenizer"):
+            getattr(donor, name).save_pretrained(folder / name)
     return settings
 
 

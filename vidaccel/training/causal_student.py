@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 from vidaccel.catalog.registry import spec_of
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.errors import UserError
+from vidaccel.machine.progress_bars import without_progress_bars
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training.architecture import TextEncoder, Transformer, Vae, WordTokenizer
 
@@ -30,6 +31,7 @@ class Donor:
     vae: Vae
 
 
+@without_progress_bars()
 def load_donor(model: str, *, option: str = "init") -> Donor:
     """The networks of a registered name or folder, in float32: a Wan model of short videos, or a causal student.
 

@@ -10,6 +10,7 @@ from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_folder
+from vidaccel.machine.progress_bars import without_progress_bars
 from vidaccel.training.architecture import new_scheduler, new_tokenizer
 from vidaccel.training.card import model_card, settings_text
 from vidaccel.training.checkpoint import load_checkpoint
@@ -56,7 +57,8 @@ def _write(folder: Path, *, vae: Path, transformer: Path, weights: str) -> None:
         scheduler=new_scheduler(),
         transformer=denoiser.to(torch.bfloat16).eval(),
     )
-    pipeline.save_pretrained(folder, max_shard_size=_MOST_FILE_BYTES)
+    with without_progress_bars():
+        pipeline.save_pretrained(folder, max_shard_size=_MOST_FILE_BYTES)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
     defaults = GenerationDefaults(
