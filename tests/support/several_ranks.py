@@ -1,24 +1,31 @@
 """What the processes of `test_several_ranks` do: `python -m tests.support.several_ranks TASK FOLDER [INIT]`.
 
 step: three updates of generator and critic on a fixed batch, of which every rank has its part; writes all tensors.
-train: a distillation, once whole and once killed and resumed; writes the checkpoints `whole` and `killed`.
+train: a distillation, once whole, once killed and once ended by SIGTERM, both resumed; writes the checkpoints `whole`,
+    `killed` and `stopped`.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.support.tiny_donor import noise_bank
 from tests.support.tiny_student import camera_student, noise_prompts
 from vidaccel.training import context_forcing_trainer as trainer
+from vidaccel.training.checkpoint import load_checkpoint
 from vidaccel.training.chunk_batch import velocity_of
 from vidaccel.training.context_forcing_config import ContextForcingConfig, RolloutRule, UpdateRule
 from vidaccel.training.context_forcing_networks import Networks, adapted_networks
+from vidaccel.training.context_forcing_step import ContextForcing
 from vidaccel.training.dmd import flow_loss
 from vidaccel.training.ranks import join_ranks, num_ranks, own_rank
 from vidaccel.training.self_rollout import Start, layout_rule, new_video
@@ -83,6 +90,28 @@ def distil(folder: Path, init: str) -> None:
     run.close()
     torch.distributed.barrier()  # rank 0 has written
     list(trainer.train_context_forcing(settings, folder / "killed", resume=folder / "killed"))
+    stop(replace(settings, save_seconds=1e6), folder / "stopped")
+
+
+def stop(settings: ContextForcingConfig, folder: Path) -> None:
+    """SIGTERM comes to rank 0 alone, in the middle of an iteration; both end with the same one and go on from it."""
+    iterate = ContextForcing.iterate
+
+    def interrupted(task: ContextForcing, fraction: float) -> dict[str, torch.Tensor]:
+        if own_rank() == 0 and task.num_iterations == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(task, fraction)
+
+    ContextForcing.iterate = interrupted  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as end:
+        list(trainer.train_context_forcing(settings, folder))
+    assert end.value.code == 128 + signal.SIGTERM
+    ContextForcing.iterate = iterate  # type: ignore[method-assign]
+    torch.distributed.barrier()  # rank 0 has written
+    state, _ = load_checkpoint(folder, kind="causal")
+    assert [rank["num_iterations"] for rank in state.progress["ranks"]] == [4, 4]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    list(trainer.train_context_forcing(settings, folder, resume=folder))
 
 
 def main(task: str, folder: str, *init: str) -> None:

@@ -45,6 +45,7 @@ from vidaccel.training.ranks import (
     num_ranks,
     own_rank,
     shared_by_ranks,
+    signals_of_ranks,
     tensors_of_ranks,
     values_of_ranks,
 )
@@ -271,23 +272,25 @@ class _Round:
         left = None if config.seconds is None else max(config.seconds - spent - reserve, 0.05 * config.seconds)
         budget = Budget(seconds=left, steps=config.updates, start=self.state.fraction)
         fraction = self.state.fraction
-        try:
-            while (fraction := self._shared(budget.fraction(self._round_updates))) < 1:
-                self._iterate(fraction)
-                if self._counts["critic_loss"] >= config.log_steps:
-                    yield self._record(fraction)
-                if self._slot(fraction) >= self._next_validation:
-                    yield self._validate(fraction)
-                elif self._shared(time.monotonic() - self._last_save) > config.save_seconds:
-                    self._save(fraction)
-        except (KeyboardInterrupt, SystemExit):  # by Ctrl-C or SIGTERM
-            if num_ranks() == 1:  # others may be anywhere
+        with signals_of_ranks() as signals:
+            try:
+                while (fraction := self._shared(budget.fraction(self._round_updates))) < 1:
+                    self._iterate(fraction)
+                    if self._counts["critic_loss"] >= config.log_steps:
+                        yield self._record(fraction)
+                    if self._slot(fraction) >= self._next_validation:
+                        yield self._validate(fraction)
+                    elif self._shared(time.monotonic() - self._last_save) > config.save_seconds:
+                        self._save(fraction)
+                    if (number := self._shared(signals[0] if signals else 0)) > 0:
+                        raise SystemExit(128 + int(number))
+            except (KeyboardInterrupt, SystemExit):  # by Ctrl-C or SIGTERM, on several ranks at the same place
                 self._save(fraction)
-            raise
+                raise
         yield self._validate(1.0)
 
     def _shared(self, value: float) -> float:
-        """The clock of rank 0: all ranks do the same."""
+        """What rank 0 has of it, its clock or its signal: all ranks do the same."""
         return shared_by_ranks(float(value), self.task.device)
 
     @property

@@ -6,7 +6,10 @@ process ("rank") has clips and random numbers of its own. What decides how often
 """
 
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +50,28 @@ def check_alone(work: str) -> None:
     """Raise `UserError` where several processes were started: `work` would be done, and written, by each of them."""
     if num_ranks() > 1:
         raise UserError(f"{work} runs on one card, and {num_ranks()} processes were started; start one.")
+
+
+@contextmanager
+def signals_of_ranks() -> Iterator[list[int]]:
+    """For the block, numbers of the signals by which a training is stopped and that came to this rank.
+
+    On several ranks they are noted here and nothing is raised: a rank that leaves what all of them do together lets the
+    others wait. One that is alone is interrupted at once, as ever.
+    """
+    noted: list[int] = []
+    if not is_shared() or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    handlers = {
+        number: signal.signal(number, lambda number, frame: noted.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield noted
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def shared_by_ranks(value: Number, device: torch.device) -> Number:
