@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from tests.support.tiny_donor import noise_bank
 from tests.support.tiny_student import ARCHITECTURE, noise_prompts, save_forced
+from vidaccel.catalog.models import EMBEDDED_STUDENT, EMBEDDED_TEACHER
+from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import app as training_app
@@ -367,6 +370,16 @@ def test_the_checkpoint_is_one_of_a_causal_student_with_the_average_as_its_weigh
     assert not {"schedule", "copies"} & state.recipe.keys(), "settings of teacher forcing"
     beginning = load_beginning(str(tmp_path / "made"))
     assert beginning.state is not None
+
+
+def test_the_embedded_teacher_is_what_a_distillation_begins_from() -> None:
+    teacher, student = load_beginning(EMBEDDED_TEACHER), load_beginning(EMBEDDED_STUDENT)
+    assert teacher.student.config.num_layers == student.student.config.num_layers
+    assert weights_digest(teacher.student) != weights_digest(student.student)
+    folder = spec_of(EMBEDDED_TEACHER).folder
+    assert folder is not None
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    assert not scheduler.config.stochastic_sampling, "it was not distilled"
 
 
 @pytest.mark.usefixtures("noise_clips")

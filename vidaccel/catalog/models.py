@@ -9,6 +9,7 @@ from vidaccel.catalog.spec import ASSET, GenerationDefaults, ModelSpec
 
 EMBEDDED_MODEL = "wan-tiny"
 EMBEDDED_STUDENT = "wan-tiny-causal"
+EMBEDDED_TEACHER = "wan-tiny-causal-teacher"
 
 
 def _hub(
@@ -29,6 +30,19 @@ def _hub(
     return ModelSpec(name=name, source=source, description=description, pipeline=pipeline, defaults=settings)
 
 
+def _student(name: str, description: str) -> ModelSpec:
+    """A row of an embedded causal student."""
+    defaults = GenerationDefaults(
+        num_frames=97,
+        height=128,
+        width=128,
+        guidance_scale=1.0,
+        num_inference_steps=4,
+        max_sequence_length=64,
+    )
+    return ModelSpec(name=name, source=ASSET + name, description=description, weights="trained", defaults=defaults)
+
+
 MODELS: tuple[ModelSpec, ...] = (
     ModelSpec(
         name=EMBEDDED_MODEL,
@@ -37,20 +51,10 @@ MODELS: tuple[ModelSpec, ...] = (
         weights="trained",
         defaults=GenerationDefaults(num_frames=49, height=128, width=128, max_sequence_length=64),
     ),
-    ModelSpec(
-        name=EMBEDDED_STUDENT,
-        source=ASSET + EMBEDDED_STUDENT,
-        description="embedded: causal student of the storybook world, for `vidaccel rollout`, runs on a CPU",
-        weights="trained",
-        defaults=GenerationDefaults(
-            num_frames=97,
-            height=128,
-            width=128,
-            guidance_scale=1.0,
-            num_inference_steps=4,
-            max_sequence_length=64,
-        ),
+    _student(
+        EMBEDDED_STUDENT, "embedded: causal student of the storybook world, for `vidaccel rollout`, runs on a CPU"
     ),
+    _student(EMBEDDED_TEACHER, "embedded: a student by teacher forcing alone, for `vidaccel train context-forcing`"),
     _hub("wan2.1-t2v-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan2.1 text to video, 480p", pipeline="WanPipeline"),
     _hub("wan2.1-t2v-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan2.1 text to video, 480p and 720p"),
     _hub(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vidaccel.catalog.models import EMBEDDED_TEACHER
 from vidaccel.errors import UserError
 from vidaccel.training.console_app import (
     Checkpointing,
@@ -44,7 +45,7 @@ def context_forcing(
     output: Output,
     init: Annotated[
         str, typer.Option(help="Teacher-forced student: a checkpoint, a name or a folder; or what it begins from.")
-    ] = "wan-tiny-causal",
+    ] = EMBEDDED_TEACHER,
     teacher_seconds: Annotated[
         float | None,
         typer.Option(help="First make the teacher from --init, for so long, in OUTPUT/teacher; beside --seconds."),

@@ -19,7 +19,7 @@ from vidaccel.bench.offline.arms import ARMS, Arm, Workshop
 from vidaccel.bench.offline.measures import DRIFT_CHUNKS, Judge
 from vidaccel.bench.offline.tables import offline_markdown, summarise_offline
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
-from vidaccel.catalog.models import EMBEDDED_STUDENT
+from vidaccel.catalog.models import EMBEDDED_TEACHER
 from vidaccel.errors import UserError, check_count
 from vidaccel.machine.environment import describe_environment
 from vidaccel.training.architecture import Transformer
@@ -46,7 +46,7 @@ class OfflineBench(Benchmark):
 
     name = "offline"
 
-    model: str = option("Checkpoint of `vidaccel train causal`, or a model with a causal student.", EMBEDDED_STUDENT)
+    model: str = option("Checkpoint of `vidaccel train causal`, or a model with a causal student.", EMBEDDED_TEACHER)
     weights: str = option("trained, toy, random, external: noted in the result.", "trained", recorded=False)
     arms: tuple[str, ...] = option(f"Of {', '.join(ARMS)}.", tuple(ARMS))
     train_seconds: float = option(

@@ -20,6 +20,7 @@ from vidaccel.bench.teachers.arms import Ground, measured, run_arm, starts_of
 from vidaccel.bench.teachers.merge import copy_pictures, merged_results
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.tables import save_teachers_plot, teachers_markdown
+from vidaccel.catalog.models import EMBEDDED_TEACHER
 from vidaccel.errors import UserError, check_count, check_seed
 from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.training.context_forcing_config import ContextForcingConfig, MatchingRule, RolloutRule
@@ -42,7 +43,7 @@ class TeachersBench(Benchmark):
 
     name = "teachers"
 
-    init: str = option("The teacher-forced student that teaches: a checkpoint, a folder or a name.", "wan-tiny-causal")
+    init: str = option("The teacher-forced student that teaches: a checkpoint, a folder or a name.", EMBEDDED_TEACHER)
     base: str = option("What the starts begin from: a model without recall.", "wan-tiny")
     starts: tuple[str, ...] = option("Of ignore, short.", STARTS, recorded=False)
     seeds: tuple[int, ...] = option("Training seeds of every arm.", (0, 1, 2), recorded=False)

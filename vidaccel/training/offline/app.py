@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vidaccel.catalog.models import EMBEDDED_TEACHER
 from vidaccel.errors import check_amount
 from vidaccel.training.console_app import (
     Compile,
@@ -32,9 +33,9 @@ _TOY_STEPS = 2
 
 def offline(
     output: Output,
-    init: Annotated[str, typer.Option(help="Student to begin from: a checkpoint, a name or a folder.")] = (
-        "wan-tiny-causal"
-    ),
+    init: Annotated[
+        str, typer.Option(help="Student to begin from: a checkpoint, a name or a folder.")
+    ] = EMBEDDED_TEACHER,
     stage: Annotated[
         Literal["ode", "visited"],
         typer.Option(help="States on the teacher's ways from noise, or those that the student visits."),
