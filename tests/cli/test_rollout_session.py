@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from tests.support import rollout_command
-from tests.support.rollout_command import FPS, Command, interrupted_after
+from tests.support.rollout_command import Command, interrupted_after
+from tests.support.tiny_models import FPS
 from vidaccel.cli import rollout_run, run
 from vidaccel.rollout import resume
 from vidaccel.sessions.session import Session
