@@ -191,8 +191,10 @@ def _encoded(vae: Vae, video: Tensor) -> Tensor:
         torch.tensor(values, device=video.device).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
+    at_a_time = 1 if video.device.type == "cpu" else len(video)  # a CPU gains nothing by more, and 16 take 16 GB
     with autocast(video.device):
-        latents = encode_clip(vae, video.transpose(1, 2) * 2 - 1).chunk(2, dim=1)[0]
+        moments = [encode_clip(vae, part.transpose(1, 2) * 2 - 1) for part in video.split(at_a_time)]
+    latents = torch.cat(moments).chunk(2, dim=1)[0]
     return ((latents.float() - mean) / std).transpose(1, 2).half()
 
 
