@@ -26,7 +26,7 @@ from vidaccel.training.causal_student import load_donor, new_student, student_ar
 from vidaccel.training.causal_task import CausalTask, Target, draw_target
 from vidaccel.training.causal_trainer import train_causal, trained_student
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint
-from vidaccel.training.chunk_batch import gather_batch, slots_of
+from vidaccel.training.chunk_batch import FROM_NOTHING, gather_batch, slots_of
 from vidaccel.training.chunk_sampler import euler_sigmas, shifted_sampler
 from vidaccel.training.flow import prompt_embeddings
 from vidaccel.training.loop import Schedule
@@ -216,18 +216,18 @@ def test_the_first_copy_is_at_high_noise_and_the_records_hold_the_loss_of_return
 
 def test_first_chunks_without_slots_are_those_with_empty_slots(task: CausalTask) -> None:
     rows = [0, 3, 1]
-    batch = task._prompted(gather_batch(task.bank, rows, [0, 0, 0], [slots_of(0, "none")] * 3))
+    batches = [
+        task._prompted(gather_batch(task.bank, rows, [0, 0, 0], [layout] * 3))
+        for layout in (slots_of(0, "none"), FROM_NOTHING)
+    ]
     sigmas = torch.tensor([[0.9, 0.3], [0.5, 0.8], [0.6, 0.7]])
-    empty, none = (
-        task.squared_errors(one, sigmas, torch.Generator().manual_seed(2)) for one in (batch, batch.without_slots())
-    )
-    assert batch.without_slots().frames.shape == (3, 0)
+    empty, none = (task.squared_errors(one, sigmas, torch.Generator().manual_seed(2)) for one in batches)
+    assert batches[1].frames.shape == (3, 0)
     torch.testing.assert_close(none, empty, atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_learns_from_first_chunks_beside_the_others(donor_folder: str, task: CausalTask) -> None:
-    batch, reader = task._beginnings()
-    assert reader is task.student
+    batch = task._beginnings()
     assert (batch.chunk.shape[0], batch.context.shape[2]) == (task.config.begin_batch, 0)
     assert not batch.first.any()
     without = CausalTask(

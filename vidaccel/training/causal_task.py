@@ -15,7 +15,15 @@ from vidaccel.training.causal_rollout import TEXT_LENGTH
 from vidaccel.training.causal_score import recall_score, rollout_score
 from vidaccel.training.causal_student import Donor
 from vidaccel.training.checkpoint import TrainingState, with_prefix
-from vidaccel.training.chunk_batch import ChunkBatch, SlotLayout, draw_slots, gather_batch, slots_of, velocity_of
+from vidaccel.training.chunk_batch import (
+    FROM_NOTHING,
+    ChunkBatch,
+    SlotLayout,
+    draw_slots,
+    gather_batch,
+    slots_of,
+    velocity_of,
+)
 from vidaccel.training.chunk_sampler import shifted_sampler
 from vidaccel.training.depth_routing import drawn_reading, reading
 from vidaccel.training.device import seeded_generator
@@ -78,14 +86,14 @@ class CausalTask:
         """Weighted flow-matching loss of random chunks of random clips, and of first chunks; for the records the plain
         ones, and the one at high noise of chunks that come back to a place."""
         targets = [draw_target(self._draw, self.bank, self.config) for _ in range(self.config.batch_size)]
-        squared, weighted = self._errors_of(self._batch(targets))
+        squared, weighted = self._errors_of(*self._batch(targets))
         high = squared[:, 0].mean((1, 2, 3, 4))
         returns = torch.tensor([target.kind == "returns" for target in targets]).to(self.device, non_blocking=True)
         return_loss = (high * returns).sum() / returns.sum().clamp(min=1)
         scalars = {"flow_loss": squared.mean(), "return_loss": return_loss}
         if not self.config.begin_batch:
             return weighted.mean(), scalars
-        begun, begun_weighted = self._errors_of(self._beginnings())
+        begun, begun_weighted = self._errors_of(self._beginnings(), self.student)
         return torch.cat([weighted, begun_weighted]).mean(), scalars | {"begin_loss": begun.mean()}
 
     def _batch(self, targets: Sequence[Target]) -> tuple[ChunkBatch, Transformer]:
@@ -97,15 +105,14 @@ class CausalTask:
             batch = batch.disturbed(self.config.context_noise, self.generator)
         return batch, reader
 
-    def _beginnings(self) -> tuple[ChunkBatch, Transformer]:
-        """First chunks, which remember nothing: in one step more of them than fit into a batch with memory."""
-        rows = self._draw.choices(range(len(self.bank.clips)), k=self.config.begin_batch)
-        targets = [Target(row, 0, False, "beginnings") for row in rows]
-        return self._prompted(self._gathered(targets).without_slots()), self.student
+    def _beginnings(self) -> ChunkBatch:
+        """First chunks, which remember nothing."""
+        count = self.config.begin_batch
+        rows = self._draw.choices(range(len(self.bank.clips)), k=count)
+        return self._prompted(gather_batch(self.bank, rows, [0] * count, [FROM_NOTHING] * count))
 
-    def _errors_of(self, seen: tuple[ChunkBatch, Transformer]) -> tuple[Tensor, Tensor]:
+    def _errors_of(self, batch: ChunkBatch, reader: Transformer) -> tuple[Tensor, Tensor]:
         """Squared errors without gradients, and weighted with them; both (B, copies, C, T, h, w)."""
-        batch, reader = seen
         squared = self.squared_errors(batch, self._sigmas(len(batch.chunk)), self.generator, reader=reader)
         weight = batch.weight(subject=self.config.subject_weight, landmarks=self.config.landmark_weight)
         return squared.detach(), squared * weight[:, None]

@@ -3,7 +3,7 @@
 A rollout remembers the first frames of the video (sink), frames of its past (slow) and the last ones (fast). A batch
 has a slot for each of them, and slots may be empty: masked frames do not exist for attention, and the positions of the
 others are counted without them, as in the rollout. Layouts are drawn so that no memory is new to the student.
-Shapes: B samples, S = `SLOTS` remembered frames, chunks of T = `CHUNK_FRAMES`.
+Shapes: B samples, S remembered frames (`SLOTS`, or 0 for first chunks), chunks of T = `CHUNK_FRAMES`.
 """
 
 import random
@@ -38,10 +38,17 @@ _FIRST_KEYFRAME = FAST_FRAMES + CHUNK_FRAMES  # chunks that start before are nev
 
 
 class SlotLayout(NamedTuple):
-    """Frames in the slots [sink | slow | fast], `EMPTY` for none, and the first frame of the chunk being made."""
+    """Frames in the slots [sink | slow | fast], `EMPTY` for none, and the first frame of the chunk being made.
+
+    Layouts of one batch have the same number of slots.
+    """
 
     frames: tuple[int, ...]
     first: int
+
+
+FROM_NOTHING = SlotLayout((), 0)
+"""Of a first chunk, which remembers nothing: empty slots would cost as much as filled ones."""
 
 
 def slots_of(
@@ -129,11 +136,7 @@ class Surroundings:
         filled = self.context_mask[0].nonzero().flatten()
         return self._with_slots(filled if len(filled) else filled.new_zeros(1))
 
-    def without_slots(self) -> Self:
-        """The same of samples that remember nothing, whose empty slots would cost as much as filled ones."""
-        return self._with_slots(slice(0))
-
-    def _with_slots(self, kept: Tensor | slice) -> Self:
+    def _with_slots(self, kept: Tensor) -> Self:
         return replace(
             self,
             context=self.context[:, :, kept],
@@ -164,7 +167,7 @@ class ChunkBatch(Surroundings):
         weight = 1 + subject * self.coverage + landmarks * self.landmarks
         return weight / weight.mean()
 
-    def _with_slots(self, kept: Tensor | slice) -> Self:
+    def _with_slots(self, kept: Tensor) -> Self:
         return replace(super()._with_slots(kept), frames=self.frames[:, kept])
 
     def without(self, hidden: Tensor) -> "ChunkBatch":
@@ -219,7 +222,7 @@ def gather_batch(
     device = bank.latents.device
     layout = torch.tensor([(*slot.frames, slot.first) for slot in slots])
     row, chunk, layout = (_sent(values, device) for values in (rows, chunks, layout))
-    frames, first = layout[:, :SLOTS], layout[:, SLOTS]
+    frames, first = layout[:, :-1], layout[:, -1]
     mask, known = frames != EMPTY, frames.clamp(min=0)
     current = first[:, None] + torch.arange(CHUNK_FRAMES, device=device)
     source, sample = (bank.latents, row) if latents is None else (latents, torch.arange(len(row), device=device))
@@ -247,7 +250,7 @@ def positions_of(mask: Tensor, chunk_frames: int) -> tuple[Tensor, Tensor]:
     As in a rollout; (B, S) and (B, chunk_frames), long.
     """
     counted = mask.long().cumsum(1)
-    return (counted - 1).clamp(min=0), counted[:, -1:] + torch.arange(chunk_frames, device=mask.device)
+    return (counted - 1).clamp(min=0), mask.sum(1, keepdim=True) + torch.arange(chunk_frames, device=mask.device)
 
 
 def _camera(bank: TripBank, rows: Tensor, frames: Tensor) -> Camera:
