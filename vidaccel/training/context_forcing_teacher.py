@@ -22,7 +22,9 @@ _BANK_SHARE = 0.13  # of the time, for rendering and encoding clips
 def teacher_config(
     init: str, *, seconds: float | None, steps: int | None, layers: tuple[int, ...] | None, seed: int, device: str
 ) -> CausalTrainingConfig:
-    """The settings of the embedded student's first round, in `seconds` or in `steps`, from `init`.
+    """The settings of the embedded student's first round, but with first chunks beside the others, from `init`.
+
+    seconds, steps: how long it is, one of them.
 
     Raises UserError unless one length is given.
     """
