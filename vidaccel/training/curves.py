@@ -11,15 +11,7 @@ from matplotlib.figure import Figure
 from vidaccel.errors import UserError
 from vidaccel.training.loop import Record
 
-_LOSSES = (
-    "loss",
-    "critic_loss",
-    "flow_loss",
-    "return_loss",
-    "held_out_returns",
-    "held_out_arrivals",
-    "held_out_changes",
-)
+_OTHER = ("step", "round", "updates", "seconds", "fraction")  # of every record
 
 
 def read_records(path: Path) -> list[Record]:
@@ -32,29 +24,36 @@ def read_records(path: Path) -> list[Record]:
 
 def draw_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
     """Losses above, validation below, over training seconds; a PNG."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
-    for name in _LOSSES:
+    losses, validations = panels(records)
+    for name in losses:
         _line(upper, records, name)
     upper.set_yscale("log")
     upper.set_ylabel("loss")
     upper.set_title(title)
-    for name in _validation_names(records):
+    for name in validations:
         _line(lower, records, name)
-    lower.set_ylabel("PSNR in dB" if "psnr" in _validation_names(records) else "share found by the oracle")
+    lower.set_ylabel("PSNR in dB" if "psnr" in validations else "share found by the oracle")
     lower.set_xlabel("training time in seconds")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         if axes.get_lines():
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # covers no line
     figure.savefig(path, dpi=120)
 
 
-def _validation_names(records: Sequence[Record]) -> list[str]:
-    common = ("step", "round", "updates", "seconds", "fraction", *_LOSSES)
+def panels(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Names of the losses, held-out ones included, and of what else validations found; in the order of the records."""
     validations = [record for record in records if "loss" not in record and "critic_loss" not in record]
-    return list(dict.fromkeys(name for record in validations for name in record if name not in common))
+    losses = dict.fromkeys(name for record in records for name in record if _is_loss(name))
+    found = dict.fromkeys(name for record in validations for name in record if name not in (*_OTHER, *losses))
+    return list(losses), list(found)
+
+
+def _is_loss(name: str) -> bool:
+    return name.endswith("loss") or name.startswith("held_out_")
 
 
 def _line(axes: Axes, records: Sequence[Record], name: str) -> None:
