@@ -22,6 +22,10 @@ Steps = Annotated[int | None, typer.Option(help="Length in steps, instead; such 
 Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a finished one gets a further round.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option("--cuda-graphs", help="Capture passes as CUDA graphs: a GPU waits for small models else."),
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
 Checkpointing = Annotated[
     bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory, more time.")

@@ -15,6 +15,7 @@ from vidaccel.errors import UserError
 from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
+    CudaGraphs,
     Device,
     Layers,
     Output,
@@ -111,6 +112,7 @@ def context_forcing(
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     toy: Toy = False,
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
@@ -162,6 +164,7 @@ def context_forcing(
         validations=validations,
         validation_trips=validation_trips,
         compile=compile,
+        cuda_graphs=cuda_graphs,
         lora=lora,
         checkpointing=checkpointing,
     )
