@@ -22,6 +22,7 @@ _APART_SHARE = 0.7
 _SHIFT = 24.0
 _CHANGE_CHUNK, _CHANGE_CHUNKS = 4, 16
 _MIN_SPAN_CHUNKS = 3
+_CHANGE_WEIGHTS = {"colour": 1, "shape": 1, "motion": 1, "background": 2, "landmark": 3}  # the harder the more often
 
 TripKind = Literal["return", "three", "shift"]
 
@@ -180,7 +181,9 @@ def _rest(draw: random.Random, stop: int) -> float:
 
 
 def _changed_attributes(draw: random.Random) -> frozenset[str]:
-    return frozenset(draw.sample(CHANGES, 2 if draw.random() < 0.1 else 1))
+    first = draw.choices(CHANGES, [_CHANGE_WEIGHTS[name] for name in CHANGES])[0]
+    others = [name for name in CHANGES if name != first]
+    return frozenset({first, draw.choice(others)} if draw.random() < 0.1 else {first})
 
 
 def _change_chunks(draw: random.Random, moves: Sequence[Move], *, num_chunks: int, home: int) -> list[int]:
