@@ -113,6 +113,11 @@ def test_settings_are_frozen_and_given_by_name() -> None:
         ("slow-fast", MemoryConfig()),
         ("slow-fast:3+12+6", MemoryConfig()),
         ("slow-fast:3+12+6@0.997", MemoryConfig(similarity_threshold=0.997)),
+        ("slow-fast:3+12x3+6", MemoryConfig(keyframe_frames=3)),
+        (
+            "slow-fast:0+3x2+9@0.5",
+            MemoryConfig(sink_frames=0, slow_frames=3, fast_frames=9, keyframe_frames=2, similarity_threshold=0.5),
+        ),
         ("slow-fast@1", MemoryConfig(similarity_threshold=1.0)),
         ("slow-fast:0+3+9", MemoryConfig(sink_frames=0, slow_frames=3, fast_frames=9)),
         ("sink+window", MemoryConfig.sink_and_window()),
@@ -149,7 +154,16 @@ def test_sizes_that_cannot_be_are_refused_in_words_of_how_they_are_written(word:
 
 
 SIZELESS = ("", "slow", "window", "window:", "full", "slow-fast:", "Full:240")
-WRONG_SIZES = ("window:x", "window:-3", "window:²", "window: 21", "full:3.5", "slow-fast:3,12,6")
+WRONG_SIZES = (
+    "window:x",
+    "window:21x3",
+    "slow-fast:3x2+12+6",
+    "window:-3",
+    "window:²",
+    "window: 21",
+    "full:3.5",
+    "slow-fast:3,12,6",
+)
 WRONG_COUNTS = (
     "window:21@0.9",
     "slow-fast@",
@@ -169,7 +183,8 @@ WRONG_COUNTS = (
 @pytest.mark.parametrize("word", [*SIZELESS, *WRONG_SIZES, *WRONG_COUNTS])
 def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
     accepted = (
-        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold), "
+        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12x3+6 (up to 3 frames of a keyframe), "
+        "slow-fast:3+12+6@0.99 (with the similarity threshold), "
         "slow-fast:3+12+6%2 (of every 2nd layer), sink+window:3+9, window:21 or full:240 (latent frames)"
     )
     with pytest.raises(ValueError, match=re.escape(f"A memory must be {accepted}; got {word!r}.")):

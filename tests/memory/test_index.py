@@ -83,16 +83,20 @@ class CleanTwin:
         config = self.config
         self.oldest_fast = max(self.oldest_fast, first + count - config.fast_frames, config.sink_frames)
         passed = range(config.sink_frames, min(self.oldest_fast, first))
-        keyframes = [frame for frame in passed if frame in self.keyframes]
-        slow = keyframes[max(0, len(keyframes) - config.slow_frames) :]
-        if config.prefill == "linear":
-            others = [frame for frame in passed if frame not in self.keyframes]
-            slow = sorted(slow + others[max(0, len(others) - (config.slow_frames - len(slow))) :])
-        return slow, list(range(self.oldest_fast, first))
+        ranks = {frame: self.behind(frame) for frame in passed}
+        keyframes = [frame for frame in passed if ranks[frame] == 0]
+        others = [frame for frame in passed if ranks[frame] is None] if config.prefill == "linear" else []
+        following = sorted((rank, frame) for frame, rank in ranks.items() if rank)
+        wanted = [*reversed(keyframes), *(frame for _, frame in following), *reversed(others)]
+        return sorted(wanted[: config.slow_frames]), list(range(self.oldest_fast, first))
+
+    def behind(self, frame: int) -> int | None:
+        """How far a frame is behind a keyframe, if it is to be kept with it."""
+        return next((rank for rank in range(self.config.keyframe_frames) if frame - rank in self.keyframes), None)
 
     def commit(self, first: int, count: int, is_keyframe: bool) -> None:
-        if is_keyframe:
-            self.keyframes |= set(range(first, first + min(count, self.config.keyframe_frames)))
+        if is_keyframe and first >= self.config.sink_frames:  # else the sink has it
+            self.keyframes.add(first)
 
 
 def test_clean_memory_is_what_its_definition_says_for_many_sizes_rules_and_similarities() -> None:
@@ -178,6 +182,22 @@ def test_linear_prefill_forgets_nothing_before_the_memory_is_full_and_then_no_ke
         index.commit(0.99)
     assert index.slow == (9, *range(34, 45)), "a keyframe, and the frames before the fast ones in the other places"
     assert index.fast == tuple(range(45, 51))
+
+
+def test_a_keyframe_keeps_its_chunk_while_there_is_room_and_no_keyframe_is_lost_for_that() -> None:
+    config = MemoryConfig(sink_frames=3, slow_frames=6, fast_frames=6, keyframe_frames=3)
+    index, slow = MemoryIndex(config), []
+    for number in range(14):
+        index.begin_chunk()
+        slow.append(index.slow)
+        index.commit(0.9 if number in (3, 5, 6, 8, 9, 10) else 0.99)
+    assert slow[:5] == [()] * 5
+    assert slow[5:7] == [(9, 10, 11)] * 2
+    assert slow[7] == (9, 10, 11, 15, 16, 17)
+    assert slow[8:10] == [(9, 10, 15, 16, 18, 19)] * 2
+    assert slow[10] == (9, 10, 15, 16, 18, 24)
+    assert slow[11] == (9, 10, 15, 18, 24, 27)
+    assert slow[12:] == [(9, 15, 18, 24, 27, 30)] * 2
 
 
 def test_without_keyframes_linear_prefill_is_a_sink_and_a_window() -> None:

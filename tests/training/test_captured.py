@@ -94,3 +94,27 @@ def test_graphs_are_for_a_gpu_and_keep_all(donor_folder: str, tmp_path: Path) ->
     with pytest.raises(UserError, match="--checkpointing"):
         check_capture(torch.device("cuda"), checkpointing=True)
     assert not any(tmp_path.iterdir())
+
+
+def test_gradients_of_a_graph_reach_the_weights_of_the_student(
+    task_of: Task,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captured_over: list[Sequence[Tensor]] = []
+
+    def graphed(run: Run, inputs: Sequence[Tensor], *, allow_unused_input: bool) -> Run:
+        assert allow_unused_input
+        captured_over.append(inputs)
+        return run
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
+    plain, captured = task_of(own_share=0.0), task_of(own_share=0.0)
+    captured._learning = CapturedStudent(captured.student)
+    for task in (plain, captured):
+        task.loss(0.0)[0].backward()
+    for wanted, found in zip(gradients(plain), gradients(captured), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    weights = {parameter.data_ptr() for parameter in captured.parameters}
+    for inputs in captured_over:
+        assert weights <= {one.data_ptr() for one in inputs}, "a graph reads the weights where they lie"
+        assert not {id(one) for one in captured.parameters} & {id(one) for one in inputs}

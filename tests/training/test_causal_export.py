@@ -47,7 +47,7 @@ def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: P
     assert (loaded.config.num_layers, loaded.takes_camera, loaded.clean_pass) == (2, True, "frame")
     index = json.loads((output / "model_index.json").read_text())
     assert index["_class_name"] == "ContextForcingWanPipeline"
-    assert parse_memory(index["memory"], index["chunk_frames"]) == MemoryConfig(similarity_threshold=0.9875)
+    assert parse_memory(index["memory"], index["chunk_frames"]) == MemoryConfig(similarity_threshold=0.9875, keyframe_frames=3)
     assert index["transformer"] == ["vidaccel.models.causal_wan", "CausalWanTransformer3DModel"]
     scheduler = json.loads((output / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["shift"], scheduler["stochastic_sampling"]) == (3.0, False)

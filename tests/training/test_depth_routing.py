@@ -148,7 +148,7 @@ def test_an_exported_student_has_the_memory_that_it_was_trained_with(donor_folde
         list(train_causal(config_of(donor_folder, depth_every=every), checkpoint))
         export_student(folder, causal=checkpoint, threshold=0.9)
         words = json.loads((folder / "model_index.json").read_text())["memory"]
-        assert words == f"slow-fast:3+12+6@0.900000{end}"
+        assert words == f"slow-fast:3+12x3+6@0.900000{end}"
         assert parse_memory(words) == MemoryConfig(similarity_threshold=0.9, depth_every=every)
 
 

@@ -7,6 +7,9 @@ are lists of marks, a mark being a frame and whether it is a keyframe. With size
     finished 0..11, 9 is a keyframe:   sink 0 1 2  slow -   fast 6 7 8 9k 10 11
     begin 12..14:                      sink 0 1 2  slow -   fast 9k 10 11             6 7 8 are lost
     begin 15..17:                      sink 0 1 2  slow 9   fast 12 13 14             9 moves, 10 and 11 are lost
+
+Further frames of a keyframe's chunk (`keyframe_frames`) follow it into slow memory and stay while no keyframe needs
+their places; the last frames of chunks leave first, and of these the latest, of whose time fast memory has more.
 """
 
 from __future__ import annotations
@@ -36,17 +39,24 @@ class CleanParts:
         """Make room for a chunk: what leaves fast memory goes to slow memory if it is a keyframe, else it is lost."""
         config, slow = self._config, list(kept["slow"])
         leaving = max(0, len(kept["fast"]) + len(frames) - config.fast_frames)
-        slow += [mark for mark in kept["fast"][:leaving] if mark[1] or config.prefill == "linear"]
+        ranks = self._ranks(kept)
+        slow += [mark for mark in kept["fast"][:leaving] if mark[0] in ranks or config.prefill == "linear"]
         while len(slow) > config.slow_frames:
-            slow.remove(next((mark for mark in slow if not mark[1]), slow[0]))
+            slow.remove(_least(slow, ranks))
         return {"slow": slow, "fast": kept["fast"][leaving:]}
+
+    def _ranks(self, kept: Marks) -> dict[int, int]:
+        """Of keyframes and of the frames that follow them, how far they are behind the keyframe."""
+        keyframes = [frame for frame, is_keyframe in (*kept["slow"], *kept["fast"]) if is_keyframe]
+        behind = range(self._config.keyframe_frames)
+        return {frame + rank: rank for rank in reversed(behind) for frame in keyframes}
 
     def run(self, kept: Marks, done: ChunkPass, is_keyframe: bool) -> tuple[Marks, bool]:
         """Only the clean pass is remembered: the first frames of the video in the sink, all others in fast memory."""
         if done.source != "clean":
             return kept, False
         new = [
-            [frame, is_keyframe and number < self._config.keyframe_frames]
+            [frame, is_keyframe and number == 0]
             for number, frame in enumerate(done.frames)
             if frame >= self._config.sink_frames
         ]
@@ -81,5 +91,16 @@ class CleanParts:
             raise UserError("fast memory does not hold the last frames")
         if len(slow) > config.slow_frames or len(fast) + len(current) > config.fast_frames:
             raise UserError("it holds more frames than there is place for")
-        if config.prefill == "none" and not all(is_keyframe for _, is_keyframe in slow):
-            raise UserError("slow memory holds a frame that is no keyframe")
+        ranks = self._ranks(kept)
+        if config.prefill == "none" and not all(frame in ranks for frame, _ in slow):
+            raise UserError("slow memory holds a frame that is no keyframe and follows none")
+
+
+def _least(slow: list[Mark], ranks: dict[int, int]) -> Mark:
+    """What leaves slow memory: the oldest frame that is of no keyframe's chunk, else the latest of those farthest
+    behind their keyframe, else the oldest keyframe."""
+    others = [mark for mark in slow if mark[0] not in ranks]
+    if others:
+        return others[0]
+    most = max(ranks[frame] for frame, _ in slow)
+    return [mark for mark in slow if ranks[mark[0]] == most][-1 if most else 0]

@@ -36,7 +36,8 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
     prefill: with "linear" the places of slow memory extend the fast one as long as no keyframe needs them: nothing is
         forgotten in the first `total_frames` frames, and afterwards frames that are no keyframes leave first. The
         "official" mode fills its memory linearly anyway.
-    keyframe_frames: frames that are kept of a keyframe chunk: its first ones.
+    keyframe_frames: most frames that are kept of a keyframe chunk, its first ones: what follows the keyframe itself
+        stays as long as no keyframe needs its place.
     max_frames: longest video; a chunk beyond is refused. None for any length.
     depth_every: layers that share one memory: keys and values of every `depth_every`-th layer are kept, and the layers
         up to the next read those (`DepthMap.every`). For students that were trained so, or with routing.

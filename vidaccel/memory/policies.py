@@ -1,7 +1,8 @@
 """The memory policies that can be named: one row for each, read when a name is looked up.
 
 A text such as `slow-fast:3+12+6@0.997` is a name and, behind a colon, what the policy makes of the rest. Before an @
-the colon may be left out: `slow-fast@0.99` has the usual sizes. A `%2` at its end keeps every second layer only.
+the colon may be left out: `slow-fast@0.99` has the usual sizes. `3+12x3+6` are the same places, with up to 3 frames of
+a keyframe where there is room. A `%2` at its end keeps every second layer only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vidaccel.memory.policy import MemoryPolicy
 
 _NAME = re.compile(r"([^:@]*):?(.*)", re.DOTALL)
 _EVERY = re.compile(r"[1-9][0-9]{0,3}")
+_SLOW_FAST = re.compile(r"(\d+\+\d+)x(\d+)(\+\d+)", re.ASCII)
 _THRESHOLD = re.compile(r"[01](\.[0-9]{1,12})?")
 
 
@@ -69,12 +71,20 @@ def sizes_of(text: str) -> list[int] | None:
 
 def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
     sizes, at, threshold = text.partition("@")
-    match sizes_of(sizes):
+    several = _SLOW_FAST.fullmatch(sizes)
+    frames = int(several[2]) if several else 1
+    match sizes_of(several[1] + several[3] if several else sizes):
         case []:
             config = MemoryConfig(chunk_frames=chunk_frames)
         case [sink, slow, fast] as parts:
             _check_parts(parts, chunk_frames)
-            config = MemoryConfig(sink_frames=sink, slow_frames=slow, fast_frames=fast, chunk_frames=chunk_frames)
+            config = MemoryConfig(
+                sink_frames=sink,
+                slow_frames=slow,
+                fast_frames=fast,
+                chunk_frames=chunk_frames,
+                keyframe_frames=frames,
+            )
         case _:
             return None
     if not at:
@@ -119,7 +129,8 @@ def _check_parts(sizes: Sequence[int], chunk_frames: int) -> None:
 
 POLICIES: dict[str, PolicyRow] = {
     "slow-fast": PolicyRow(
-        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12+6@0.99 (with the similarity threshold), "
+        "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12x3+6 (up to 3 frames of a keyframe), "
+        "slow-fast:3+12+6@0.99 (with the similarity threshold), "
         "slow-fast:3+12+6%2 (of every 2nd layer)",
         _slow_fast,
     ),

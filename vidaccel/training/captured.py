@@ -5,7 +5,7 @@ when they come for the first time. Gradients go through it as through the pass.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,7 @@ def cuda_graph(work: nn.Module, inputs: Sequence[Tensor]) -> Run:
     inputs: the graph's own, which are written to.
     """
     if torch.is_grad_enabled():
-        with torch.autocast("cuda", enabled=False):
-            made: Any = torch.cuda.make_graphed_callables(work, tuple(inputs), allow_unused_input=True)
-        return InTurn(made)
+        return InTurn(_with_gradients(work, inputs))
     recording = CudaRecorder(inputs[0].device)(lambda: work(*inputs))
 
     def replayed(*values: Tensor) -> tuple[Tensor, ...]:
@@ -46,6 +44,21 @@ def cuda_graph(work: nn.Module, inputs: Sequence[Tensor]) -> Run:
         return tuple(output.clone() for output in recording.output)
 
     return replayed
+
+
+def _with_gradients(work: nn.Module, inputs: Sequence[Tensor]) -> Run:
+    """Captured over other parameters in the same places: those of `work` may be in a step that is going on, on another
+    stream, and a capture that met their gradients would fail."""
+    learning = {name: one for name, one in work.named_parameters() if one.requires_grad}
+    own = {name: nn.Parameter(one.detach()) for name, one in learning.items()}
+
+    def run(*values: Tensor) -> Any:
+        given, weights = values[: len(inputs)], values[len(inputs) :]
+        return torch.func.functional_call(work, dict(zip(own, weights, strict=True)), given)
+
+    with torch.autocast("cuda", enabled=False):
+        made: Any = torch.cuda.make_graphed_callables(run, (*inputs, *own.values()), allow_unused_input=True)
+    return lambda *values: cast(tuple[Tensor, ...], made(*values, *learning.values()))
 
 
 class InTurn:

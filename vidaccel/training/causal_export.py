@@ -131,5 +131,5 @@ def _settings(init: str, folder: Path, *, weights: str) -> dict[str, Any]:
 
 def _memory_text(threshold: float, student: Transformer) -> str:
     every = student.config.depth_every
-    sizes = f"slow-fast:{SINK_FRAMES}+{SLOW_FRAMES}+{FAST_FRAMES + CHUNK_FRAMES}@{threshold:.6f}"
+    sizes = f"slow-fast:{SINK_FRAMES}+{SLOW_FRAMES}x{CHUNK_FRAMES}+{FAST_FRAMES + CHUNK_FRAMES}@{threshold:.6f}"
     return sizes if every == 1 else f"{sizes}%{every}"

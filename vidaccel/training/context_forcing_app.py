@@ -95,7 +95,9 @@ def context_forcing(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Of the teacher, cond + guidance (cond - uncond).")] = 0.0,
     levels: Annotated[int, typer.Option(help="Noise levels at which each chunk is judged.")] = 1,
-    flow_share: Annotated[float, typer.Option(help="Weight of flow matching on real clips beside it.")] = 0.0,
+    flow_share: Annotated[
+        float, typer.Option(help="Weight of flow matching beside it, on real returns and changes.")
+    ] = 0.0,
     landmark_weight: Annotated[float, typer.Option(help="Extra weight of landmarks in both losses.")] = 0.0,
     error_share: Annotated[float, typer.Option(help="Samples that remember a chunk with a recycled error.")] = 0.25,
     error_slow: Annotated[bool, typer.Option("--error-slow", help="On older frames too.")] = False,

@@ -72,7 +72,8 @@ class MatchingRule:
 
     view: what they are given, all that the student remembers or the last chunk only.
     guidance: of the teacher, cond + guidance (cond - uncond). levels: noise levels a sample.
-    flow_share: weight of flow matching on real clips beside the matching loss of the generator.
+    flow_share: weight of flow matching beside the matching loss of the generator, on real chunks after returns and
+        changes of the prompt.
     landmark_weight: extra weight, in both losses, of cells that landmarks cover in the real clip.
     error_share, error_slow: samples with a recycled error on the last remembered chunk, and whether on older frames.
     """

@@ -17,6 +17,7 @@ from torch import Tensor
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.captured import CapturedStudent
 from vidaccel.training.chunk_batch import ChunkBatch, context_of, velocity_in, velocity_of
+from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks
 from vidaccel.training.context_forcing_views import ErrorBank, View, view_of
@@ -28,7 +29,7 @@ from vidaccel.training.dmd import (
     matching_gradient,
     matching_loss,
 )
-from vidaccel.training.flow import draw_sigmas, noisy_latents
+from vidaccel.training.flow import noisy_latents
 from vidaccel.training.ranks import own_rank, shared_by_ranks
 from vidaccel.training.self_rollout import (
     PromptTable,
@@ -45,6 +46,8 @@ from vidaccel.training.trip_bank import TripBank
 
 FIRST_STAGE_CHUNKS = 3
 _FROM_NOTHING = StartShares(returns=0, arrivals=0, changes=0, anything=1, own=1)
+_DECIDED = StartShares(returns=0.5, arrivals=0, changes=0.5, anything=0, own=0)
+_LANDMARKS_DECIDED = 8.0  # extra weight of their cells, few of a chunk and all that is asked of a return
 _ERRORS_KEPT = 512
 
 
@@ -179,18 +182,20 @@ class ContextForcing:
         return guided(real, other, matching.guidance)
 
     def _regress(self, scalars: dict[str, Tensor]) -> None:
-        """Flow matching on real clips beside the matching loss, so that the generator keeps to all that is real."""
+        """Flow matching beside the matching loss, on real chunks that memory and prompt decide: matching alone makes
+        colours stronger and stronger, and what is shown again must be as it was."""
         share = self.config.matching.flow_share
         if share <= 0:
             return
-        rule = self.config.rollout
-        starts = draw_starts(self.bank, self.draw, count=self.config.batch_size, num_chunks=1, shares=rule.shares)
-        layouts = layout_rule(self.bank, rule.layouts, self.draw)
+        starts = draw_starts(self.bank, self.draw, count=self.config.batch_size, num_chunks=1, shares=_DECIDED)
+        layouts = layout_rule(self.bank, self.config.rollout.layouts, self.draw)
         batch = new_video(self.bank, self.prompts, starts, rule=layouts).batch(0)
-        sigmas, noise = draw_sigmas(len(batch.chunk), self.generator), self._noise(batch.chunk)
+        levels = torch.tensor(self.draw.choices(STUDENT_SIGMAS, k=len(starts)))
+        sigmas, noise = levels.to(self.device, non_blocking=True), self._noise(batch.chunk)
         noisy = noisy_latents(batch.chunk, noise, sigmas)
         velocity = velocity_of(self._generator, batch, noisy, sigmas)
-        _add(scalars, {"flow_loss": flow_loss(velocity, noise=noise, clean=batch.chunk)}, share=share)
+        weight = batch.weight(subject=0.0, landmarks=_LANDMARKS_DECIDED)
+        _add(scalars, {"flow_loss": flow_loss(velocity, noise=noise, clean=batch.chunk, weight=weight)}, share=share)
 
     def _follow(self, latents: Tensor, seen: ChunkBatch) -> dict[str, Tensor]:
         """The critic's loss on what the student made; what is remembered is clean, only the chunk is noisy."""
