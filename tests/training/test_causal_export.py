@@ -47,7 +47,9 @@ def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: P
     assert (loaded.config.num_layers, loaded.takes_camera, loaded.clean_pass) == (2, True, "frame")
     index = json.loads((output / "model_index.json").read_text())
     assert index["_class_name"] == "ContextForcingWanPipeline"
-    assert parse_memory(index["memory"], index["chunk_frames"]) == MemoryConfig(similarity_threshold=0.9875, keyframe_frames=3)
+    assert parse_memory(index["memory"], index["chunk_frames"]) == MemoryConfig(
+        similarity_threshold=0.9875, keyframe_frames=3
+    )
     assert index["transformer"] == ["vidaccel.models.causal_wan", "CausalWanTransformer3DModel"]
     scheduler = json.loads((output / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["shift"], scheduler["stochastic_sampling"]) == (3.0, False)
@@ -67,6 +69,23 @@ def test_a_distilled_student_is_written_with_a_stochastic_scheduler(trained: Pat
     scheduler = json.loads((tmp_path / "student" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["stochastic_sampling"]
     assert "4 stochastic steps" in (tmp_path / "student" / "README.md").read_text()
+
+
+def test_a_share_of_every_weight_is_the_teachers(trained: Path, tmp_path: Path) -> None:
+    state, tensors = load_checkpoint(trained, kind="causal")
+    with pytest.raises(UserError, match="no checkpoint of a distillation"):
+        export_student(tmp_path / "none", causal=trained, threshold=0.9, teacher_share=0.25)
+    assert not (tmp_path / "none").exists()
+    teacher = {name.replace("transformer.", "teacher."): 2 * one + 1 for name, one in tensors.items()}
+    save_checkpoint(tmp_path / "distilled", state, {**tensors, **teacher})
+    export_student(tmp_path / "student", causal=tmp_path / "distilled", threshold=0.9, teacher_share=0.25)
+    loaded = CausalWanTransformer3DModel.from_pretrained(
+        tmp_path / "student" / "transformer", torch_dtype=torch.bfloat16
+    )
+    for name, value in trained_student(trained)[1].state_dict().items():
+        wanted = 0.75 * value + 0.25 * (2 * value + 1)
+        torch.testing.assert_close(loaded.state_dict()[name].float(), wanted, rtol=0.01, atol=1e-3)
+    assert "25% of the teacher's weights" in (tmp_path / "student" / "README.md").read_text()
 
 
 def test_the_pipeline_of_the_rollout_loads_an_export_and_makes_a_clip(trained: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from vidaccel.training.console_app import (
     Seconds,
     Seed,
     Steps,
+    TeacherShare,
     Toy,
     check_output,
     draw,
@@ -236,6 +237,7 @@ def export_causal(
         "trained"
     ),
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Add fresh noise in every step.")] = False,
+    teacher_share: TeacherShare = 0.0,
     threshold: Annotated[float | None, typer.Option(help="Similarity below which a chunk is kept; else measured.")] = (
         None
     ),
@@ -247,6 +249,7 @@ def export_causal(
     from vidaccel.training.ranks import check_alone
 
     check_alone("An export")
+    check_share("teacher-share", teacher_share)
     if threshold is not None:
         check_share("threshold", threshold)
     with failures():
@@ -255,6 +258,7 @@ def export_causal(
             causal=causal,
             weights=weights,
             stochastic=stochastic,
+            teacher_share=teacher_share,
             threshold=threshold,
             device=device,
             overwrite=overwrite,

@@ -74,17 +74,25 @@ _MEANINGS: Mapping[str, str] = MappingProxyType(
         "kept": "colour, shape and place are still right in the last 33 frames of such a rollout",
     }
 )
+_MIXED = (
+    "What is exported is {share:.0%} of the teacher's weights and the rest of the student's, which keeps more of what "
+    "is remembered; the results below are of the student alone."
+)
 _ATTRIBUTES = ("colour", "shape", "motion", "background")
 
 
-def student_card(state: TrainingState, *, name: str, num_steps: int, stochastic: bool) -> str:
+def student_card(
+    state: TrainingState, *, name: str, num_steps: int, stochastic: bool, teacher_share: float = 0.0
+) -> str:
     """The README of the folder `name`, in Markdown, for a student that samples in `num_steps` steps.
 
-    stochastic: its steps add fresh noise. How the results of the checkpoint were sampled is read from its recipe.
+    stochastic: its steps add fresh noise. teacher_share: how much of its weights are its teacher's. How the results of
+    the checkpoint were sampled is read from its recipe.
     """
     rounds = [*state.history, finished_round(state)]
     recipes = [f"round {number}: {recipe_text(past['recipe'])}." for number, past in enumerate(rounds, start=1)]
     first, last = rounds[0]["recipe"], rounds[-1]["recipe"]
+    mixed = [_MIXED.format(share=teacher_share)] if teacher_share else []
     return _CARD.format(
         chunk=CHUNK_FRAMES,
         attended=SLOTS + CHUNK_FRAMES,
@@ -96,7 +104,7 @@ def student_card(state: TrainingState, *, name: str, num_steps: int, stochastic:
         num_chunks=last["num_chunks"],
         validation=f"{last['validation_steps']} {last.get('validation_sampler', 'Euler')} steps",
         table="\n".join(["| network | round | steps | seconds |", "|---|---|---|---|", *round_rows(state)]),
-        recipes="\n\n".join([*([state.origin] if state.origin else []), *recipes]),
+        recipes="\n\n".join([*([state.origin] if state.origin else []), *recipes, *mixed]),
         results="\n".join(["| what | value | meaning |", "|---|---|---|", *_result_rows(state.results, last)]),
         measured=_measured(name),
     )

@@ -49,6 +49,7 @@ def export_student(
     causal: Path,
     weights: Literal["trained", "toy"] = "trained",
     stochastic: bool = False,
+    teacher_share: float = 0.0,
     threshold: float | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -57,13 +58,13 @@ def export_student(
 
     The networks that stay as they were are shared with the model it began from if that is an embedded one, and else
     written too. weights: what `vidaccel.json` says about them. stochastic: its scheduler adds fresh noise in every
-    step, for a student that was distilled. threshold: of the similarity below which a chunk is a keyframe; None
-    measures it on held-out trips, on `device`, and returns what was found.
+    step, for a student that was distilled. teacher_share: see `trained_student`. threshold: of the similarity below
+    which a chunk is a keyframe; None measures it on held-out trips, on `device`, and returns what was found.
     Raises `UserError` if `output` is there already or the checkpoint cannot be used.
     """
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already; give another output or --overwrite.")
-    state, student = trained_student(causal)
+    state, student = trained_student(causal, teacher_share=teacher_share)
     found = None
     if threshold is None:
         found = _measured_threshold(student, state.recipe["init"], device=device)
@@ -71,7 +72,9 @@ def export_student(
     with atomic_folder(output) as folder:
         student.cpu().to(torch.bfloat16).eval().save_pretrained(folder / "transformer")
         _write_settings(folder, state, memory=_memory_text(threshold, student), stochastic=stochastic, weights=weights)
-        card = student_card(state, name=output.name, num_steps=_STEPS, stochastic=stochastic)
+        card = student_card(
+            state, name=output.name, num_steps=_STEPS, stochastic=stochastic, teacher_share=teacher_share
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         if (causal / METRICS_FILE).is_file():
             records = read_records(causal / METRICS_FILE)

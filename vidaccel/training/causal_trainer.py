@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vidaccel.errors import UserError
 from vidaccel.machine.environment import code_version
 from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import Transformer
@@ -79,10 +80,20 @@ def train_causal(
     yield from train(task, config.schedule, state=state, output=output, began=began, reserve=reserve)
 
 
-def trained_student(checkpoint: Path) -> tuple[TrainingState, Transformer]:
-    """State and student of a checkpoint, in float32. Raises `UserError` if it cannot be used."""
+def trained_student(checkpoint: Path, *, teacher_share: float = 0.0) -> tuple[TrainingState, Transformer]:
+    """State and student of a checkpoint, in float32.
+
+    teacher_share: of a distillation, how much of every weight is its teacher's (Wortsman et al., arXiv 2109.01903).
+    Raises `UserError` if it cannot be used, or has no teacher and is to have a share of one.
+    """
     state, tensors = load_checkpoint(checkpoint, kind="causal")
-    return state, new_student(state.architecture["transformer"], without_prefix("transformer", tensors))
+    weights = without_prefix("transformer", tensors)
+    if teacher_share > 0:
+        teacher = without_prefix("teacher", tensors)
+        if not teacher:
+            raise UserError(f"{checkpoint} is no checkpoint of a distillation and has no teacher; leave out its share.")
+        weights = {name: one.lerp(teacher[name], teacher_share) for name, one in weights.items()}
+    return state, new_student(state.architecture["transformer"], weights)
 
 
 def causal_recipe(config: CausalTrainingConfig) -> dict[str, Any]:

@@ -26,6 +26,9 @@ CudaGraphs = Annotated[
     bool,
     typer.Option("--cuda-graphs", help="Capture passes as CUDA graphs: a GPU waits for small models else."),
 ]
+TeacherShare = Annotated[
+    float, typer.Option(help="How much of the exported weights is the teacher's: it remembers better, and blurs.")
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks first; pays in long runs on a GPU.")]
 Checkpointing = Annotated[
     bool, typer.Option("--checkpointing", help="Compute inside blocks again for gradients: less memory, more time.")

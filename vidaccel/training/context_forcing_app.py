@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vidaccel.catalog.models import EMBEDDED_TEACHER
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_share
 from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
@@ -22,6 +22,7 @@ from vidaccel.training.console_app import (
     Resume,
     Seconds,
     Seed,
+    TeacherShare,
     Toy,
     check_folder,
     check_output,
@@ -111,6 +112,7 @@ def context_forcing(
     validations: Annotated[int, typer.Option(help="How often recall is measured and a picture drawn.")] = 4,
     validation_trips: Annotated[int, typer.Option(help="Trips that recall is measured on.")] = 32,
     export: Annotated[Path | None, typer.Option(help="Folder to export the finished student to.")] = None,
+    teacher_share: TeacherShare = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = False,
@@ -118,6 +120,7 @@ def context_forcing(
     toy: Toy = False,
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
+    check_share("teacher-share", teacher_share)
     if export is not None:
         if export.exists():
             raise UserError(f"{export} is there already; give another --export.")
@@ -176,7 +179,7 @@ def context_forcing(
         resume = _taught(teacher, output, resume)
     _distilled(config, output, resume)
     if export is not None and own_rank() == 0:
-        _export(output, export, toy=toy, device=device)
+        _export(output, export, teacher_share=teacher_share, toy=toy, device=device)
 
 
 def _teacher(
@@ -252,7 +255,7 @@ def _shares(text: str | None) -> StartShares:
     return StartShares(**{**dict.fromkeys(names[:-1], 0.0), **found})
 
 
-def _export(checkpoint: Path, folder: Path, *, toy: bool, device: str) -> None:
+def _export(checkpoint: Path, folder: Path, *, teacher_share: float, toy: bool, device: str) -> None:
     from vidaccel.training.causal_export import export_student
 
     with failures():
@@ -261,6 +264,7 @@ def _export(checkpoint: Path, folder: Path, *, toy: bool, device: str) -> None:
             causal=checkpoint,
             weights="toy" if toy else "trained",
             stochastic=True,
+            teacher_share=teacher_share,
             threshold=_TOY_THRESHOLD if toy else None,
             device=device,
         )
