@@ -171,7 +171,7 @@ class CudaRecorder:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def __call__(self, work: Callable[[], Any]) -> "CudaRecording":
+    def __call__(self, work: Callable[[], Tensor]) -> "CudaRecording":
         """The recording; the work has been done once, in the rehearsal."""
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -182,14 +182,14 @@ class CudaRecorder:
             # Other threads, such as one that writes the video, may go on using the device meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 output = work()
-        return CudaRecording(graph, output, self._device)
+        return CudaRecording(graph, output)
 
 
 class CudaRecording:
-    """A captured CUDA graph and what it writes, a tensor or several."""
+    """A captured CUDA graph and the tensor it writes."""
 
-    def __init__(self, graph: Any, output: Any, device: torch.device) -> None:
-        self._graph, self.output, self._device = graph, output, device
+    def __init__(self, graph: Any, output: Tensor) -> None:
+        self._graph, self.output = graph, output
 
     def replay(self) -> None:
         """Run the graph on the current stream."""
@@ -197,4 +197,4 @@ class CudaRecording:
 
     def close(self) -> None:
         """Wait for the device: a graph must not be freed while it runs."""
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self.output.device)

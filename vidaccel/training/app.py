@@ -15,7 +15,6 @@ from vidaccel.errors import UserError, check_share
 from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
-    CudaGraphs,
     Device,
     Layers,
     Output,
@@ -156,7 +155,6 @@ def causal(
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = False,
-    cuda_graphs: CudaGraphs = False,
     toy: Toy = False,
 ) -> None:
     """Train a causal student that remembers places, by teacher forcing on trips that come back to them."""
@@ -194,7 +192,6 @@ def causal(
         validation_trips=validation_trips,
         validation_clips=validation_clips,
         compile=compile,
-        cuda_graphs=cuda_graphs,
         checkpointing=checkpointing,
     )
     if toy:

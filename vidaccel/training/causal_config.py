@@ -44,7 +44,6 @@ class CausalTrainingConfig:
     validation_trips, validation_away_chunks: trips that come back, and after how many chunks they do.
     validation_clips, validation_chunks: rollouts with one prompt, and their length.
     validation_steps: denoising steps of both.
-    compile, cuda_graphs: compile the blocks, and capture passes, see `captured`; both for a GPU.
     checkpointing: what lies inside the blocks is computed again for gradients, for less memory.
     """
 
@@ -81,7 +80,6 @@ class CausalTrainingConfig:
     validation_chunks: int = 16
     validation_steps: int = 4
     compile: bool = False
-    cuda_graphs: bool = False
     checkpointing: bool = False
 
     def __post_init__(self) -> None:

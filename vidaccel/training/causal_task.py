@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
-from vidaccel.training.captured import CapturedStudent
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_rollout import TEXT_LENGTH
 from vidaccel.training.causal_score import recall_score, rollout_score
@@ -76,7 +75,6 @@ class CausalTask:
         self.optimizers = new_optimizers(student, self.parameters, config.optimizer, rate=config.schedule.learning_rate)
         if config.compile:
             student.compile_repeated_blocks(dynamic=False)
-        self._learning: Transformer = CapturedStudent(student) if config.cuda_graphs else student
         self.generator = seeded_generator(self.device, config.seed, state.round, state.round_step)
         self._draw = random.Random(f"causal {config.seed} {state.round} {state.round_step}")
         self.num_frames_per_step = config.batch_size * CHUNK_FRAMES * TEMPORAL_STRIDE
@@ -95,7 +93,7 @@ class CausalTask:
         scalars = {"flow_loss": squared.mean(), "return_loss": return_loss}
         if not self.config.begin_batch:
             return weighted.mean(), scalars
-        begun, begun_weighted = self._errors_of(self._beginnings(), self._learning)
+        begun, begun_weighted = self._errors_of(self._beginnings(), self.student)
         return torch.cat([weighted, begun_weighted]).mean(), scalars | {"begin_loss": begun.mean()}
 
     def _batch(self, targets: Sequence[Target]) -> tuple[ChunkBatch, Transformer]:
@@ -122,7 +120,7 @@ class CausalTask:
     def _reader(self) -> Transformer:
         """The student as its layers read each other's memory in this step, its own estimate included."""
         config = self.config
-        return drawn_reading(self._learning, self._draw, kv_routing=config.kv_routing, depth_every=config.depth_every)
+        return drawn_reading(self.student, self._draw, kv_routing=config.kv_routing, depth_every=config.depth_every)
 
     @property
     def _judged(self) -> Transformer:

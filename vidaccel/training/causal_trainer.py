@@ -16,7 +16,6 @@ from vidaccel.errors import UserError
 from vidaccel.machine.environment import code_version
 from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.captured import check_capture
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_task import CausalTask
@@ -45,8 +44,6 @@ def train_causal(
     began = time.monotonic()
     check_alone("Teacher forcing")
     device = training_device(config.device)
-    if config.cuda_graphs:
-        check_capture(device, checkpointing=config.checkpointing)
     torch.manual_seed(config.seed)
     saved, tensors = load_checkpoint(resume, kind="causal") if resume else (None, {})
     donor = load_donor(config.init)

@@ -22,10 +22,6 @@ Steps = Annotated[int | None, typer.Option(help="Length in steps, instead; such 
 Resume = Annotated[Path | None, typer.Option(help="Checkpoint to go on from; a finished one gets a further round.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-CudaGraphs = Annotated[
-    bool,
-    typer.Option("--cuda-graphs", help="Capture passes as CUDA graphs: a GPU waits for small models else."),
-]
 TeacherShare = Annotated[
     float, typer.Option(help="How much of the exported weights is the teacher's: it remembers better, and blurs.")
 ]

@@ -15,7 +15,6 @@ from vidaccel.errors import UserError, check_share
 from vidaccel.training.console_app import (
     Checkpointing,
     Compile,
-    CudaGraphs,
     Device,
     Layers,
     Output,
@@ -116,7 +115,6 @@ def context_forcing(
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = False,
-    cuda_graphs: CudaGraphs = False,
     toy: Toy = False,
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
@@ -169,7 +167,6 @@ def context_forcing(
         validations=validations,
         validation_trips=validation_trips,
         compile=compile,
-        cuda_graphs=cuda_graphs,
         lora=lora,
         checkpointing=checkpointing,
     )

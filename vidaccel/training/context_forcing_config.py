@@ -108,7 +108,6 @@ class ContextForcingConfig:
     validation_trips, validation_away_chunks: trips on which recall is measured, `validations` times, and how long the
         camera stays away on them. text: tokens of a prompt.
     batch_size, bank_clips: the first is a rank's, the second is shared out among the ranks.
-    compile, cuda_graphs: compile the blocks, and capture passes, see `captured`; both for one GPU.
     lora: rank of the adapters with which generator and critic differ from the teacher; None: all weights learn.
     checkpointing: less memory for a quarter more time, see `Networks`.
     """
@@ -138,7 +137,6 @@ class ContextForcingConfig:
     log_steps: int = 20
     save_seconds: float = 60.0
     compile: bool = False
-    cuda_graphs: bool = False
     lora: int | None = None
     checkpointing: bool = False
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vidaccel.training.architecture import Transformer
-from vidaccel.training.captured import CapturedStudent
 from vidaccel.training.chunk_batch import ChunkBatch, context_of, velocity_in, velocity_of
 from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import ContextForcingConfig
@@ -73,8 +72,6 @@ class ContextForcing:
     ) -> None:
         self.networks, self.config, self.bank, self.generator = networks, config, bank, generator
         self.prompts = prompts
-        own: list[Transformer] = [networks.generator.network, networks.critic.network, networks.teacher]
-        self._generator, self._critic, self._teacher = map(_captured, own) if config.cuda_graphs else own
         self.device = bank.latents.device
         of_rank = f" rank {own_rank()}" if own_rank() else ""
         self.draw = random.Random(f"context forcing {config.seed}{of_rank}")
@@ -101,7 +98,7 @@ class ContextForcing:
         for scored in chunks:
             seen = view_of(scored.batch, view)
             with torch.set_grad_enabled(learns):
-                latents = exit_pass(self._generator, scored)
+                latents = exit_pass(self.networks.generator.network, scored)
             self._ended("exit")
             if learns:
                 _add(scalars, self._match(latents, seen), share=1 / len(chunks))
@@ -139,7 +136,7 @@ class ContextForcing:
         starts = draw_starts(self.bank, self.draw, count=config.batch_size, num_chunks=num_chunks, shares=shares)
         layouts = layout_rule(self.bank, rule.layouts, self.draw)
         chunks = roll_out_chunks(
-            self._generator,
+            self.networks.generator.network,
             new_video(self.bank, self.prompts, starts, rule=layouts),
             num_chunks=num_chunks,
             num_scored=min(rule.scored, num_chunks),
@@ -162,7 +159,7 @@ class ContextForcing:
             noisy = noisy_latents(clean, self._noise(clean), sigmas)
             real = self._teacher_estimate(seen, noisy, sigmas)
             self._ended("teacher")
-            fake = _estimate(self._critic, seen, noisy, sigmas, copies=copies)
+            fake = _estimate(self.networks.critic.network, seen, noisy, sigmas, copies=copies)
             self._ended("critic")
             gradient = matching_gradient(clean, real=real, fake=fake).unflatten(0, (-1, copies)).mean(1)
             self.errors.add((clean - real)[::copies], sigmas[::copies])
@@ -173,12 +170,12 @@ class ContextForcing:
     def _teacher_estimate(self, seen: ChunkBatch, noisy: Tensor, sigmas: Tensor) -> Tensor:
         """What the frozen teacher estimates, with guidance where that is asked for."""
         matching = self.config.matching
-        real = _estimate(self._teacher, seen, noisy, sigmas, copies=matching.levels)
+        real = _estimate(self.networks.teacher, seen, noisy, sigmas, copies=matching.levels)
         if matching.guidance == 0:
             return real
         assert seen.embeddings is not None
         without = replace(seen, embeddings=self.prompts.empty.expand_as(seen.embeddings))
-        other = _estimate(self._teacher, without, noisy, sigmas, copies=matching.levels)
+        other = _estimate(self.networks.teacher, without, noisy, sigmas, copies=matching.levels)
         return guided(real, other, matching.guidance)
 
     def _regress(self, scalars: dict[str, Tensor]) -> None:
@@ -193,7 +190,7 @@ class ContextForcing:
         levels = torch.tensor(self.draw.choices(STUDENT_SIGMAS, k=len(starts)))
         sigmas, noise = levels.to(self.device, non_blocking=True), self._noise(batch.chunk)
         noisy = noisy_latents(batch.chunk, noise, sigmas)
-        velocity = velocity_of(self._generator, batch, noisy, sigmas)
+        velocity = velocity_of(self.networks.generator.network, batch, noisy, sigmas)
         weight = batch.weight(subject=0.0, landmarks=_LANDMARKS_DECIDED)
         _add(scalars, {"flow_loss": flow_loss(velocity, noise=noise, clean=batch.chunk, weight=weight)}, share=share)
 
@@ -204,7 +201,7 @@ class ContextForcing:
         sigmas = _critic_sigmas(len(clean), self.generator)
         noise = self._noise(clean)
         noisy = noisy_latents(clean, noise, sigmas)
-        velocity = velocity_of(self._critic, seen, noisy, sigmas, copies=copies)
+        velocity = velocity_of(self.networks.critic.network, seen, noisy, sigmas, copies=copies)
         weight = self._weight(seen).repeat_interleave(copies, 0)
         return {"critic_loss": flow_loss(velocity, noise=noise, clean=clean, weight=weight)}
 
@@ -231,10 +228,6 @@ def _estimate(network: Transformer, seen: ChunkBatch, noisy: Tensor, sigmas: Ten
 def _critic_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Of all times: the critic must know every level at which it is asked."""
     return draw_score_sigmas(count, generator, times=(0.0, 1.0))
-
-
-def _captured(network: Transformer) -> Transformer:
-    return CapturedStudent(network)
 
 
 def _chunk_shape(bank: TripBank) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from vidaccel.errors import UserError
 from vidaccel.files.atomic import atomic_write
 from vidaccel.machine.environment import code_version
 from vidaccel.training.budget import Budget
-from vidaccel.training.captured import check_capture
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.chunk_batch import FAST_FRAMES
 from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
@@ -78,8 +77,6 @@ def train_context_forcing(
     began = time.monotonic()
     device = join_ranks(training_device(config.device))
     _check_ranks(config)
-    if config.cuda_graphs:
-        check_capture(device, checkpointing=config.checkpointing)
     saved, tensors = load_checkpoint(resume, kind="causal") if resume else (None, {})
     if resume is not None and not (saved and saved.progress):
         raise UserError(f"{resume} is no checkpoint of a distillation; give it as --init instead of --resume.")
@@ -102,10 +99,8 @@ def train_context_forcing(
 
 def _check_ranks(config: ContextForcingConfig) -> None:
     """Raise `UserError` for what is for one card alone."""
-    if num_ranks() > 1 and (config.start != "as-is" or config.compile or config.cuda_graphs):
-        raise UserError(
-            "On several cards `start` must be as-is, blocks are not compiled and passes not captured; leave these out."
-        )
+    if num_ranks() > 1 and (config.start != "as-is" or config.compile):
+        raise UserError("On several cards `start` must be as-is, and blocks are not compiled; leave both out.")
 
 
 def training_bank(
