@@ -27,7 +27,8 @@ from vidaccel.training import context_forcing_step as step_module
 from vidaccel.training import context_forcing_trainer as trainer_module
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
-from vidaccel.training.chunk_batch import ChunkBatch
+from vidaccel.training.chunk_batch import ChunkBatch, velocity_of
+from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import (
     ContextForcingConfig,
     MatchingRule,
@@ -41,7 +42,7 @@ from vidaccel.training.context_forcing_teacher import has_teacher, teacher_confi
 from vidaccel.training.context_forcing_trainer import train_context_forcing
 from vidaccel.training.offline.fingerprint import TeacherFingerprint, weights_digest
 from vidaccel.training.offline.loading import TEACHER
-from vidaccel.training.self_rollout import PromptTable, StartShares
+from vidaccel.training.self_rollout import PromptTable, StartShares, draw_starts
 from vidaccel.training.trip_bank import TripBank
 
 UPDATE = UpdateRule(critic_only=2, ratio=2)
@@ -223,6 +224,29 @@ def test_windows_levels_guidance_regression_and_recycled_errors_can_be_switched_
     assert set(scalars[0]) == {*scalars[1], "flow_loss"}
     assert all(bool(torch.isfinite(value)) for value in scalars[0].values())
     assert task.errors.count > 0
+
+
+def test_flow_matching_beside_it_is_of_returns_and_changes_at_the_levels_of_the_student(
+    new_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, seen = new_task(matching=MatchingRule(flow_share=0.5)), []
+
+    def drawn(bank: Any, draw: Any, *, count: int, num_chunks: int, shares: Any) -> Any:
+        seen.append((shares.returns + shares.changes, shares.own))
+        return draw_starts(bank, draw, count=count, num_chunks=num_chunks, shares=shares)
+
+    def spied(network: Any, batch: Any, noisy: Tensor, sigmas: Tensor) -> Tensor:
+        assert network is task.networks.generator.network
+        seen.append(set(sigmas.tolist()) <= set(STUDENT_SIGMAS))
+        return velocity_of(network, batch, noisy, sigmas)
+
+    monkeypatch.setattr(step_module, "draw_starts", drawn)
+    monkeypatch.setattr(step_module, "velocity_of", spied)
+    scalars: dict[str, Tensor] = {}
+    task._regress(scalars)
+    assert seen == [(1.0, 0), True]
+    assert float(scalars["flow_loss"]) > 0
+    assert any(one.grad is not None and bool(one.grad.any()) for one in task.networks.generator.parameters)
 
 
 def test_the_first_stage_is_short_rollouts_from_nothing_under_the_short_view(

@@ -36,7 +36,7 @@ class CleanParts:
         return {"slow": [], "fast": []}
 
     def begin(self, kept: Marks, frames: range) -> Marks:
-        """Make room for a chunk: what leaves fast memory goes to slow memory if it is a keyframe, else it is lost."""
+        """Make room for a chunk: keyframes, and what is to be kept behind them, go from fast memory to slow memory."""
         config, slow = self._config, list(kept["slow"])
         leaving = max(0, len(kept["fast"]) + len(frames) - config.fast_frames)
         ranks = self._ranks(kept)

@@ -73,6 +73,8 @@ def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
     sizes, at, threshold = text.partition("@")
     several = _SLOW_FAST.fullmatch(sizes)
     frames = int(several[2]) if several else 1
+    if not 1 <= frames <= chunk_frames:
+        raise ValueError(f"Of a keyframe's chunk a memory holds 1 to {chunk_frames} latent frames; got {sizes}.")
     match sizes_of(several[1] + several[3] if several else sizes):
         case []:
             config = MemoryConfig(chunk_frames=chunk_frames)
