@@ -23,33 +23,35 @@ def read_records(path: Path) -> list[Record]:
 
 
 def draw_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
-    """Losses above, validation below, over training seconds; a PNG."""
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    """Losses above, validation below, and how clear landmarks are where that is known; over training seconds, a PNG."""
+    losses, validations, likelihoods = panels(records)
+    rows = {"loss": losses, "PSNR in dB" if "psnr" in validations else "share found by the oracle": validations}
+    if likelihoods:
+        rows["log-likelihood\nratio a pixel"] = likelihoods
+    figure = Figure(figsize=(8.5, 2.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    losses, validations = panels(records)
-    for name in losses:
-        _line(upper, records, name)
-    upper.set_yscale("log")
-    upper.set_ylabel("loss")
-    upper.set_title(title)
-    for name in validations:
-        _line(lower, records, name)
-    lower.set_ylabel("PSNR in dB" if "psnr" in validations else "share found by the oracle")
-    lower.set_xlabel("training time in seconds")
-    for axes in (upper, lower):
+    all_axes = figure.subplots(len(rows), 1, sharex=True)
+    for axes, (what, names) in zip(all_axes, rows.items(), strict=True):
+        for name in names:
+            _line(axes, records, name)
+        axes.set_ylabel(what)
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # covers no line
+    all_axes[0].set_yscale("log")
+    all_axes[0].set_title(title)
+    all_axes[-1].set_xlabel("training time in seconds")
     figure.savefig(path, dpi=120)
 
 
-def panels(records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """Names of the losses, held-out ones included, and of what else validations found; in the order of the records."""
+def panels(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
+    """Names of the losses, held-out ones included, of the other results of validations, and of likelihoods among these;
+    in the order of the records."""
     validations = [record for record in records if "loss" not in record and "critic_loss" not in record]
     losses = dict.fromkeys(name for record in records for name in record if _is_loss(name))
     found = dict.fromkeys(name for record in validations for name in record if name not in (*_OTHER, *losses))
-    return list(losses), list(found)
+    likelihoods = [name for name in found if name.endswith("likelihood")]
+    return list(losses), [name for name in found if name not in likelihoods], likelihoods
 
 
 def _is_loss(name: str) -> bool:
