@@ -212,7 +212,7 @@ class CausalTask:
             self._held_out = build_trip_bank(self.donor.vae, self.donor.tokenizer, trips=clips)
         bank, losses = self._held_out, {}
         for kind in (*_KINDS, "beginnings"):
-            rows = getattr(bank, kind)[: config.validation_trips]
+            rows = list(dict.fromkeys(getattr(bank, kind)))[: config.validation_trips]
             if not rows:
                 continue
             slots: list[SlotLayout] = [slots_of(chunk, "uniform") for _, chunk in rows]
