@@ -149,7 +149,7 @@ def test_an_exported_student_has_the_memory_that_it_was_trained_with(donor_folde
         export_student(folder, causal=checkpoint, threshold=0.9)
         words = json.loads((folder / "model_index.json").read_text())["memory"]
         assert words == f"slow-fast:3+12x3+6@0.900000{end}"
-        assert parse_memory(words) == MemoryConfig(similarity_threshold=0.9, depth_every=every)
+        assert parse_memory(words) == MemoryConfig(similarity_threshold=0.9, keyframe_frames=3, depth_every=every)
 
 
 def test_a_distillation_is_no_training_for_layers_that_share_a_memory(donor_folder: str, tmp_path: Path) -> None:
