@@ -16,6 +16,7 @@ CHUNK_FRAMES = 12
 NUM_STOPS = 5
 _FRAMES_PER_LATENT = 4
 _LANDMARK_REACH = 28.0  # no landmark is wider than 54 pixels; one more on each side for soft edges
+_HIGHEST = 36.0  # of the middle of a subject that glides: from the top of a loop into a hop it would rise above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Trip:
             return x, y
         old, new = place_in(self.subject_moves[index - 1], move.start), place_in(move, move.start)
         rest = 1 - ease(elapsed / CHUNK_FRAMES)
-        return x + rest * (old[0] - new[0]), y + rest * (old[1] - new[1])
+        return x + rest * (old[0] - new[0]), max(y + rest * (old[1] - new[1]), _HIGHEST)
 
     def span_at(self, chunk: int) -> TripSpan:
         """What the world shows in a chunk. Raises IndexError outside the trip."""
