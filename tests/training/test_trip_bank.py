@@ -117,7 +117,7 @@ def test_changes_and_keyframes_follow_from_prompts_and_camera() -> None:
         assert 0 <= chunk - span.start_chunk < 4
         assert span.start_chunk > 0
         assert abs(trips[row].holds(chunk) - FRAME_SIZE * trips[row].subject_stop) <= 32
-        assert tables.changes.count((row, chunk)) == (3 if chunk == span.start_chunk else 1)
+        assert tables.changes.count((row, chunk)) == (5 if chunk == span.start_chunk else 1)
     for trip, keyframes in zip(trips, tables.keyframes, strict=True):
         starts = {span.start_chunk for span in trip.spans[1:]}
         turns = {c for c in range(1, 15) if (trip.holds(c) is None) != (trip.holds(c - 1) is None)}

@@ -17,7 +17,7 @@ Rows = tuple[tuple[int, int], ...]
 _BIN = 16  # pixels
 _LEAST_BINS = 2
 _CHANGED_CHUNKS = 4
-_FIRST_TIMES = 3
+_FIRST_TIMES = 5
 _BESIDE = 32  # pixels from a stop where the camera still rests at it
 _STILL = 0.5  # pixels a chunk
 
@@ -27,7 +27,7 @@ class RowTables(NamedTuple):
 
     returns: the camera comes back to what older frames show and the chunk before does not.
     arrivals: it comes to what no frame shows, or has just come there and holds.
-    changes: the first chunks after a change of the prompt, at the subject's stop; the very first one three times, since
+    changes: the first chunks after a change of the prompt, at the subject's stop; the very first one five times, since
         it alone remembers nothing that shows the new prompt.
     keyframes: of every clip the chunks in which the camera starts or stops or the prompt changes.
     """
