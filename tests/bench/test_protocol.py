@@ -168,6 +168,9 @@ def test_the_environment_names_hardware_versions_commit_command_and_weights() ->
 def test_the_command_is_published_without_the_folders_of_the_machine() -> None:
     arguments = ["/home/me/bin/vidaccel", "bench", "speed", "--output=/home/me/out", "--prompt", "a b", "/data/model"]
     assert command_line(arguments) == "vidaccel bench speed --output=out --prompt 'a b' model"
+    assert command_line(["vidaccel", "bench", "--models", "/a/plain,/b/routed,tiny"]) == (
+        "vidaccel bench --models plain,routed,tiny"
+    )
     assert command_line(["/lib/vidaccel/__main__.py", "bench"]) == "python -m vidaccel bench"
 
 

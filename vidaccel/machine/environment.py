@@ -68,9 +68,10 @@ def command_line(arguments: list[str]) -> str:
 
 
 def without_folders(text: str) -> str:
-    """`text` with an absolute path (also after `--option=`) cut to its last part."""
-    option, equals, value = text.rpartition("=")
-    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+    """`text` with absolute paths (also after `--option=`, or between commas) cut to their last parts."""
+    option, equals, values = text.rpartition("=")
+    parts = [Path(value).name if Path(value).is_absolute() else value for value in values.split(",")]
+    return option + equals + ",".join(parts)
 
 
 def hardware_line(environment: dict[str, Any]) -> str:
