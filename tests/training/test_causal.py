@@ -24,13 +24,13 @@ from vidaccel.training.causal_rollout import TEXT_LENGTH, continue_clips
 from vidaccel.training.causal_score import held_clips
 from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_task import CausalTask, Target, draw_target
-from vidaccel.training.causal_trainer import train_causal, trained_student
+from vidaccel.training.causal_trainer import encoded_banks, train_causal, trained_student
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint
 from vidaccel.training.chunk_batch import FROM_NOTHING, gather_batch, slots_of
 from vidaccel.training.chunk_sampler import euler_sigmas, shifted_sampler
 from vidaccel.training.flow import prompt_embeddings
 from vidaccel.training.loop import Schedule
-from vidaccel.training.trip_bank import TripBank
+from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, training_clips
 
 SCHEDULE = Schedule(steps=4, log_steps=2, num_validations=1, warmup_steps=2, decay="linear", flat_share=0.3)
 
@@ -73,7 +73,8 @@ def task(donor_folder: str) -> CausalTask:
     for parameter in student.camera_embedder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     config = causal_config(donor_folder)
-    return CausalTask(student, donor, config, bank=noise_bank(num_clips=6), state=TrainingState(kind="causal"))
+    bank = noise_bank(num_clips=6)
+    return CausalTask(student, donor, config, bank=bank, beginnings=bank, state=TrainingState(kind="causal"))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -235,9 +236,37 @@ def test_a_step_learns_from_first_chunks_beside_the_others(donor_folder: str, ta
         task.donor,
         replace(task.config, begin_batch=0),
         bank=task.bank,
+        beginnings=task.bank,
         state=TrainingState(kind="causal", architecture={}, recipe={}),
     )
     assert set(without.loss(0.0)[1]) == {"flow_loss", "return_loss"}
+
+
+def test_first_chunks_may_come_from_clips_of_their_own(donor_folder: str, tmp_path: Path) -> None:
+    donor = load_donor(donor_folder)
+    config = causal_config(donor_folder, begin_clips=3)
+    bank, beginnings = encoded_banks(donor, config, round_number=0)
+    assert (bank.num_chunks, beginnings.num_chunks, len(beginnings.clips)) == (4, 1, 3)
+    assert not {clip.seed for clip in bank.clips} & {clip.seed for clip in beginnings.clips}
+    whole = build_trip_bank(
+        donor.vae, donor.tokenizer, trips=training_clips([clip.seed for clip in beginnings.clips], num_chunks=4)
+    )
+    for name in ("latents", "columns", "motions", "coverage", "landmarks"):
+        torch.testing.assert_close(getattr(beginnings, name), getattr(whole, name)[:, :CHUNK_FRAMES])
+    assert torch.equal(beginnings.tokens, whole.tokens[:, :1])
+    list(train_causal(replace(config, schedule=replace(SCHEDULE, steps=1)), tmp_path))
+    assert load_checkpoint(tmp_path, kind="causal")[0].recipe["begin_clips"] == 3
+
+
+def test_no_two_seeds_or_rounds_train_on_the_same_clips(donor_folder: str) -> None:
+    donor = load_donor(donor_folder)
+    seen: set[int] = set()
+    for seed, round_number in ((0, 0), (1, 0), (0, 1), (2**63 - 1, 0)):
+        config = causal_config(donor_folder, seed=seed)
+        seeds = {clip.seed for clip in encoded_banks(donor, config, round_number=round_number)[0].clips}
+        assert len(seeds) == config.bank_clips
+        assert not seeds & seen
+        seen |= seeds
 
 
 # Rollouts
@@ -309,7 +338,8 @@ def test_a_finished_round_is_followed_by_another_that_goes_on_from_its_weights_a
     assert all(torch.allclose(value, tensors[name], atol=1e-5) for name, value in weights(trained).items())
     found = records[-1]
     shares = {"as_seen", "blank", "own_recall", "colour", "shape", "motion", "background", "kept"}
-    assert shares | {"held_out_arrivals", "first_visit_likelihood", "true_likelihood"} <= found.keys()
+    losses = {f"{clips}_{kind}" for clips in ("held_out", "trained") for kind in ("arrivals", "beginnings")}
+    assert shares | losses | {"first_visit_likelihood", "true_likelihood"} <= found.keys()
     assert all(0 <= found[name] <= 1 for name in shares)
     assert state.results == {name: found[name] for name in state.results}
     with pytest.raises(UserError, match="checkpoint of the causal, not of the transformer"):

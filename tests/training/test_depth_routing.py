@@ -57,7 +57,8 @@ def task_of(donor_folder: str) -> Task:
         architecture = student_architecture(donor.transformer, num_layers=3, camera_dim=8)
         student = new_student(architecture, student_tensors(donor.transformer, layers=(0, 1, 2)))
         state = TrainingState(kind="causal")
-        return CausalTask(student, donor, config_of(donor_folder, **changes), bank=noise_bank(num_clips=6), state=state)
+        bank, config = noise_bank(num_clips=6), config_of(donor_folder, **changes)
+        return CausalTask(student, donor, config, bank=bank, beginnings=bank, state=state)
 
     return made
 

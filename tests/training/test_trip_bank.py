@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vidaccel.training import trip_bank
 from vidaccel.training.causal_student import load_donor
 from vidaccel.training.latents import caption_tokens
 from vidaccel.training.trip_bank import (
@@ -59,11 +60,15 @@ def test_a_bank_holds_what_encoding_each_clip_alone_gives(donor_folder: str) -> 
         assert bank.coverage[row, 0].float().mean() == pytest.approx(float(mask[0, 0].mean()), abs=1e-3)
 
 
-def test_building_ends_when_its_time_is_over_with_the_clips_it_has(donor_folder: str) -> None:
+def test_building_ends_when_its_time_is_over_with_the_clips_it_has(
+    donor_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trip_bank, "_CHUNKS_AT_A_TIME", 8)
     donor = load_donor(donor_folder)
-    clips = [long_scene(seed, num_frames=9) for seed in range(20)]
-    bank = build_trip_bank(donor.vae, donor.tokenizer, trips=clips, seconds=0.0)
-    assert len(bank.latents) == len(bank.clips) == 16
+    for num_frames, together in ((9, 8), (33, 2)):
+        clips = [long_scene(seed, num_frames=num_frames) for seed in range(9)]
+        bank = build_trip_bank(donor.vae, donor.tokenizer, trips=clips, seconds=0.0)
+        assert len(bank.latents) == len(bank.clips) == together
     with pytest.raises(ValueError, match="at least one clip"):
         build_trip_bank(donor.vae, donor.tokenizer, trips=[])
 

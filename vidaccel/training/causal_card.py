@@ -131,7 +131,7 @@ def _result_rows(results: Mapping[str, float], recipe: Mapping[str, Any]) -> lis
 
 
 def _result_text(name: str, value: float) -> str:
-    is_share = not name.startswith("held_out") and not name.endswith("likelihood")
+    is_share = not name.startswith(("held_out", "trained")) and not name.endswith("likelihood")
     return f"{value:.1%}" if is_share else f"{value:.4f}"
 
 
@@ -141,6 +141,8 @@ def _meaning(name: str, recipe: Mapping[str, Any]) -> str:
         return f"right in the first 49 frames of a rollout of {frames} latent frames with one prompt"
     if name == "held_out_end_distance":
         return "squared distance to where the teacher ends, on states that were held out"
+    if name.startswith("trained"):
+        return "loss at high noise, of clips it was trained on"
     return "loss at high noise" if name.startswith("held_out") else _MEANINGS.get(name, "")
 
 

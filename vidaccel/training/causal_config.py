@@ -33,6 +33,7 @@ class CausalTrainingConfig:
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
     batch_size, copies: chunks a step, and noise levels of each, the first of them high.
     begin_batch: first chunks of clips, which are made from nothing, beside the `batch_size` others of a step.
+    begin_clips: clips of which only the first chunk is encoded, for `begin_batch`; 0: those of the bank.
     return_share, arrival_share, change_share: of the others, chunks that are made after a return, at a new place, or
         after a change of the prompt, as far as the bank has them; the rest are any.
     image_share: of this rest, chunks of clips that begin with a given single frame.
@@ -59,6 +60,7 @@ class CausalTrainingConfig:
     bank_seconds: float | None = None
     batch_size: int = 64
     begin_batch: int = 64
+    begin_clips: int = 0
     copies: int = 4
     optimizer: Literal["muon", "adamw"] = "muon"
     return_share: float = 0.5
@@ -89,7 +91,7 @@ class CausalTrainingConfig:
             check_share(name, getattr(self, name))
         for name in ("subject_weight", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
-        for name in ("begin_batch", "validation_trips", "validation_clips"):
+        for name in ("begin_batch", "begin_clips", "validation_trips", "validation_clips"):
             check_count(name, getattr(self, name), minimum=0)
         if self.bank_seconds is not None:
             check_amount("bank_seconds", self.bank_seconds)
@@ -112,6 +114,7 @@ class CausalTrainingConfig:
             bank_clips=2,
             batch_size=2,
             begin_batch=min(self.begin_batch, 2),
+            begin_clips=min(self.begin_clips, 2),
             copies=2,
             num_chunks=4,
             validation_trips=1,

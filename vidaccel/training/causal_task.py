@@ -58,7 +58,10 @@ def draw_target(draw: random.Random, bank: TripBank, config: CausalTrainingConfi
 
 
 class CausalTask:
-    """Student, bank and loss, as `loop.train` wants them; donor's networks are only read."""
+    """Student, bank and loss, as `loop.train` wants them; donor's networks are only read.
+
+    beginnings: the bank of which first chunks are taken, `bank` or one of clips that are no longer.
+    """
 
     def __init__(
         self,
@@ -67,9 +70,11 @@ class CausalTask:
         config: CausalTrainingConfig,
         *,
         bank: TripBank,
+        beginnings: TripBank,
         state: TrainingState,
     ) -> None:
-        self.student, self.donor, self.config, self.bank = student, donor, config, bank
+        self.student, self.donor, self.config = student, donor, config
+        self.bank, self.beginnings = bank, beginnings
         self.device = bank.latents.device
         self.parameters = list(student.parameters())
         self.optimizers = new_optimizers(student, self.parameters, config.optimizer, rate=config.schedule.learning_rate)
@@ -108,8 +113,8 @@ class CausalTask:
     def _beginnings(self) -> ChunkBatch:
         """First chunks, which remember nothing."""
         count = self.config.begin_batch
-        rows = self._draw.choices(range(len(self.bank.clips)), k=count)
-        return self._prompted(gather_batch(self.bank, rows, [0] * count, [FROM_NOTHING] * count))
+        rows = self._draw.choices(range(len(self.beginnings.clips)), k=count)
+        return self._prompted(gather_batch(self.beginnings, rows, [0] * count, [FROM_NOTHING] * count))
 
     def _errors_of(self, batch: ChunkBatch, reader: Transformer) -> tuple[Tensor, Tensor]:
         """Squared errors without gradients, and weighted with them; both (B, copies, C, T, h, w)."""
@@ -182,9 +187,12 @@ class CausalTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss at high noise on clips never trained on, recall on held-out trips, and what rollouts show."""
+        """Loss at high noise on clips trained on and on others, recall on held-out trips, and what rollouts show.
+
+        Clips that are trained on too often are known by heart: the first of these losses falls, the second rises.
+        """
         config = self.config
-        results = self._held_out_losses() | self._recall() if config.validation_trips else {}
+        results = self._losses() | self._recall() if config.validation_trips else {}
         if config.validation_clips:
             seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_clips)
             results |= rollout_score(
@@ -204,25 +212,33 @@ class CausalTask:
             self._visits = ReturnVisits(self.donor, seeds, away_chunks=config.validation_away_chunks)
         return recall_score(self._judged, self._visits, sampler=self._sampler)
 
-    def _held_out_losses(self) -> dict[str, float]:
-        config, generator = self.config, seeded_generator(self.device, _HELD_OUT_SEED)
+    def _losses(self) -> dict[str, float]:
+        config = self.config
         if self._held_out is None:
             seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + config.validation_trips)
             clips = training_clips(seeds, num_chunks=config.num_chunks, split="test", hold_share=config.hold_share)
             self._held_out = build_trip_bank(self.donor.vae, self.donor.tokenizer, trips=clips)
-        bank, losses = self._held_out, {}
-        for kind in (*_KINDS, "beginnings"):
-            rows = list(dict.fromkeys(getattr(bank, kind)))[: config.validation_trips]
+        return {
+            **self._losses_of("held_out", self._held_out, self._held_out),
+            **self._losses_of("trained", self.bank, self.beginnings),
+        }
+
+    def _losses_of(self, name: str, bank: TripBank, beginnings: TripBank) -> dict[str, float]:
+        """Of the first chunks of every row table that has any, by `name` and the table's."""
+        generator, losses = seeded_generator(self.device, _HELD_OUT_SEED), {}
+        tables = {kind: (bank, getattr(bank, kind)) for kind in _KINDS}
+        for kind, (source, table) in {**tables, "beginnings": (beginnings, beginnings.beginnings)}.items():
+            rows = list(dict.fromkeys(table))[: self.config.validation_trips]
             if not rows:
                 continue
             slots: list[SlotLayout] = [slots_of(chunk, "uniform") for _, chunk in rows]
-            batch = gather_batch(bank, [row for row, _ in rows], [chunk for _, chunk in rows], slots)
+            batch = gather_batch(source, [row for row, _ in rows], [chunk for _, chunk in rows], slots)
             batch = batch.with_prompt(self.donor.text_encoder, batch.tokens, length=TEXT_LENGTH)
             with torch.compiler.set_stance("force_eager"):
                 errors = self.squared_errors(
                     batch, draw_high_sigmas(len(rows), generator)[:, None], generator, reader=self._judged
                 )
-            losses[f"held_out_{kind}"] = float(errors.mean())
+            losses[f"{name}_{kind}"] = float(errors.mean())
         return losses
 
     def tensors(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ own kind (`chunk_batch`), and several noisy copies of its chunk see the same rem
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from vidaccel.machine.environment import code_version
 from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
-from vidaccel.training.causal_student import load_donor, new_student, student_architecture, student_tensors
+from vidaccel.training.causal_student import Donor, load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_task import CausalTask
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
 from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
 from vidaccel.training.ranks import check_alone
-from vidaccel.training.trip_bank import build_trip_bank, training_clips
+from vidaccel.training.trip_bank import TripBank, build_trip_bank, first_chunks, training_clips
 
 _SEEDS_PER_ROUND = 10_000_000
+_ROUNDS_PER_SEED = 1000
 _FIRST_SEED = 900_000_000
 
 
@@ -60,21 +62,30 @@ def train_causal(
         student.enable_gradient_checkpointing()
     donor.vae.to(device)
     donor.text_encoder.to(device)
-    first = _FIRST_SEED + config.seed + state.round * _SEEDS_PER_ROUND
-    bank = build_trip_bank(
-        donor.vae,
-        donor.tokenizer,
-        trips=training_clips(
-            range(first, first + config.bank_clips), num_chunks=config.num_chunks, hold_share=config.hold_share
-        ),
-        seconds=config.bank_seconds,
-        on_progress=on_bank,
-    )
+    bank, beginnings = encoded_banks(donor, config, round_number=state.round, on_bank=on_bank)
     carry_records(resume, output)
     torch.manual_seed(config.seed)
-    task = CausalTask(student, donor, config, bank=bank, state=state)
+    task = CausalTask(student, donor, config, bank=bank, beginnings=beginnings, state=state)
     reserve = 5 + 0.1 * (config.validation_clips + config.validation_trips)
     yield from train(task, config.schedule, state=state, output=output, began=began, reserve=reserve)
+
+
+def encoded_banks(
+    donor: Donor,
+    config: CausalTrainingConfig,
+    *,
+    round_number: int,
+    on_bank: Callable[[int, int], None] | None = None,
+) -> tuple[TripBank, TripBank]:
+    """Clips to train on, and those of which first chunks are taken; of no other seed or round."""
+    first = _FIRST_SEED + (config.seed * _ROUNDS_PER_SEED + round_number) * _SEEDS_PER_ROUND
+    whole = first + config.bank_clips
+    clips = partial(training_clips, num_chunks=config.num_chunks, hold_share=config.hold_share)
+    encode = partial(build_trip_bank, donor.vae, donor.tokenizer, on_progress=on_bank)
+    bank = encode(trips=clips(range(first, whole)), seconds=config.bank_seconds)
+    if not config.begin_clips:
+        return bank, bank
+    return bank, encode(trips=first_chunks(clips(range(whole, whole + config.begin_clips))))
 
 
 def trained_student(checkpoint: Path, *, teacher_share: float = 0.0) -> tuple[TrainingState, Transformer]:

@@ -119,6 +119,8 @@ def context_forcing(
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
     check_share("teacher-share", teacher_share)
+    if export is None and teacher_share > 0:
+        raise UserError(f"--teacher-share {teacher_share:g} is of exported weights; give --export too, or leave it out.")
     if export is not None:
         if export.exists():
             raise UserError(f"{export} is there already; give another --export.")

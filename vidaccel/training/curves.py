@@ -55,7 +55,7 @@ def panels(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _is_loss(name: str) -> bool:
-    return name.endswith("loss") or name.startswith("held_out_")
+    return name.endswith("loss") or name.startswith(("held_out_", "trained_"))
 
 
 def _line(axes: Axes, records: Sequence[Record], name: str) -> None:

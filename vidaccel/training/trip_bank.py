@@ -33,6 +33,7 @@ CHUNK_FRAMES = 3
 PATCH_CELLS = TRANSFORMER_ARCHITECTURE["patch_size"][-1]
 Clip = Trip | Scene
 _CLIPS_AT_A_TIME = 16
+_CHUNKS_AT_A_TIME = 240
 _RUNS_IN_FLIGHT = 8
 _RUNS = 5  # of clips rendered together, the last one is of old scenes
 _CHANGE_SHARE = 0.6  # of trips: an asked-for change is rare, and the hardest thing to learn
@@ -85,6 +86,14 @@ def training_clips(
         if is_scene
         else random_trip(seed, num_chunks=num_chunks, split=split, change_share=_CHANGE_SHARE)
         for seed, is_scene in zip(seeds, scenes, strict=True)
+    ]
+
+
+def first_chunks(clips: Sequence[Clip]) -> list[Clip]:
+    """`clips` cut to their first chunk, of which many more can be encoded in the same time."""
+    return [
+        replace(clip, num_chunks=1) if isinstance(clip, Trip) else replace(clip, num_frames=frame_of(1))
+        for clip in clips
     ]
 
 
@@ -158,9 +167,10 @@ def pixels_per_column(vae: Vae) -> int:
 
 def _runs(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
     """Neighbours of one kind, not more than are rendered together."""
+    together = max(1, _CHUNKS_AT_A_TIME * CHUNK_FRAMES // len(clip_cameras(clips[0])[0]))
     for _, group in groupby(clips, key=lambda clip: isinstance(clip, Trip)):
         run = list(group)
-        yield from (run[first : first + _CLIPS_AT_A_TIME] for first in range(0, len(run), _CLIPS_AT_A_TIME))
+        yield from (run[first : first + together] for first in range(0, len(run), together))
 
 
 def _encoded_clips(vae: Vae, tokenizer: WordTokenizer, clips: Sequence[Clip]) -> dict[str, Tensor]:
