@@ -541,6 +541,7 @@ def test_one_command_makes_the_teacher_and_distils_it_and_goes_on_where_it_was_s
         (["--shares", "returns=x"], "names with numbers, such as returns=0.5,anything=0.5; got 'returns=x'\\.$"),
         (["--shares", "returns=0.5,returns=0.5"], "each name once"),
         (["--shares", "own=2"], "begin with nothing must be from 0 to 1, got 2"),
+        (["--teacher-share", "0.3"], "--teacher-share 0.3 is of exported weights; give --export too"),
         (["--max-chunks", "0"], "`max_chunks`"),
         (["--seconds", "5", "--updates", "5"], "exactly one"),
         (["--guidance", "-1"], "`guidance`"),
