@@ -258,12 +258,21 @@ def test_first_chunks_may_come_from_clips_of_their_own(donor_folder: str, tmp_pa
     assert load_checkpoint(tmp_path, kind="causal")[0].recipe["begin_clips"] == 3
 
 
-def test_no_two_seeds_or_rounds_train_on_the_same_clips(donor_folder: str) -> None:
-    donor = load_donor(donor_folder)
+def test_no_two_seeds_rounds_or_beginnings_train_on_the_same_clips(donor_folder: str) -> None:
+    donor, other = load_donor(donor_folder), load_donor(donor_folder)
+    with torch.no_grad():
+        next(other.transformer.parameters()).add_(1.0)
     seen: set[int] = set()
-    for seed, round_number in ((0, 0), (1, 0), (0, 1), (2**63 - 1, 0)):
+    for begun, seed, round_number in (
+        (donor, 0, 0),
+        (donor, 1, 0),
+        (donor, 0, 1),
+        (donor, 2**63 - 1, 0),
+        (other, 0, 0),
+    ):
         config = causal_config(donor_folder, seed=seed)
-        seeds = {clip.seed for clip in encoded_banks(donor, config, round_number=round_number)[0].clips}
+        bank, _ = encoded_banks(begun, config, round_number=round_number)
+        seeds = {clip.seed for clip in bank.clips}
         assert len(seeds) == config.bank_clips
         assert not seeds & seen
         seen |= seeds

@@ -23,12 +23,12 @@ from vidaccel.training.causal_task import CausalTask
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
 from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
+from vidaccel.training.offline.fingerprint import weights_digest
 from vidaccel.training.ranks import check_alone
 from vidaccel.training.trip_bank import TripBank, build_trip_bank, first_chunks, training_clips
 
 _SEEDS_PER_ROUND = 10_000_000
 _ROUNDS_PER_SEED = 1000
-_FIRST_SEED = 900_000_000
 
 
 def train_causal(
@@ -77,8 +77,13 @@ def encoded_banks(
     round_number: int,
     on_bank: Callable[[int, int], None] | None = None,
 ) -> tuple[TripBank, TripBank]:
-    """Clips to train on, and those of which first chunks are taken; of no other seed or round."""
-    first = _FIRST_SEED + (config.seed * _ROUNDS_PER_SEED + round_number) * _SEEDS_PER_ROUND
+    """Clips to train on, and those of which first chunks are taken.
+
+    They are of no other seed or round, nor of a training that begins from other weights: what a student was trained on
+    before it knows already.
+    """
+    begun_from = int(weights_digest(donor.transformer), 16)
+    first = ((begun_from + config.seed) * _ROUNDS_PER_SEED + round_number) * _SEEDS_PER_ROUND
     whole = first + config.bank_clips
     clips = partial(training_clips, num_chunks=config.num_chunks, hold_share=config.hold_share)
     encode = partial(build_trip_bank, donor.vae, donor.tokenizer, on_progress=on_bank)

@@ -118,13 +118,7 @@ def context_forcing(
     toy: Toy = False,
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
-    check_share("teacher-share", teacher_share)
-    if export is None and teacher_share > 0:
-        raise UserError(f"--teacher-share {teacher_share:g} is of exported weights; give --export too, or leave it out.")
-    if export is not None:
-        if export.exists():
-            raise UserError(f"{export} is there already; give another --export.")
-        check_folder("export", export)
+    _check_export(export, teacher_share)
     check_output(output, resume)
     teacher = _teacher(init, teacher_seconds, teacher_steps, layers, seed=seed, device=device, compile=compile, toy=toy)
     from vidaccel.training.context_forcing_config import (
@@ -179,6 +173,18 @@ def context_forcing(
     _distilled(config, output, resume)
     if export is not None and own_rank() == 0:
         _export(output, export, teacher_share=teacher_share, toy=toy, device=device)
+
+
+def _check_export(export: Path | None, teacher_share: float) -> None:
+    check_share("teacher-share", teacher_share)
+    if export is None and teacher_share > 0:
+        raise UserError(
+            f"--teacher-share {teacher_share:g} is of exported weights; give --export too, or leave it out."
+        )
+    if export is not None and export.exists():
+        raise UserError(f"{export} is there already; give another --export.")
+    if export is not None:
+        check_folder("export", export)
 
 
 def _teacher(
