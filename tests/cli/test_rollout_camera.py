@@ -143,6 +143,10 @@ def test_moves_are_said_by_the_plan_and_those_that_are_not_made_before_the_run(
     assert "Camera: left 0.5 from 2.8125 to 3.5625 s." in output
     assert rollout("a red circle", "--camera", "90-91 right 1", "--seconds", "0.5") == 0
     assert "The camera move 'right 1' at 90 s is not made" in capsys.readouterr().err
+    assert rollout("a red circle", "--camera", "1-2 right 1, 90-91 left 1", "--seconds", "3", "--plan") == 0
+    output = capsys.readouterr().out
+    assert "Camera: right 1 from " in output
+    assert "Camera: left" not in output
 
 
 def test_two_cameras_and_what_is_none_are_refused(

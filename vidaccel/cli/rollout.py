@@ -88,7 +88,7 @@ def rollout(
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. (default: the student's)")] = None,
     skip_steps: Annotated[
         str | None,
-        typer.Option(metavar="STEPS", help="Steps of a chunk whose pass is left out: 3, or 2+3. (default: none)"),
+        typer.Option(metavar="STEPS", help="Steps of a chunk to leave out: 3, 2+3, or 3+4@0.15. (default: none)"),
     ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Weight of the prompt; 1 switches guidance off. (default: the student's)")

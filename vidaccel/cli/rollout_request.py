@@ -192,9 +192,9 @@ class RolloutRequest:
         return self.timeline.camera_on(self.grid) if self.student.takes_camera else None
 
     def camera_words(self) -> list[str]:
-        """What the camera does from when until when, in the chunks that it takes; a line for every move."""
+        """What the camera does from when until when, in the chunks that it takes; a line for every move that begins."""
         grid = self.timeline.grid_with_cuts(self.grid)
-        moves = self.timeline.camera.on(grid).moves
+        moves = [move for move in self.timeline.camera.on(grid).moves if move.chunk < self.num_chunks]
         spans = [(grid.start_seconds(move.chunk), grid.start_seconds(move.end)) for move in moves]
         return [
             f"{move.move.words} from {start:g} to {end:g} s" for move, (start, end) in zip(moves, spans, strict=True)
