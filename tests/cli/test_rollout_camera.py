@@ -149,6 +149,11 @@ def test_moves_are_said_by_the_plan_and_those_that_are_not_made_before_the_run(
     assert "Camera: left" not in output
 
 
+def test_two_ways_to_share_a_memory_are_refused(rollout: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rollout("a red circle", "--memory", "slow-fast:3+12+6%2", "--depth-every", "1", "--plan") == 2
+    assert "--memory slow-fast:3+12+6%2 and --depth-every 1 say the same; give one" in capsys.readouterr().err
+
+
 def test_two_cameras_and_what_is_none_are_refused(
     rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

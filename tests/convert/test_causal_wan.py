@@ -727,7 +727,7 @@ def test_what_stood_there_is_kept_unless_the_new_folder_is_complete(
     assert [path.name for path in output.parent.iterdir()] == ["out"]
     assert (output / "mark").is_file()
     for given in (tiny_wan_folder, tiny_wan_folder.parent):
-        with pytest.raises(UserError, match="which is converted"):
+        with pytest.raises(UserError, match="which it is made from"):
             convert_causal_wan(files, given, options=ConvertOptions(overwrite=True))
     convert_causal_wan(files, output, options=ConvertOptions(overwrite=True))
     assert not (output / "mark").exists()

@@ -357,7 +357,7 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(own: Path, tmp_
     (precious / "thesis.txt").touch()
     with pytest.raises(UserError, match="no diffusers folder"):
         convert([own], precious, recipes=RECIPES, options=ConvertOptions(overwrite=True))
-    with pytest.raises(UserError, match="which is converted"):
+    with pytest.raises(UserError, match="which it is made from"):
         convert([own], own, recipes=RECIPES, options=ConvertOptions(overwrite=True))
     assert (precious / "thesis.txt").is_file()
 

@@ -242,6 +242,13 @@ def test_a_step_learns_from_first_chunks_beside_the_others(donor_folder: str, ta
     assert set(without.loss(0.0)[1]) == {"flow_loss", "return_loss"}
 
 
+def test_clips_of_first_chunks_need_a_batch_of_them(donor_folder: str) -> None:
+    with pytest.raises(
+        UserError, match="`begin_clips` 3 are for first chunks, of which `begin_batch` 0 trains on none"
+    ):
+        causal_config(donor_folder, begin_clips=3, begin_batch=0)
+
+
 def test_first_chunks_may_come_from_clips_of_their_own(donor_folder: str, tmp_path: Path) -> None:
     donor = load_donor(donor_folder)
     config = causal_config(donor_folder, begin_clips=3)

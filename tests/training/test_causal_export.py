@@ -57,8 +57,18 @@ def test_the_export_holds_the_trained_weights_in_bf16(trained: Path, tmp_path: P
     for text in ("| causal | 1 | 4 |", "layers 0, 2", "clips of 4 chunks", "deterministic"):
         assert text.lower() in card.lower()
     assert (output / "transformer_curves.png").stat().st_size > 1000
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists; give --overwrite"):
         export_student(output, causal=trained)
+    for place, words in ((trained, "which it is made from"), (trained.parent, "which it is made from")):
+        with pytest.raises(UserError, match=words):
+            export_student(place, causal=trained, overwrite=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("precious")
+    for place in (tmp_path / "notes", tmp_path / "notes" / "mine.txt"):
+        with pytest.raises(UserError, match="no diffusers folder, so it is not replaced"):
+            export_student(place, causal=trained, overwrite=True)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "precious"
+    assert (trained / "state.json").is_file()
     with pytest.raises(UserError, match="not a complete checkpoint"):
         export_student(tmp_path / "other", causal=tmp_path / "missing")
     assert not (tmp_path / "other").exists()

@@ -560,6 +560,14 @@ def test_flags_that_make_no_sense_are_refused_in_one_line(arguments: list[str], 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("export", [".", "out", "out/teacher"])
+def test_an_export_lies_outside_of_the_checkpoint(export: str, tmp_path: Path) -> None:
+    places = ["--output", str(tmp_path / "out"), "--export", str(tmp_path / export)]
+    with pytest.raises(UserError, match="--export must lie outside of --output" if export != "." else "is there"):
+        CliRunner().invoke(training_app.app, ["context-forcing", *places], catch_exceptions=False)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("noise_clips")
 def test_a_killed_run_with_adapters_goes_on_exactly_and_its_checkpoint_is_a_plain_student(
     init: str, tmp_path: Path
@@ -569,6 +577,8 @@ def test_a_killed_run_with_adapters_goes_on_exactly_and_its_checkpoint_is_a_plai
     run = train_context_forcing(settings, tmp_path / "killed")
     next(record for record in run if record["updates"] >= 1)
     run.close()
+    with pytest.raises(UserError, match="was made with `lora` 2 and goes on with the same; got None"):
+        list(train_context_forcing(replace(settings, lora=None), tmp_path / "killed", resume=tmp_path / "killed"))
     list(train_context_forcing(settings, tmp_path / "killed", resume=tmp_path / "killed"))
     whole, killed = (checkpoint_weights(tmp_path / name) for name in ("whole", "killed"))
     assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []

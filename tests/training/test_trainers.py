@@ -273,7 +273,7 @@ def test_an_export_is_whole_or_not_there(vae_folder: Path, transformer_folder: P
         export_pipeline(tmp_path / "out", vae=vae_folder, transformer=tmp_path / "missing")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists; give --overwrite"):
         export_pipeline(tmp_path / "out", vae=vae_folder, transformer=transformer_folder)
 
 

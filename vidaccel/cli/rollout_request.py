@@ -87,6 +87,8 @@ class StudentFolder:
         """The memory of the flags; what is None is the student's own. Raises UserError for a wrong value."""
         given = {name: value for name, value in changes.items() if value is not None}
         words = text or self.index.get("memory", "slow-fast")
+        if "%" in (text or "") and "depth_every" in given:
+            raise UserError(f"--memory {text} and --depth-every {given['depth_every']} say the same; give one of them.")
         try:
             memory = parse_memory(words, int(self.index.get("chunk_frames", 3)))
             if not given:

@@ -22,7 +22,6 @@ from vidaccel.convert.folder import (
     ConvertOptions,
     ConvertProgress,
     Recipe,
-    check_output,
     check_room,
     write_networks,
     write_settings,
@@ -32,7 +31,7 @@ from vidaccel.convert.plan import ConversionPlan, make_plan
 from vidaccel.convert.students import LATENT_CHANNELS, STUDENTS, PublishedStudent, named_student
 from vidaccel.convert.wan_layouts import student_weights, with_lora
 from vidaccel.errors import UserError
-from vidaccel.files.atomic import atomic_folder
+from vidaccel.files.atomic import atomic_folder, check_model_folder
 from vidaccel.memory import parse_memory
 
 _FROM_BASE = ("attention_head_dim", "num_layers", "eps", "rope_max_seq_len")
@@ -101,7 +100,7 @@ def convert_causal_wan(
     """
     options = options or ConvertOptions()
     given = [path for path in (files.checkpoint, files.lora, files.base) if path is not None]
-    check_output(output, given, overwrite=options.overwrite)
+    check_model_folder(output, given, overwrite=options.overwrite)
     if files.lora is None and files.lora_alpha is not None:
         raise UserError("`lora_alpha` is the scale of a LoRA and there is none; give --lora with it.")
     checkpoint, weights = student_weights(_open(files.checkpoint), files.weights)

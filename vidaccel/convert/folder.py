@@ -25,7 +25,7 @@ from vidaccel.convert.plan import ConversionPlan, make_plan
 from vidaccel.convert.tokenizers import find_tokenizer, save_tokenizer
 from vidaccel.convert.weights import MOST_SHARD_BYTES, write_weights
 from vidaccel.errors import UserError
-from vidaccel.files.atomic import atomic_folder
+from vidaccel.files.atomic import atomic_folder, check_model_folder
 from vidaccel.files.tensors import num_bytes
 
 
@@ -82,7 +82,7 @@ def convert(
     there twice, for an output that may not be replaced, and where the disk has too little room.
     """
     options = options or ConvertOptions()
-    check_output(output, paths, overwrite=options.overwrite)
+    check_model_folder(output, paths, overwrite=options.overwrite)
     checkpoints = find_checkpoints(paths)
     _check_refused(paths, checkpoints, recipes, refused)
     recipe = _choose_recipe(checkpoints, recipes, refused, version)
@@ -104,21 +104,6 @@ def convert(
         write_networks(folder, plans, options)
         write_settings(folder, recipe, classes)
     return recipe
-
-
-def check_output(output: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise `UserError` unless the folder `output` may be made, or replaced, from what lies in `paths`."""
-    if not output.name:
-        raise UserError(f"`--output` must name a folder, got {str(output)!r}.")
-    for path in paths:
-        if path.resolve().is_relative_to(output.resolve()):
-            raise UserError(f"{output} holds {path}, which is converted; give another --output.")
-    if not output.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{output} exists; give --overwrite or another --output.")
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "model_index.json").is_file()):
-        raise UserError(f"{output} is no diffusers folder, so it is not replaced; give another --output.")
 
 
 def _check_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             replaced.rename(path)
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_model_folder(output: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise `UserError` unless the diffusers folder `output` may be made, or replaced, from what lies in `sources`.
+
+    What holds a source, and what is no diffusers folder, is never replaced.
+    """
+    if not output.name:
+        raise UserError(f"`--output` must name a folder, got {str(output)!r}.")
+    for path in sources:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{output} holds {path}, which it is made from; give another --output.")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists; give --overwrite or another --output.")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "model_index.json").is_file()):
+        raise UserError(f"{output} is no diffusers folder, so it is not replaced; give another --output.")
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -30,7 +30,8 @@ class CausalTrainingConfig:
     layers: the layers of its transformer that the student begins with; None: all.
     camera_dim: width of the layers that take the camera's motion, where `init` has none.
     num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time.
-    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
+    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer, those of `begin_clips`
+        included: each of the two gets the part that its chunks are of all.
     batch_size, copies: chunks a step, and noise levels of each, the first of them high.
     begin_batch: first chunks of clips, which are made from nothing, beside the `batch_size` others of a step.
     begin_clips: clips of which only the first chunk is encoded, for `begin_batch`; 0: those of the bank.
@@ -96,6 +97,11 @@ class CausalTrainingConfig:
         if self.bank_seconds is not None:
             check_amount("bank_seconds", self.bank_seconds)
         check_seed(self.seed)
+        if self.begin_clips and not self.begin_batch:
+            raise UserError(
+                f"`begin_clips` {self.begin_clips} are for first chunks, of which `begin_batch` 0 trains on none; "
+                "leave one of them out."
+            )
         if self.kv_routing > 0 and self.depth_every > 1:
             raise UserError(
                 "Layers share a memory by chance (`kv_routing`) or always (`depth_every`); give one of them."

@@ -11,8 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from vidaccel.catalog.pipelines import STUDENT_PIPELINE, STUDENT_TRANSFORMER
 from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.spec import GenerationDefaults
-from vidaccel.errors import UserError
-from vidaccel.files.atomic import atomic_folder
+from vidaccel.files.atomic import atomic_folder, check_model_folder
 from vidaccel.machine.progress_bars import without_progress_bars
 from vidaccel.training.architecture import FLOW_SHIFT, NUM_TRAIN_TIMESTEPS, Transformer
 from vidaccel.training.card import settings_text
@@ -63,8 +62,7 @@ def export_student(
     which a chunk is a keyframe; None measures it on held-out trips, on `device`, and returns what was found.
     Raises `UserError` if `output` is there already or the checkpoint cannot be used.
     """
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} is there already; give another output or --overwrite.")
+    check_model_folder(output, (causal,), overwrite=overwrite)
     state, student = trained_student(causal, teacher_share=teacher_share)
     found = None
     if threshold is None:

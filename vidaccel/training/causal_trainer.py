@@ -87,10 +87,15 @@ def encoded_banks(
     whole = first + config.bank_clips
     clips = partial(training_clips, num_chunks=config.num_chunks, hold_share=config.hold_share)
     encode = partial(build_trip_bank, donor.vae, donor.tokenizer, on_progress=on_bank)
-    bank = encode(trips=clips(range(first, whole)), seconds=config.bank_seconds)
+    share = config.begin_clips / (config.begin_clips + config.bank_clips * config.num_chunks)
+    longest, longest_of_firsts = (
+        None if config.bank_seconds is None else part * config.bank_seconds for part in (1 - share, share)
+    )
+    bank = encode(trips=clips(range(first, whole)), seconds=longest)
     if not config.begin_clips:
         return bank, bank
-    return bank, encode(trips=first_chunks(clips(range(whole, whole + config.begin_clips))))
+    firsts = first_chunks(clips(range(whole, whole + config.begin_clips)))
+    return bank, encode(trips=firsts, seconds=longest_of_firsts)
 
 
 def trained_student(checkpoint: Path, *, teacher_share: float = 0.0) -> tuple[TrainingState, Transformer]:

@@ -118,7 +118,7 @@ def context_forcing(
     toy: Toy = False,
 ) -> None:
     """Distil a student into few steps, with its own rollouts and a teacher that sees what it remembers."""
-    _check_export(export, teacher_share)
+    _check_export(export, teacher_share, output=output)
     check_output(output, resume)
     teacher = _teacher(init, teacher_seconds, teacher_steps, layers, seed=seed, device=device, compile=compile, toy=toy)
     from vidaccel.training.context_forcing_config import (
@@ -175,7 +175,7 @@ def context_forcing(
         _export(output, export, teacher_share=teacher_share, toy=toy, device=device)
 
 
-def _check_export(export: Path | None, teacher_share: float) -> None:
+def _check_export(export: Path | None, teacher_share: float, *, output: Path) -> None:
     check_share("teacher-share", teacher_share)
     if export is None and teacher_share > 0:
         raise UserError(
@@ -184,6 +184,9 @@ def _check_export(export: Path | None, teacher_share: float) -> None:
     if export is not None and export.exists():
         raise UserError(f"{export} is there already; give another --export.")
     if export is not None:
+        places = export.resolve(), output.resolve()
+        if any(one.is_relative_to(other) for one, other in (places, places[::-1])):
+            raise UserError(f"--export must lie outside of --output, got {export} and {output}; give another --export.")
         check_folder("export", export)
 
 

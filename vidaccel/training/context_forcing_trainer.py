@@ -80,6 +80,10 @@ def train_context_forcing(
     saved, tensors = load_checkpoint(resume, kind="causal") if resume else (None, {})
     if resume is not None and not (saved and saved.progress):
         raise UserError(f"{resume} is no checkpoint of a distillation; give it as --init instead of --resume.")
+    if saved is not None and saved.recipe.get("lora") != config.lora:
+        raise UserError(
+            f"{resume} was made with `lora` {saved.recipe.get('lora')} and goes on with the same; got {config.lora}."
+        )
     beginning = load_beginning(config.init)
     _compare_teachers(config, beginning)
     state = start_round(saved, _fresh(config, beginning))

@@ -9,7 +9,7 @@ from diffusers import WanPipeline
 from vidaccel.catalog.registry import SETTINGS_FILE
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
-from vidaccel.files.atomic import atomic_folder
+from vidaccel.files.atomic import atomic_folder, check_model_folder
 from vidaccel.machine.progress_bars import without_progress_bars
 from vidaccel.training.architecture import new_scheduler, new_tokenizer
 from vidaccel.training.card import model_card, settings_text
@@ -36,8 +36,7 @@ def export_pipeline(
     weights: what `vidaccel.json` says about them. Returns `output`.
     Raises `UserError` if `output` is there already or a checkpoint cannot be used.
     """
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} is there already; give another output or --overwrite.")
+    check_model_folder(output, (vae, transformer), overwrite=overwrite)
     with atomic_folder(output) as folder:
         _write(folder, vae=vae, transformer=transformer, weights=weights)
     return output
