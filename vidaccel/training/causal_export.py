@@ -20,7 +20,6 @@ from vidaccel.training.causal_student import load_donor
 from vidaccel.training.causal_trainer import trained_student
 from vidaccel.training.checkpoint import TrainingState
 from vidaccel.training.chunk_batch import FAST_FRAMES, SINK_FRAMES, SLOW_FRAMES
-from vidaccel.training.chunk_sampler import STUDENT_SHIFT
 from vidaccel.training.curves import draw_curves, read_records
 from vidaccel.training.device import training_device
 from vidaccel.training.keyframe_threshold import KeyframeThreshold, calibrate_threshold
@@ -93,9 +92,7 @@ def _measured_threshold(student: Transformer, init: str, *, device: str) -> Keyf
 def _write_settings(folder: Path, state: TrainingState, *, memory: str, stochastic: bool, weights: str) -> None:
     """Scheduler, `model_index.json` and `vidaccel.json`; what cannot be shared is written too."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
-        shift=STUDENT_SHIFT if stochastic else FLOW_SHIFT,
-        stochastic_sampling=stochastic,
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=FLOW_SHIFT, stochastic_sampling=stochastic
     )
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {
