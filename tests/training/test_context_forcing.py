@@ -560,10 +560,18 @@ def test_flags_that_make_no_sense_are_refused_in_one_line(arguments: list[str], 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("export", [".", "out", "out/teacher"])
-def test_an_export_lies_outside_of_the_checkpoint(export: str, tmp_path: Path) -> None:
-    places = ["--output", str(tmp_path / "out"), "--export", str(tmp_path / export)]
-    with pytest.raises(UserError, match="--export must lie outside of --output" if export != "." else "is there"):
+@pytest.mark.parametrize(
+    ("output", "export", "words"),
+    [
+        ("out", ".", "is there already"),
+        ("out", "out", "--export must lie outside of --output"),
+        ("out", "out/teacher", "--export must lie outside of --output"),
+        ("new/out", "new", "--export must lie outside of --output"),
+    ],
+)
+def test_an_export_lies_outside_of_the_checkpoint(output: str, export: str, words: str, tmp_path: Path) -> None:
+    places = ["--output", str(tmp_path / output), "--export", str(tmp_path / export)]
+    with pytest.raises(UserError, match=words):
         CliRunner().invoke(training_app.app, ["context-forcing", *places], catch_exceptions=False)
     assert not any(tmp_path.iterdir())
 

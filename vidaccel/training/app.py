@@ -137,7 +137,7 @@ def causal(
     bank_seconds: Annotated[float | None, typer.Option(help="Stop preparing them after this time.")] = None,
     batch_size: Annotated[int, typer.Option(help="Chunks a step.")] = 64,
     begin_batch: Annotated[int, typer.Option(help="First chunks beside them, which are made from nothing.")] = 64,
-    begin_clips: Annotated[int, typer.Option(help="Clips only of these, encoded first too; 0: those of the bank.")] = 0,
+    begin_clips: Annotated[int, typer.Option(help="Clips encoded for these alone; 0: those of the bank.")] = 0,
     copies: Annotated[int, typer.Option(help="Noise levels of each chunk.")] = 4,
     optimizer: Annotated[Literal["muon", "adamw"], typer.Option(help="For the matrices of the blocks.")] = "muon",
     context_noise: Annotated[float, typer.Option(help="Greatest noise on remembered frames; 0 for none.")] = 0.15,

@@ -59,7 +59,7 @@ def export_student(
     written too. weights: what `vidaccel.json` says about them. stochastic: its scheduler adds fresh noise in every
     step, for a student that was distilled. teacher_share: see `trained_student`. threshold: of the similarity below
     which a chunk is a keyframe; None measures it on held-out trips, on `device`, and returns what was found.
-    Raises `UserError` if `output` is there already or the checkpoint cannot be used.
+    Raises `UserError` if `output` cannot be made or replaced, or the checkpoint cannot be used.
     """
     check_model_folder(output, (causal,), overwrite=overwrite)
     state, student = trained_student(causal, teacher_share=teacher_share)

@@ -87,15 +87,13 @@ def encoded_banks(
     whole = first + config.bank_clips
     clips = partial(training_clips, num_chunks=config.num_chunks, hold_share=config.hold_share)
     encode = partial(build_trip_bank, donor.vae, donor.tokenizer, on_progress=on_bank)
-    share = config.begin_clips / (config.begin_clips + config.bank_clips * config.num_chunks)
-    longest, longest_of_firsts = (
-        None if config.bank_seconds is None else part * config.bank_seconds for part in (1 - share, share)
-    )
-    bank = encode(trips=clips(range(first, whole)), seconds=longest)
+    chunks, begin_chunks = config.bank_clips * config.num_chunks, config.begin_clips
+    limit = None if config.bank_seconds is None else config.bank_seconds / (chunks + begin_chunks)  # of a chunk
+    bank = encode(trips=clips(range(first, whole)), seconds=limit and limit * chunks)
     if not config.begin_clips:
         return bank, bank
     firsts = first_chunks(clips(range(whole, whole + config.begin_clips)))
-    return bank, encode(trips=firsts, seconds=longest_of_firsts)
+    return bank, encode(trips=firsts, seconds=limit and limit * begin_chunks)
 
 
 def trained_student(checkpoint: Path, *, teacher_share: float = 0.0) -> tuple[TrainingState, Transformer]:

@@ -177,17 +177,18 @@ def context_forcing(
 
 def _check_export(export: Path | None, teacher_share: float, *, output: Path) -> None:
     check_share("teacher-share", teacher_share)
-    if export is None and teacher_share > 0:
-        raise UserError(
-            f"--teacher-share {teacher_share:g} is of exported weights; give --export too, or leave it out."
-        )
-    if export is not None and export.exists():
+    if export is None:
+        if teacher_share > 0:
+            raise UserError(
+                f"--teacher-share {teacher_share:g} is of exported weights; give --export too, or leave it out."
+            )
+        return
+    if export.exists():
         raise UserError(f"{export} is there already; give another --export.")
-    if export is not None:
-        places = export.resolve(), output.resolve()
-        if any(one.is_relative_to(other) for one, other in (places, places[::-1])):
-            raise UserError(f"--export must lie outside of --output, got {export} and {output}; give another --export.")
-        check_folder("export", export)
+    places = export.resolve(), output.resolve()
+    if any(one.is_relative_to(other) for one, other in (places, places[::-1])):
+        raise UserError(f"--export must lie outside of --output, got {export} and {output}; give another --export.")
+    check_folder("export", export)
 
 
 def _teacher(

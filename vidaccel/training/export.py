@@ -34,7 +34,7 @@ def export_pipeline(
     """Write the pipeline of the checkpoints `vae` and `transformer`, its settings, card and curves; all or nothing.
 
     weights: what `vidaccel.json` says about them. Returns `output`.
-    Raises `UserError` if `output` is there already or a checkpoint cannot be used.
+    Raises `UserError` if `output` cannot be made or replaced, or a checkpoint cannot be used.
     """
     check_model_folder(output, (vae, transformer), overwrite=overwrite)
     with atomic_folder(output) as folder:
