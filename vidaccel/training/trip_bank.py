@@ -36,7 +36,7 @@ _CLIPS_AT_A_TIME = 16
 _CHUNKS_AT_A_TIME = 240
 _RUNS_IN_FLIGHT = 8
 _RUNS = 5  # of clips rendered together, the last one is of old scenes
-_CHANGE_SHARE = 0.6  # of trips: an asked-for change is rare, and the hardest thing to learn
+_CHANGE_SHARE = 0.9  # of trips: an asked-for change is rare, and the hardest thing to learn
 
 
 @dataclass(frozen=True, kw_only=True)
