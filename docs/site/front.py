@@ -28,7 +28,8 @@ PROMPT = "a red ball hops up and down on a grassy meadow"
 CAMERA = CameraPath.parse("2-2.75 right 1, 4.25-5 left 1, 9.5-10.25 right 1")
 PARTS = ("home", "first visit", "home again", "second visit")  # the holds of the camera between its moves
 WINDOW = "window:21"  # of as many frames as the student's own slow-fast memory
-SEED, SECONDS, FPS = 0, 12, 16
+SEED, ROLLOUT_SEED = 0, 8
+SECONDS, FPS = 12, 16
 SIDE, GAP, TOP, BOTTOM = 256, 14, 28, 44  # pixels of a panel, between panels, and of the lines of text
 LEFTS = (0, SIDE + GAP, 2 * (SIDE + GAP) + GAP, 3 * (SIDE + GAP) + GAP)  # of the panels; a wider gap in the middle
 PAPER, INK, GREY = "#ffffff", "#1d1d1f", "#6e6e73"
@@ -49,7 +50,7 @@ def main() -> None:
         clips = (plain[frame % len(plain)], cached[frame % len(cached)], remembered[frame], forgotten[frame])
         pages.append(draw(clips, rows))
     save(pages, FOLDER / "front.webp")
-    numbers |= {"camera": str(CAMERA), "window": WINDOW, "holds": holds, "seconds": SECONDS, "fps": FPS}
+    numbers |= {"rollout_seed": ROLLOUT_SEED, "camera": str(CAMERA), "window": WINDOW, "holds": holds, "seconds": SECONDS, "fps": FPS}
     numbers |= {"frames": len(remembered), "lefts": LEFTS, "top": TOP, "side": SIDE}
     (FOLDER / "front.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
@@ -87,7 +88,7 @@ def rollout(memory: str | None = None) -> tuple[Tensor, dict[str, list[int]]]:
     """The rollout as (F, 3, H, W) uint8, and for each part, while the camera holds, its first frame and its end."""
     pipe = load_pipeline("wan-tiny-causal", device="cpu")
     grid, num_frames = pipe.grid(fps=FPS), SECONDS * FPS
-    options = {"seeds": (SEED,), "memory": memory, "height": 128, "width": 128, "max_sequence_length": 64}
+    options = {"seeds": (ROLLOUT_SEED,), "memory": memory, "height": 128, "width": 128, "max_sequence_length": 64}
     chunks = pipe.stream(PROMPT, num_frames=num_frames, camera=CAMERA, **options)
     video = torch.cat([chunk.frames[0] for chunk in chunks])[:num_frames]
     moves = [(grid.first_pixel_frame(move.chunk), grid.first_pixel_frame(move.end)) for move in CAMERA.on(grid).moves]

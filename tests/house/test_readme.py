@@ -177,4 +177,6 @@ def test_the_words_beside_the_picture_are_its_numbers() -> None:
     assert blocks("bash")[0].count(f'vidaccel rollout "{NUMBERS["prompt"]}" --camera "{NUMBERS["camera"]}"') == 1
     assert f'camera = "{NUMBERS["camera"]}"' in blocks("python")[1]
     assert f"`--memory {NUMBERS['window']}`" in README
-    assert NUMBERS["seed"] == 0  # the default: neither example gives one
+    assert NUMBERS["seed"] == 0  # the default of what is generated
+    assert f"--seed {NUMBERS['rollout_seed']} --output windmill.mp4" in blocks("bash")[0]
+    assert f"seeds=({NUMBERS['rollout_seed']},)" in blocks("python")[1]
