@@ -50,7 +50,8 @@ def main() -> None:
         clips = (plain[frame % len(plain)], cached[frame % len(cached)], remembered[frame], forgotten[frame])
         pages.append(draw(clips, rows))
     save(pages, FOLDER / "front.webp")
-    numbers |= {"rollout_seed": ROLLOUT_SEED, "camera": str(CAMERA), "window": WINDOW, "holds": holds, "seconds": SECONDS, "fps": FPS}
+    numbers |= {"rollout_seed": ROLLOUT_SEED, "camera": str(CAMERA)}
+    numbers |= {"window": WINDOW, "holds": holds, "seconds": SECONDS, "fps": FPS}
     numbers |= {"frames": len(remembered), "lefts": LEFTS, "top": TOP, "side": SIDE}
     (FOLDER / "front.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
