@@ -19,6 +19,7 @@ from vidaccel.rollout.chunk import Shot, Student
 from vidaccel.rollout.loop import rollout
 from vidaccel.rollout.noise import chunk_generators
 from vidaccel.rollout.state import new_state
+from vidaccel.training import trip_bank
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_rollout import TEXT_LENGTH, continue_clips
 from vidaccel.training.causal_score import held_clips
@@ -261,6 +262,16 @@ def test_first_chunks_may_come_from_clips_of_their_own(donor_folder: str, tmp_pa
     assert torch.equal(beginnings.tokens, whole.tokens[:, :1])
     list(train_causal(replace(config, schedule=replace(SCHEDULE, steps=1)), tmp_path))
     assert load_checkpoint(tmp_path, kind="causal")[0].recipe["begin_clips"] == 3
+
+
+def test_a_checkpoint_says_how_many_clips_there_was_time_for(
+    donor_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trip_bank, "_CHUNKS_AT_A_TIME", 4)  # one clip
+    config = causal_config(donor_folder, bank_clips=5, begin_clips=8, bank_seconds=1e-6)
+    list(train_causal(replace(config, schedule=replace(SCHEDULE, steps=1)), tmp_path))
+    recipe = load_checkpoint(tmp_path, kind="causal")[0].recipe
+    assert (recipe["bank_clips"], recipe["begin_clips"]) == (1, 4)
 
 
 def test_no_two_seeds_rounds_or_beginnings_train_on_the_same_clips(donor_folder: str) -> None:
