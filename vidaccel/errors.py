@@ -35,9 +35,11 @@ def check_count(
         raise UserError(f"`{name}` must be a whole number {bounds}{' or None' if optional else ''}; got {value!r}.")
 
 
-def check_amount(name: str, value: float, *, is_zero_allowed: bool = False) -> None:
-    """Raise UserError where `value` is no finite number above 0; `is_zero_allowed`: 0 will do."""
-    if not (0 < value < math.inf or (is_zero_allowed and value == 0)):
+def check_amount(name: str, value: float | None, *, is_zero_allowed: bool = False, optional: bool = False) -> None:
+    """Raise UserError where `value` is no finite number above 0; `is_zero_allowed`: 0 will do, `optional`: None."""
+    if value is None and optional:
+        return
+    if value is None or not (0 < value < math.inf or (is_zero_allowed and value == 0)):
         bound = "of at least" if is_zero_allowed else "above"
         raise UserError(f"`{name}` must be a finite number {bound} 0, got {value}.")
 

@@ -74,3 +74,17 @@ def test_every_option_of_every_benchmark_has_its_help_and_its_name_is_that_of_it
     kind = benchmark_class(name)
     assert kind.name == name
     assert all(one.metadata["help"] for one in fields(kind))
+
+
+TIMED = [name for name in BENCHMARKS if "budget_seconds" in {one.name for one in fields(benchmark_class(name))}]
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_a_budget_that_is_none_is_refused_before_anything_is_loaded(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(TIMED) > 4
+    asked = ["--folder", str(tmp_path)] if name == "commands" else []
+    assert run(["bench", name, "--output", str(tmp_path / "out"), "--budget-seconds", "-1", *asked]) == 2
+    assert "`budget_seconds` must be a finite number above 0, got -1.0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -148,7 +148,7 @@ def test_memories_fill_as_the_index_says() -> None:
         ({"num_filled_chunks": 0}, "must be at least 1"),
         ({"memories": ("huge", "window:9")}, "A memory must be"),
         ({"height": 100}, "multiples of 16; got 100 x 832"),
-        ({"budget_seconds": -1.0}, "`budget_seconds` must be positive"),
+        ({"budget_seconds": -1.0}, "`budget_seconds` must be a finite number above 0, got -1.0"),
     ],
 )
 def test_what_cannot_run_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

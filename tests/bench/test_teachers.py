@@ -141,7 +141,7 @@ def bench(init: str, output: Path, **changes: Any) -> TeachersBench:
 def test_a_run_without_time_begins_no_arm_and_the_next_ones_finish_it_without_repeating_anything(
     init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = bench(init, tmp_path, budget_seconds=-1.0).run()
+    first = bench(init, tmp_path, budget_seconds=1e-9).run()
     assert first["claims"] == []
     content = json.loads((tmp_path / "teachers.json").read_text())
     assert [record["kind"] for record in content["records"]] == ["teacher"]

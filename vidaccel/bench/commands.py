@@ -22,7 +22,7 @@ import torch
 from vidaccel.bench.full_size import FULL_SIZES, make_full_size
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.bench.shared.markdown import captions, markdown_table
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_amount
 from vidaccel.generation.loading import resolve_device
 from vidaccel.machine.attention import attention_call, usable_attention_backends
 from vidaccel.machine.environment import describe_environment, without_folders
@@ -63,6 +63,7 @@ class CommandsBench(Benchmark):
     budget_seconds: float | None = option("No command begins after it.", None, recorded=False)
 
     def __post_init__(self) -> None:
+        check_amount("budget_seconds", self.budget_seconds, optional=True)
         if unknown := sorted(set(self.models) - FULL_SIZES.keys()):
             raise UserError(f"`models` may name {', '.join(FULL_SIZES)}; got {', '.join(unknown)}.")
         if self.parallel < 1:

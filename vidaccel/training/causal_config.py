@@ -94,8 +94,7 @@ class CausalTrainingConfig:
             check_amount(name, getattr(self, name), is_zero_allowed=True)
         for name in ("begin_batch", "begin_clips", "validation_trips", "validation_clips"):
             check_count(name, getattr(self, name), minimum=0)
-        if self.bank_seconds is not None:
-            check_amount("bank_seconds", self.bank_seconds)
+        check_amount("bank_seconds", self.bank_seconds, optional=True)
         check_seed(self.seed)
         if self.begin_clips and not self.begin_batch:
             raise UserError(

@@ -147,8 +147,7 @@ class ContextForcingConfig:
             check_count(name, getattr(self, name), minimum=1)
         check_count("validation_trips", self.validation_trips, minimum=0)
         for name in ("start_seconds", "start_steps", "bank_seconds"):
-            if getattr(self, name) is not None:
-                check_amount(name, getattr(self, name))
+            check_amount(name, getattr(self, name), optional=True)
         if self.num_chunks <= self.rollout.max_chunks:
             raise UserError(
                 f"`num_chunks` must be more than the {self.rollout.max_chunks} of a rollout, got {self.num_chunks}."

@@ -16,7 +16,7 @@ from vidaccel.bench.depth.memories import MEMORIES, SmallMemory
 from vidaccel.bench.depth.tables import depth_markdown, save_depth_plot, summarise_depth
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.catalog.models import EMBEDDED_STUDENT
-from vidaccel.errors import UserError, check_count
+from vidaccel.errors import UserError, check_amount, check_count
 from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_rollout import TEXT_LENGTH
@@ -55,6 +55,7 @@ class DepthBench(Benchmark):
     budget_seconds: float | None = option("No memory is begun after it.", None, recorded=False)
 
     def __post_init__(self) -> None:
+        check_amount("budget_seconds", self.budget_seconds, optional=True)
         for name in ("num_trips", "away_chunks", "num_chunks", "num_inference_steps", "batch_size"):
             check_count(name, getattr(self, name), minimum=1)
         names = [SmallMemory.parse(text).name for text in self.memories]

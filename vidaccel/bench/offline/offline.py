@@ -20,7 +20,7 @@ from vidaccel.bench.offline.measures import DRIFT_CHUNKS, Judge
 from vidaccel.bench.offline.tables import offline_markdown, summarise_offline
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.catalog.models import EMBEDDED_TEACHER
-from vidaccel.errors import UserError, check_count
+from vidaccel.errors import UserError, check_amount, check_count
 from vidaccel.machine.environment import describe_environment
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_student import Donor
@@ -67,6 +67,7 @@ class OfflineBench(Benchmark):
     budget_seconds: float | None = option("No arm begins after it.", None, recorded=False)
 
     def __post_init__(self) -> None:
+        check_amount("budget_seconds", self.budget_seconds, optional=True)
         for name in ("num_states", "refreshes", "batch_size", "bank_clips", "trips"):
             check_count(name, getattr(self, name), minimum=1)
         check_count("updates", self.updates, minimum=1, optional=True)

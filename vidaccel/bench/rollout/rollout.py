@@ -27,7 +27,7 @@ from vidaccel.bench.rollout.tables import rollout_markdown, save_rollout_plot, s
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.catalog.speed_shapes import SHAPES
-from vidaccel.errors import UserError
+from vidaccel.errors import UserError, check_amount
 from vidaccel.generation.loading import resolve_device
 from vidaccel.machine.environment import describe_environment
 from vidaccel.models.fused_layers import fuse_layers
@@ -70,8 +70,7 @@ class RolloutBench(Benchmark):
             )
         if min(*self.num_chunks, self.num_filled_chunks, self.num_inference_steps) < 1:
             raise UserError("`num_chunks`, `num_filled_chunks` and `num_inference_steps` must be at least 1.")
-        if self.budget_seconds is not None and self.budget_seconds <= 0:
-            raise UserError(f"`budget_seconds` must be positive; got {self.budget_seconds:g}.")
+        check_amount("budget_seconds", self.budget_seconds, optional=True)
         for text in self.memories:
             memory_config(text)
         step = SHAPES[self.shape].pixel_step

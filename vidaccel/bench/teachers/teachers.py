@@ -21,7 +21,7 @@ from vidaccel.bench.teachers.merge import copy_pictures, merged_results
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.tables import save_teachers_plot, teachers_markdown
 from vidaccel.catalog.models import EMBEDDED_TEACHER
-from vidaccel.errors import UserError, check_count, check_seed
+from vidaccel.errors import UserError, check_amount, check_count, check_seed
 from vidaccel.machine.environment import describe_environment, without_folders
 from vidaccel.training.context_forcing_config import ContextForcingConfig, MatchingRule, RolloutRule
 from vidaccel.training.context_forcing_networks import compile_blocks
@@ -63,6 +63,7 @@ class TeachersBench(Benchmark):
     )
 
     def __post_init__(self) -> None:
+        check_amount("budget_seconds", self.budget_seconds, optional=True)
         if unknown := sorted(set(self.starts) - set(STARTS)):
             raise UserError(f"`starts` may name {', '.join(STARTS)}; got {', '.join(unknown)}.")
         if not self.starts or not self.seeds:

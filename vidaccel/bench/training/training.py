@@ -15,7 +15,7 @@ from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, opti
 from vidaccel.bench.training.cells import PATCH_PIXELS, Cell, Sizes, Stage, measured
 from vidaccel.bench.training.tables import training_markdown
 from vidaccel.catalog.speed_shapes import SHAPES
-from vidaccel.errors import UserError, check_count
+from vidaccel.errors import UserError, check_amount, check_count
 from vidaccel.machine.environment import describe_environment
 from vidaccel.training.adapters import check_adapters
 from vidaccel.training.device import training_device
@@ -42,6 +42,7 @@ class TrainingBench(Benchmark):
     budget_seconds: float | None = option("No cell begins after it.", None, recorded=False)
 
     def __post_init__(self) -> None:
+        check_amount("budget_seconds", self.budget_seconds, optional=True)
         causal = [name for name, shape in SHAPES.items() if shape.causal is not None]
         if self.shape not in causal:
             raise UserError(f"`shape` must be one of {', '.join(causal)}, got {self.shape!r}.")
