@@ -13,6 +13,7 @@ from tests.support.tiny_donor import save_tiny_donor
 from tests.support.tiny_student import ARCHITECTURE, save_forced
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.bench.teachers import teachers
+from vidaccel.bench.teachers.keeps import keeping
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.teachers import TeachersBench
 from vidaccel.errors import UserError
@@ -108,6 +109,20 @@ def test_too_few_seeds_trips_or_unequal_updates_decide_nothing():
     assert decide(few, start="ignore")["missing"] == "100 of 256 trips"
 
 
+def test_what_students_keep_is_pooled_over_the_seeds_that_have_both_views() -> None:
+    records = [*arms({"seen": 0.9}, {"seen": 0.4}), arm("long", 3, seen=0.0)]
+    records += [arm("long", 4, seen=0.0), arm("short", 4, seen=0.0) | {"updates": 251}]
+    assert keeping(records) is None, "these began without recall"
+    found = keeping([one | {"start": "as-is"} for one in records])
+    assert found is not None
+    assert (found["seeds"], found["updates"]) == ([0, 1, 2], [250])
+    assert found["as_seen"]["long"]["share"] == pytest.approx(0.9)
+    assert found["as_seen"]["short"]["share"] == pytest.approx(0.4)
+    assert found["as_seen"]["long"]["low"] > found["as_seen"]["short"]["high"]
+    assert found["difference"]["mean"] == pytest.approx(0.5)
+    assert 0.4 < found["difference"]["low"] < 0.5 < found["difference"]["high"] < 0.6
+
+
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A student to be the teacher, untrained; the model it shares networks with lies beside it."""
@@ -160,6 +175,20 @@ def test_a_run_without_time_begins_no_arm_and_the_next_ones_finish_it_without_re
     assert "Start *ignore*: **not decided** (1 of 3 seeds" in (tmp_path / "teachers.md").read_text()
     monkeypatch.setattr(teachers, "load_beginning", lambda init: pytest.fail("there is nothing left to run"))
     assert bench(init, tmp_path).run() == second
+
+
+@pytest.mark.slow
+def test_what_begins_as_the_teacher_is_distilled_too_and_reported_without_a_verdict(init: str, tmp_path: Path) -> None:
+    summary = bench(init, tmp_path, starts=("as-is",), base="there is none").run()
+    assert summary["claims"] == []
+    assert summary["keeping"]["seeds"] == [0]
+    records = json.loads((tmp_path / "teachers.json").read_text())["records"]
+    assert [record["kind"] for record in records] == ["teacher", "arm", "arm"]
+    assert records[1]["cells"]["memory"] != {}
+    page = (tmp_path / "teachers.md").read_text()
+    assert "Students that begin as the teacher, after 2 updates, seeds 0: as_seen" in page
+    assert "It is asked from 1000 updates on." in page
+    assert "| the teacher |" in page
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table, share_text
 from vidaccel.bench.shared.statistics import share_interval
+from vidaccel.bench.teachers.keeps import LEAST_UPDATES
 
 Content = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -46,9 +47,26 @@ def teachers_markdown(content: Content) -> str:
         lines += [f"Start *{claim['start']}*: **{claim['verdict']}**{missing}.", ""]
         lines += markdown_table(("check", "value", "asked", "met"), [_check_row(check) for check in claim["checks"]])
         lines.append("")
+    if found := content["summary"].get("keeping"):
+        lines += ["## Does it keep what it recalls?", "", _keeping_text(found), ""]
     header = ("arm", "seed", "updates", "s", *(title for title, _, _ in _COLUMNS))
     lines += ["## The arms", "", *markdown_table(header, [_row(record) for record in content["records"]])]
     return "\n".join(lines) + "\n"
+
+
+def _keeping_text(found: Record) -> str:
+    updates = " and ".join(map(str, found["updates"]))
+    long, short = (
+        f"{one['share']:.1%} [{one['low']:.1%}, {one['high']:.1%}]"
+        for one in (found["as_seen"][view] for view in ("long", "short"))
+    )
+    gap = found["difference"]
+    early = "" if min(found["updates"]) >= LEAST_UPDATES else f" It is asked from {LEAST_UPDATES} updates on."
+    return (
+        f"Students that begin as the teacher, after {updates} updates, seeds {', '.join(map(str, found['seeds']))}: "
+        f"as_seen {long} with the long view, {short} with the short one, a difference of {100 * gap['mean']:.1f} "
+        f"points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}].{early}"
+    )
 
 
 def _check_row(check: Record) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ Context Forcing (arXiv 2602.06028) says that a student which is distilled by a t
 use its long memory, and that one whose teacher is given the student's memory has. Generators start without recall
 (`context_forcing_starts`) and are distilled for equal numbers of updates by the same teacher, which sees all that the
 student remembers (long) or the last chunk only (short), and so does the critic; recall of the last weights is compared
-on held-out trips. What counts as success is in `rule` and was written down first.
+on held-out trips. What counts as success is in `rule` and was written down first. Beside it, whether a student that
+recalls keeps it (`keeps`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from vidaccel.bench.shared.benchmark import Benchmark, BenchProgress, Tell, option
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.bench.teachers.arms import Ground, measured, run_arm, starts_of
+from vidaccel.bench.teachers.keeps import AS_IS, keeping
 from vidaccel.bench.teachers.merge import copy_pictures, merged_results
 from vidaccel.bench.teachers.rule import decide
 from vidaccel.bench.teachers.tables import save_teachers_plot, teachers_markdown
@@ -45,7 +47,9 @@ class TeachersBench(Benchmark):
 
     init: str = option("The teacher-forced student that teaches: a checkpoint, a folder or a name.", EMBEDDED_TEACHER)
     base: str = option("What the starts begin from: a model without recall.", "wan-tiny")
-    starts: tuple[str, ...] = option("Of ignore, short.", STARTS, recorded=False)
+    starts: tuple[str, ...] = option(
+        "Of ignore, short, which cannot recall, and as-is, which can: does it keep that?", STARTS, recorded=False
+    )
     seeds: tuple[int, ...] = option("Training seeds of every arm.", (0, 1, 2), recorded=False)
     updates: int = option("Updates of the generator in every arm.", 250)
     start_steps: int = option("Steps of teacher forcing for every start.", 450)
@@ -64,8 +68,8 @@ class TeachersBench(Benchmark):
 
     def __post_init__(self) -> None:
         check_amount("budget_seconds", self.budget_seconds, optional=True)
-        if unknown := sorted(set(self.starts) - set(STARTS)):
-            raise UserError(f"`starts` may name {', '.join(STARTS)}; got {', '.join(unknown)}.")
+        if unknown := sorted(set(self.starts) - {*STARTS, AS_IS}):
+            raise UserError(f"`starts` may name {', '.join((*STARTS, AS_IS))}; got {', '.join(unknown)}.")
         if not self.starts or not self.seeds:
             raise UserError("`starts` and `seeds` must not be empty.")
         for seed in self.seeds:
@@ -122,7 +126,8 @@ class TeachersBench(Benchmark):
     def _finish(self, results: ResultFile) -> dict[str, Any]:
         arms = [record for record in results.records if record["kind"] == "arm"]
         starts = [start for start in STARTS if any(arm["start"] == start for arm in arms)]
-        summary = results.finish({"claims": [decide(arms, start=start) for start in starts]})
+        claims = [decide(arms, start=start) for start in starts]
+        summary = results.finish({"claims": claims, "keeping": keeping(arms)})
         self.write_table(teachers_markdown(results.content))
         save_teachers_plot(self.path("png"), results.content)
         return summary
@@ -194,11 +199,15 @@ class _Comparison:
         )
 
     def _new_starts(self, seed: int) -> dict[str, Any]:
-        """The starts of a seed, measured once."""
+        """The starts of a seed, measured once; what begins as the teacher was measured as it."""
+        given = {AS_IS: self.ground.beginning.student}
+        ignorant = [name for name in self.bench.starts if name not in given]
+        if not ignorant:
+            return given
         forcing = Forcing(steps=self.bench.start_steps, batch_size=self.bench.batch_size, seed=seed)
         starts = starts_of(self.ground, self.bench.base, forcing, kept=self.bench.output / "starts")
-        for name in self.bench.starts:
+        for name in ignorant:
             if self.results.find(kind="start", seed=seed, start=name) is None:
                 cells = measured(starts[name], self.ground.visits)
                 self.results.add({"kind": "start", "seed": seed, "start": name, "cells": cells})
-        return starts
+        return starts | given
