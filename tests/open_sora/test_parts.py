@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.open_sora_fixtures import largest_difference, tensors, values
+from tests.support.open_sora_fixtures import FOLDER, largest_difference, tensors, values
 from vidaccel.errors import UserError
 from vidaccel.open_sora.conditioning import (
     FrameMask,
@@ -25,6 +25,10 @@ from vidaccel.open_sora.schedule import shift_of, sigmas_of
 from vidaccel.open_sora.sizes import ASPECT_RATIOS, FRAME_NAMES, TABLES, num_frames_of, size_of, video_size
 
 # Sizes.
+
+
+def test_what_the_repository_has_recorded_is_where_it_is_looked_for() -> None:
+    assert {"aspect.json", "mask_io.safetensors", "text.json"} <= {path.name for path in FOLDER.iterdir()}
 
 
 def test_all_sizes_are_the_original_ones() -> None:

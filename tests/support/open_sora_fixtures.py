@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidaccel.models.stdit3 import STDiT3
 
-FOLDER = Path(__file__).parent / "fixtures" / "open_sora"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "open_sora"
 PIXELS = {"height": 480, "width": 854, "fps": 24}  # what the original was told, whatever the latents' size
 
 
