@@ -271,7 +271,7 @@ def test_a_checkpoint_says_how_many_clips_there_was_time_for(
     config = causal_config(donor_folder, bank_clips=5, begin_clips=8, bank_seconds=1e-6)
     list(train_causal(replace(config, schedule=replace(SCHEDULE, steps=1)), tmp_path))
     recipe = load_checkpoint(tmp_path, kind="causal")[0].recipe
-    assert (recipe["bank_clips"], recipe["begin_clips"]) == (1, 4)
+    assert (recipe["num_clips"], recipe["num_begin_clips"]) == (1, 4)
 
 
 def test_no_two_seeds_rounds_or_beginnings_train_on_the_same_clips(donor_folder: str) -> None:

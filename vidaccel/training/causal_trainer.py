@@ -63,8 +63,8 @@ def train_causal(
     donor.vae.to(device)
     donor.text_encoder.to(device)
     bank, beginnings = encoded_banks(donor, config, round_number=state.round, on_bank=on_bank)
-    made = {"bank_clips": len(bank.clips), "begin_clips": len(beginnings.clips) if config.begin_clips else 0}
-    state = replace(state, recipe={**state.recipe, **made})  # `bank_seconds` may have ended with fewer
+    made = {"num_clips": len(bank.clips), "num_begin_clips": len(beginnings.clips)}  # in time
+    state = replace(state, recipe={**state.recipe, **made})
     carry_records(resume, output)
     torch.manual_seed(config.seed)
     task = CausalTask(student, donor, config, bank=bank, beginnings=beginnings, state=state)

@@ -16,13 +16,13 @@ from vidaccel.training.loop import METRICS_FILE, Record, Schedule
 from vidaccel.training.ranks import num_ranks
 
 TEACHER_FOLDER = "teacher"
-_BANK_SHARE = 0.13  # of the time, for rendering and encoding clips
+_BANK_SHARE = 0.28  # of the time, for rendering and encoding clips
 
 
 def teacher_config(
     init: str, *, seconds: float | None, steps: int | None, layers: tuple[int, ...] | None, seed: int, device: str
 ) -> CausalTrainingConfig:
-    """The settings of the embedded student's first round, but with first chunks beside the others, from `init`.
+    """The settings of the round that made the embedded teacher, from `init`.
 
     seconds, steps: how long it is, one of them.
 
@@ -36,7 +36,7 @@ def teacher_config(
         flat_share=0.3,
         final_share=0.02,
         warmup_steps=100,
-        num_validations=2,
+        num_validations=1,
     )
     return CausalTrainingConfig(
         schedule=schedule,
@@ -44,10 +44,14 @@ def teacher_config(
         device=device,
         init=init,
         layers=layers,
-        bank_clips=8000,
+        bank_clips=40_000,
         bank_seconds=None if seconds is None else _BANK_SHARE * seconds,
-        landmark_weight=4.0,
-        validation_clips=32,
+        begin_clips=80_000,
+        batch_size=96,
+        begin_batch=128,
+        return_share=0.3,
+        change_share=0.5,
+        landmark_weight=8.0,
     )
 
 
