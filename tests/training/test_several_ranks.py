@@ -23,26 +23,37 @@ from vidaccel.training.context_forcing_config import ContextForcingConfig
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_two(*arguments: str) -> None:
+def run_two(task: str, tmp_path: Path, *arguments: str) -> Path:
+    """The folder that two processes wrote into.
+
+    PyTorch with gloo crashed in its own code (SIGSEGV) in one of some thirty runs: that, and nothing else, is tried
+    once more, in a folder of its own.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, "-m", "tests.support.several_ranks", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for attempt in ("first", "second"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        done = subprocess.run(
+            [*command, "-m", "tests.support.several_ranks", task, str(folder), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if "(SIGSEGV)" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
 
 
 @pytest.mark.slow
 def test_two_ranks_with_half_a_batch_each_learn_what_one_learns_of_all_of_it(tmp_path: Path) -> None:
-    run_two("step", str(tmp_path))
+    folder = run_two("step", tmp_path)
     for lora in (None, 3):
         alone = updated(lora, [0, 1])
-        shared = load_file(tmp_path / f"{lora}.safetensors")
+        shared = load_file(folder / f"{lora}.safetensors")
         assert alone.keys() == shared.keys()
         for name, tensor in alone.items():
             torch.testing.assert_close(
@@ -54,10 +65,10 @@ def test_two_ranks_with_half_a_batch_each_learn_what_one_learns_of_all_of_it(tmp
 def test_a_killed_or_ended_training_on_two_ranks_goes_on_exactly_and_leaves_a_plain_student(
     tmp_path: Path, donor_folder: str
 ) -> None:
-    run_two("train", str(tmp_path), save_forced(camera_student(), tmp_path / "init", init=donor_folder))
-    whole, tensors = load_checkpoint(tmp_path / "whole", kind="causal")
+    folder = run_two("train", tmp_path, save_forced(camera_student(), tmp_path / "init", init=donor_folder))
+    whole, tensors = load_checkpoint(folder / "whole", kind="causal")
     for other in ("killed", "stopped"):
-        state, again = load_checkpoint(tmp_path / other, kind="causal")
+        state, again = load_checkpoint(folder / other, kind="causal")
         assert [name for name in tensors if not torch.equal(tensors[name], again[name])] == [], other
         assert state.progress == whole.progress
     first, second = whole.progress["ranks"]
@@ -66,7 +77,7 @@ def test_a_killed_or_ended_training_on_two_ranks_goes_on_exactly_and_leaves_a_pl
     assert first["draw"] != second["draw"]
     assert not torch.equal(tensors["errors.residuals"], tensors["errors.residuals.1"])
     camera_student().load_state_dict(without_prefix("transformer", tensors))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)), "one rank writes"
     with pytest.raises(UserError, match="2 cards"):
         trainer_module.own_progress(whole.progress)
