@@ -63,7 +63,7 @@ def train_causal(
     donor.vae.to(device)
     donor.text_encoder.to(device)
     bank, beginnings = encoded_banks(donor, config, round_number=state.round, on_bank=on_bank)
-    made = {"num_clips": len(bank.clips), "num_begin_clips": len(beginnings.clips)}  # in time
+    made = {"num_clips": len(bank.clips), "num_begin_clips": len(beginnings.clips)}
     state = replace(state, recipe={**state.recipe, **made})
     carry_records(resume, output)
     torch.manual_seed(config.seed)

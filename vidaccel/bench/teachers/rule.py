@@ -37,14 +37,14 @@ def decide(arms: Sequence[Arm], *, start: str) -> dict[str, Any]:
     An arm is a record with `start`, `seed`, `view`, `updates` and `cells`, which by cell hold lists of booleans, one a
     trip: as_seen, swapped, valid. The verdict is "holds", "fails", or "not decided" where arms or trips are missing.
     """
-    pairs = _pairs(arms, start)
+    pairs = pairs_of(arms, start)
     checks = [*_gains(pairs), *_controls(pairs), *_validity(pairs)] if pairs else []
     missing = _missing(pairs)
     verdict = "not decided" if missing else "holds" if all(check["holds"] for check in checks) else "fails"
     return {"start": start, "verdict": verdict, "missing": missing, "seeds": sorted(pairs), "checks": checks}
 
 
-def _pairs(arms: Sequence[Arm], start: str) -> dict[int, tuple[Arm, Arm]]:
+def pairs_of(arms: Sequence[Arm], start: str) -> dict[int, tuple[Arm, Arm]]:
     """By seed, the long and the short arm, where both are there with equal updates."""
     found = {(arm["seed"], arm["view"]): arm for arm in arms if arm["start"] == start}
     seeds = sorted({seed for seed, _ in found})
@@ -68,7 +68,7 @@ def _gains(pairs: Mapping[int, tuple[Arm, Arm]]) -> list[dict[str, Any]]:
     for seed, (long, short) in pairs.items():
         gain = _share(long, "memory", "as_seen") - _share(short, "memory", "as_seen")
         checks.append(_check(f"gain of as_seen, seed {seed}", gain, least=LEAST_GAIN))
-    summary = _difference(pairs, "memory", "as_seen")
+    summary = difference_of(pairs, "memory", "as_seen")
     checks.append(_check("lower bound of the pooled gain", summary["low"], least=LEAST_GAIN, strict=True) | summary)
     return checks
 
@@ -90,13 +90,13 @@ def _controls(pairs: Mapping[int, tuple[Arm, Arm]]) -> list[dict[str, Any]]:
 def _validity(pairs: Mapping[int, tuple[Arm, Arm]]) -> list[dict[str, Any]]:
     checks = []
     for cell, words in (("memory", "returns"), ("first visit", "first visits")):
-        summary = _difference(pairs, cell, "valid")
+        summary = difference_of(pairs, cell, "valid")
         least = -MOST_LOSS_OF_VALIDITY
         checks.append(_check(f"validity on {words}, long - short", summary["mean"], least=least) | summary)
     return checks
 
 
-def _difference(pairs: Mapping[int, tuple[Arm, Arm]], cell: str, name: str) -> dict[str, float]:
+def difference_of(pairs: Mapping[int, tuple[Arm, Arm]], cell: str, name: str) -> dict[str, float]:
     """Long minus short, mean over seeds and trips, with a bootstrap interval over trips."""
     columns = [
         [float(ours) - float(theirs) for ours, theirs in zip(*(arm["cells"][cell][name] for arm in pair), strict=True)]
