@@ -22,7 +22,7 @@ _APART_SHARE = 0.7
 _SHIFT = 24.0
 _CHANGE_CHUNK, _CHANGE_CHUNKS = 4, 16
 _MIN_SPAN_CHUNKS = 3
-_CHANGE_WEIGHTS = {"colour": 1, "shape": 1, "motion": 1, "background": 2, "landmark": 3}  # the harder the more often
+_CHANGE_WEIGHTS = {"colour": 1, "shape": 1, "motion": 1, "background": 1, "landmark": 5}  # the harder the more often
 
 TripKind = Literal["return", "three", "shift"]
 
