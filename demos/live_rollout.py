@@ -22,7 +22,6 @@ from inputs import MOST_SEED, checked_camera, checked_count, checked_number, che
 from PIL import Image
 from torch import Tensor
 
-from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.catalog.spec import GenerationDefaults
 from vidaccel.errors import UserError
 from vidaccel.generation.generate import unknown_words
@@ -86,8 +85,7 @@ class Studio:
     def shot(self, prompt: str) -> Shot:
         """A prompt, encoded, as the shot from chunk 0 on. To be called in turn: tokenizers are of one thread."""
         guided = self.pipe.student().num_branches > 1
-        length = self.defaults.max_sequence_length or WAN_TEXT_TOKENS
-        return self.pipe.shots(prompt, guided=guided, max_sequence_length=length)[0]
+        return self.pipe.shots(prompt, guided=guided)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

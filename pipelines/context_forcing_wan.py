@@ -2,7 +2,7 @@
 
 from vidaccel.pipelines.context_forcing_wan import ContextForcingWanPipeline
 pipe = ContextForcingWanPipeline.from_pretrained(folder)   # of `vidaccel convert causal-wan`, or the embedded student
-for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80, height=128, width=128):
+for chunk in pipe.stream("a red ball hops on a meadow", num_chunks=80):
     show(chunk.frames)                                      # while the next chunk is made
 `session="run"` keeps finished chunks in a folder; `resume=True` goes on there, also after the process was killed.
 """
@@ -23,7 +23,8 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
+from vidaccel.catalog.pipelines import STUDENT_SIZES, WAN_TEXT_TOKENS
+from vidaccel.catalog.registry import recorded_defaults
 from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
 from vidaccel.memory import MemoryPolicy, parse_memory
@@ -48,8 +49,8 @@ from vidaccel.sessions import MAIN
 class ContextForcingWanPipeline(WanPipeline):
     """Text, and an image or a clip to begin with, to video of any length; called like `WanPipeline`.
 
-    `stream` gives chunks as they are finished. The memory, steps and guidance that a student was made for are part of
-    the pipeline's config and need not be said.
+    `stream` gives chunks as they are finished. The memory, steps, guidance and sizes that a student was made for are
+    part of the pipeline's config and need not be said.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -66,10 +67,14 @@ class ContextForcingWanPipeline(WanPipeline):
         chunk_frames: int = 3,
         num_inference_steps: int = 4,
         guidance_scale: float = 1.0,
+        height: int = 480,
+        width: int = 832,
+        max_sequence_length: int = WAN_TEXT_TOKENS,
     ) -> None:
         """Put the parts together.
 
-        memory: as `parse_memory` takes it. chunk_frames: latent frames made together.
+        memory: as `parse_memory` takes it. chunk_frames: latent frames made together. height, width,
+            max_sequence_length: of videos in pixels and of prompts in tokens, where a call says nothing.
         Raises UserError for a transformer that is not causal, and for a scheduler that cannot re-noise.
         """
         DiffusionPipeline.__init__(self)
@@ -87,7 +92,8 @@ class ContextForcingWanPipeline(WanPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
         )
         settings = {"memory": memory, "chunk_frames": chunk_frames, "num_inference_steps": num_inference_steps}
-        self.register_to_config(**settings, guidance_scale=guidance_scale)
+        sizes = {"height": height, "width": width, "max_sequence_length": max_sequence_length}
+        self.register_to_config(**settings, guidance_scale=guidance_scale, **sizes)
         autoencoder: Any = vae.config
         self.vae_scale_factor_temporal = autoencoder.scale_factor_temporal
         self.vae_scale_factor_spatial = autoencoder.scale_factor_spatial
@@ -95,9 +101,11 @@ class ContextForcingWanPipeline(WanPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As diffusers'; parts that a folder shares with an embedded model are loaded from there."""
+        """As diffusers'; parts that a folder shares with an embedded model are loaded from there, and what its
+        `vidaccel.json` says of sizes holds where a call says nothing."""
         missing = shared_components(pretrained_model_name_or_path, given=kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **missing, **kwargs)
+        sizes = recorded_defaults(pretrained_model_name_or_path, STUDENT_SIZES)
+        return super().from_pretrained(pretrained_model_name_or_path, **missing, **(sizes | kwargs))
 
     @property
     def _settings(self) -> Any:
@@ -137,17 +145,19 @@ class ContextForcingWanPipeline(WanPipeline):
         self,
         student: Student,
         *,
-        height: int = 480,
-        width: int = 832,
+        height: int | None = None,
+        width: int | None = None,
         seeds: Sequence[int] = (0,),
         memory: MemoryPolicy | str | None = None,
         decoder: Decoder | None = None,
     ) -> RolloutState:
-        """The state before the first chunk, for videos of `height` x `width` pixels, one a seed.
+        """The state before the first chunk, for videos of `height` x `width` pixels, one a seed; None: the student's.
 
         Raises UserError for sizes that the networks do not take. Warns where layers share a memory (`depth_every`) and
         the student was not trained so.
         """
+        height = self._settings.height if height is None else height
+        width = self._settings.width if width is None else width
         side = self.vae_scale_factor_spatial
         rows, columns = (side * size for size in self.transformer.config.patch_size[1:])
         if height < 1 or width < 1 or height % rows or width % columns:
@@ -188,6 +198,7 @@ class ContextForcingWanPipeline(WanPipeline):
         encoding: `negative_prompt`, `guided`, `num_videos`, `max_sequence_length`, as `PromptEncoder` takes them.
         Raises UserError for another number of prompts than of videos.
         """
+        encoding = {"max_sequence_length": self._settings.max_sequence_length} | encoding
         return PromptEncoder(pipe=self, **encoding).shots(prompt, grid or self.grid(), num_chunks)
 
     # Making video
@@ -205,15 +216,15 @@ class ContextForcingWanPipeline(WanPipeline):
         image: Any = None,
         video: Any = None,
         decode_start: bool = False,
-        height: int = 480,
-        width: int = 832,
+        height: int | None = None,
+        width: int | None = None,
         seeds: Sequence[int] = (0,),
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         skip_steps: StepSkipping | str | None = None,
         memory: MemoryPolicy | str | None = None,
         fps: float = 16,
-        max_sequence_length: int = WAN_TEXT_TOKENS,
+        max_sequence_length: int | None = None,
         decode: bool = True,
         state: RolloutState | None = None,
         session: str | os.PathLike[str] | None = None,
@@ -236,6 +247,7 @@ class ContextForcingWanPipeline(WanPipeline):
         image, video: to begin with, (3, H, W) or (f, 3, H, W) in [0, 1], or what diffusers' pipelines take (PIL
             images are scaled); its own chunks come first and count. Their `frames` are the pixels that were given, with
             `decode_start` those that the autoencoder makes of them.
+        height, width, max_sequence_length: None: as the student was made for.
         skip_steps: steps of a chunk whose pass is left out, `"3"`; see `StepSkipping`.
         fps: what the seconds of a timeline and a camera are counted in, and of the video in a session.
         state: to go on from, as `new_state` gave it; it is advanced in place, with its own memory, size and seeds.
@@ -261,7 +273,7 @@ class ContextForcingWanPipeline(WanPipeline):
         )
         if state is not None:
             _check_state_alone(asked, memory)
-        check_number("max_sequence_length", max_sequence_length)
+        tokens = self._settings.max_sequence_length if max_sequence_length is None else max_sequence_length
         student = self.student(num_inference_steps, guidance_scale, skip_steps=skip_steps)
         if state is None:
             decoder = StreamingDecoder(self.vae) if decode else None
@@ -276,7 +288,7 @@ class ContextForcingWanPipeline(WanPipeline):
             negative_prompt=negative_prompt,
             guided=student.num_branches > 1,
             num_videos=len(state.seeds),
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=tokens,
         )
         shots = encoder.shots(prompt, grid, length, embeddings=prompt_embeds, negative=negative_prompt_embeds)
         made = Production(student=student, state=state, shots=shots, num_chunks=length, camera=moved, start=start)
@@ -303,8 +315,8 @@ class ContextForcingWanPipeline(WanPipeline):
         self,
         prompt: str | Sequence[str] | PromptTimeline | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        height: int = 480,
-        width: int = 832,
+        height: int | None = None,
+        width: int | None = None,
         num_frames: int = 81,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -317,7 +329,7 @@ class ContextForcingWanPipeline(WanPipeline):
         video: Any = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        max_sequence_length: int = WAN_TEXT_TOKENS,
+        max_sequence_length: int | None = None,
         fps: float = 16,
         decode_start: bool = False,
         camera: CameraPath | str | None = None,

@@ -413,7 +413,7 @@ def test_a_trip_is_the_same_alone_and_in_a_batch(student_folder: Path, monkeypat
 
     pipe = load_pipeline(str(student_folder), device="cpu")
     cell = RecallCell.parse(f"return/{SHORT}")
-    trips = RecallTrips(pipe, cell, count=3, max_sequence_length=16)
+    trips = RecallTrips(pipe, cell, count=3)
     together = trips.roll(cell)
     monkeypatch.setattr(trips_module, "_BATCH", 1)
     alone = trips.roll(cell)

@@ -49,7 +49,7 @@ ASKED = {
 
 @pytest.fixture
 def filming(tiny_wan_folder: Path) -> Filming:
-    return Filming(pipe=tiny_student(tiny_wan_folder), max_sequence_length=16)
+    return Filming(pipe=tiny_student(tiny_wan_folder))
 
 
 def told(filming: Filming) -> Filming:

@@ -137,11 +137,7 @@ def test_a_camera_moves_as_asked_for_and_goes_on_from_there_in_a_branch(tiny_wan
     live = LiveRollout(studio)
     first, later = f"{9 / FPS}-{21 / FPS} right 1", f"{33 / FPS}-{45 / FPS} left 0.5"
     list(started(live, camera=first))
-    made = list(
-        studio.pipe.stream(
-            RED, num_chunks=5, camera=f"{first}, {later}", height=32, width=32, fps=FPS, max_sequence_length=16
-        )
-    )
+    made = list(studio.pipe.stream(RED, num_chunks=5, camera=f"{first}, {later}", height=32, width=32, fps=FPS))
     assert_same(latents(live)[:3], made[:3])
     list(live.branch_from(RED, second=33 / FPS, seconds=57 / FPS, camera=later))
     assert_same(latents(live), made)

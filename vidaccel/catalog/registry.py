@@ -6,8 +6,9 @@ Folders and Hub ids without a row in the table get one from `spec_of`: with the 
 
 import inspect
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -75,6 +76,15 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     return ModelSpec(
         name=str(folder), source=str(folder), description="local folder", weights=weights, defaults=defaults
     )
+
+
+def recorded_defaults(model: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Any]:
+    """What the `vidaccel.json` of a folder says of `names`, where a call says nothing; without those it leaves open.
+
+    Raises UserError for one that cannot be read.
+    """
+    defaults = _recorded_settings(Path(model) / SETTINGS_FILE).get("defaults", {})
+    return {name: defaults[name] for name in names if defaults.get(name) is not None}
 
 
 def pipeline_name(spec: ModelSpec) -> str | None:

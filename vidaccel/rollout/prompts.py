@@ -16,6 +16,7 @@ from vidaccel.errors import UserError
 from vidaccel.machine.private_names import execution_device
 from vidaccel.rollout.chunk import Shot
 from vidaccel.rollout.grid import ChunkGrid
+from vidaccel.rollout.start import check_number
 from vidaccel.rollout.timeline import ENDLESS, PromptChange, PromptTimeline
 
 _BETWEEN = " | "  # prompts of several videos, in the name of their shot
@@ -27,7 +28,7 @@ class PromptEncoder:
     """How a pipeline encodes the prompts of `num_videos` videos.
 
     pipe: with `encode_prompt` of `WanPipeline`. guided: encode negative prompts too.
-    max_sequence_length: in tokens, what prompts are padded to.
+    max_sequence_length: in tokens, what prompts are padded to. Raises UserError for none of 1 or more.
     """
 
     pipe: Any
@@ -35,6 +36,9 @@ class PromptEncoder:
     guided: bool = False
     num_videos: int = 1
     max_sequence_length: int = WAN_TEXT_TOKENS
+
+    def __post_init__(self) -> None:
+        check_number("max_sequence_length", self.max_sequence_length)
 
     def shots(
         self,

@@ -26,7 +26,6 @@ from vidaccel.bench.recall.visits import STILL_FRAMES, Visits
 from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, changed, option
 from vidaccel.bench.shared.records import ResultFile
 from vidaccel.catalog.models import EMBEDDED_STUDENT
-from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError, check_count
 from vidaccel.world.landmark_oracle import SAME_PLACE, VALID_LIKELIHOOD
 
@@ -69,10 +68,9 @@ class RecallBench(ModelBenchmark):
         )
         results = self.results(protocol, self.environment(pipe))
         tell = on_progress or (lambda progress: None)
-        length = spec_of(self.model).defaults.max_sequence_length
         done = 0
         for group in _by_trips(cells):
-            trips = RecallTrips(pipe, group[0], count=self.num_trips, seed=self.seed, max_sequence_length=length)
+            trips = RecallTrips(pipe, group[0], count=self.num_trips, seed=self.seed)
             for cell in group:
                 if results.find(cell=cell.name) is None:
                     tell(BenchProgress(done=done, total=len(cells), label=cell.name))

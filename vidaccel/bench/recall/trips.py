@@ -17,7 +17,6 @@ from torch import Tensor
 from vidaccel.bench.recall.blank import MemoryWithout
 from vidaccel.bench.recall.cells import RecallCell
 from vidaccel.bench.recall.visits import Visits, read_visits
-from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.machine.private_names import execution_device
 from vidaccel.memory import MemoryPolicy
 from vidaccel.rollout.camera import ChunkCamera
@@ -71,11 +70,9 @@ class Rolled:
 class RecallTrips:
     """Trips of one kind, unseen in training; what the world shows is encoded when it is asked for first."""
 
-    def __init__(
-        self, pipe: Any, cell: RecallCell, *, count: int, seed: int = 0, max_sequence_length: int | None = None
-    ):
+    def __init__(self, pipe: Any, cell: RecallCell, *, count: int, seed: int = 0):
         """Draw `count` trips for the cells that have the trips of `cell`."""
-        self.pipe, self.length = pipe, max_sequence_length or WAN_TEXT_TOKENS
+        self.pipe = pipe
         self.trips = [
             test_trip(seed * 1_000_003 + index, kind=cell.trip_kind, away_chunks=cell.away_chunks)
             for index in range(count)
@@ -160,7 +157,6 @@ class RecallTrips:
         shots: list[Shot] = self.pipe.shots(
             [trip_caption(trip, 0) for trip in trips],
             num_videos=len(trips),
-            max_sequence_length=self.length,
             guided=guided,
         )
         return shots

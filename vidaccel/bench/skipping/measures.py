@@ -47,8 +47,8 @@ class Arm:
 class Held:
     """Prompts that training never sees, of subjects that stay, under a camera that holds."""
 
-    def __init__(self, pipe: Any, judge: Judge, *, count: int, seed: int, num_chunks: int, length: int) -> None:
-        self._pipe, self._judge, self._length, self._num_chunks = pipe, judge, length, num_chunks
+    def __init__(self, pipe: Any, judge: Judge, *, count: int, seed: int, num_chunks: int) -> None:
+        self._pipe, self._judge, self._num_chunks = pipe, judge, num_chunks
         self._prompts: list[Prompt] = staying_prompts(count, seed=seed)
         self._plain: Tensor | None = None  # late frames of the student itself, which others are compared with
 
@@ -60,9 +60,10 @@ class Held:
         if arm.text == PLAIN:
             self._plain = late
         texts = [prompt.text for prompt in self._prompts]
-        losses = self._judge.losses(latents, texts, max_sequence_length=self._length)
+        length = self._pipe.config.max_sequence_length
+        losses = self._judge.losses(latents, texts, max_sequence_length=length)
         end = first_pixel(self._num_chunks)
-        clips = Filming(pipe=self._pipe, max_sequence_length=self._length).decode(latents, end - PART, end)
+        clips = Filming(pipe=self._pipe).decode(latents, end - PART, end)
         differences = ((late - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).tolist()
         rows = zip(self._prompts, passes, losses, differences, clips, strict=True)
         return [
@@ -79,7 +80,7 @@ class Held:
 
     def _film(self, arm: Arm) -> tuple[Tensor, list[float]]:
         """Latents of all videos, and passes a chunk of each."""
-        filming = Filming(pipe=self._pipe, max_sequence_length=self._length, sampler=arm.sampler)
+        filming = Filming(pipe=self._pipe, sampler=arm.sampler)
         shift = _SEED_SHIFT if arm.text == OTHER_NOISE else 0
         scripts = [Script(seed=prompt.seed + shift, prompts=((0, prompt.text),)) for prompt in self._prompts]
         student = arm.sampler.student(self._pipe)

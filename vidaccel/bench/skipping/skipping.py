@@ -20,8 +20,6 @@ from vidaccel.bench.skipping.measures import Arm, Held, measure_trips
 from vidaccel.bench.skipping.summary import OTHER_NOISE, PLAIN, summarise_skipping
 from vidaccel.bench.skipping.tables import save_skipping_plot, skipping_markdown
 from vidaccel.catalog.models import EMBEDDED_STUDENT
-from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
-from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError, check_count
 
 SAMPLERS = (
@@ -75,8 +73,7 @@ class SkippingBench(ModelBenchmark):
         judge = Judge(self.device)
         judge.check(pipe)
         results = self.results(self.student_protocol(pipe), self.environment(pipe))
-        length = spec_of(self.model).defaults.max_sequence_length or WAN_TEXT_TOKENS
-        measured = _Measures(self, pipe, judge, length)
+        measured = _Measures(self, pipe, judge)
         for done, arm in enumerate(self.arms):
             if results.find(sampler=arm.text) is None:
                 if on_progress is not None:
@@ -91,17 +88,11 @@ class SkippingBench(ModelBenchmark):
 class _Measures:
     """What all samplers are measured on."""
 
-    def __init__(self, bench: SkippingBench, pipe: Any, judge: Judge, length: int) -> None:
-        self._held = Held(
-            pipe,
-            judge,
-            count=bench.num_prompts,
-            seed=bench.seed,
-            num_chunks=bench.num_chunks,
-            length=length,
-        )
+    def __init__(self, bench: SkippingBench, pipe: Any, judge: Judge) -> None:
+        count, seed = bench.num_prompts, bench.seed
+        self._held = Held(pipe, judge, count=count, seed=seed, num_chunks=bench.num_chunks)
         cell = Arm(text=PLAIN).cell("return")
-        self._trips = RecallTrips(pipe, cell, count=bench.num_trips, seed=bench.seed, max_sequence_length=length)
+        self._trips = RecallTrips(pipe, cell, count=bench.num_trips, seed=seed)
 
     def __call__(self, arm: Arm) -> dict[str, Any]:
         began = time.perf_counter()

@@ -88,10 +88,9 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Filming:
-    """A pipeline and how it is used. max_sequence_length: of prompts, in tokens."""
+    """A pipeline and how it is used."""
 
     pipe: Any
-    max_sequence_length: int
     sampler: Sampler = Sampler()
 
     def __post_init__(self) -> None:
@@ -147,7 +146,6 @@ class Filming:
                     [script.prompts[number][1] for script in scripts],
                     num_videos=len(scripts),
                     guided=student.num_branches > 1,
-                    max_sequence_length=self.max_sequence_length,
                 )[0],
                 start_chunk=start,
             )

@@ -22,8 +22,6 @@ from vidaccel.bench.student.summary import summarise_student
 from vidaccel.bench.student.tables import save_student_plot, student_markdown
 from vidaccel.bench.student.visits import BEGINNINGS, TRUTH, measure_visits
 from vidaccel.catalog.models import EMBEDDED_STUDENT
-from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
-from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
 from vidaccel.world import CHANGES
 
@@ -78,8 +76,7 @@ class StudentBench(ModelBenchmark):
 
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
         pipe = self.loaded_student(pipe)
-        length = spec_of(self.model).defaults.max_sequence_length or WAN_TEXT_TOKENS
-        filming = Filming(pipe=pipe, max_sequence_length=length)
+        filming = Filming(pipe=pipe)
         results = self.results(self.student_protocol(pipe, has_camera=filming.has_camera), self.environment(pipe))
         cells = self._cells(filming)
         for done, cell in enumerate(cells):
@@ -109,11 +106,7 @@ class StudentBench(ModelBenchmark):
         if cell.part == "changes":
             return measure_changes(filming, cell.of, count=self.num_changes, seed=self.seed)
         if cell.part == "visits":
-            filming = Filming(
-                pipe=filming.pipe,
-                max_sequence_length=filming.max_sequence_length,
-                sampler=Sampler.parse(cell.sampler),
-            )
+            filming = Filming(pipe=filming.pipe, sampler=Sampler.parse(cell.sampler))
             return measure_visits(filming, cell.of, count=self.num_visits, seed=self.seed)
         if cell.part == "subjects":
             return measure_subjects(filming, count=self.num_subjects, seed=self.seed, seconds=self.seconds)
