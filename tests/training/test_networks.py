@@ -86,7 +86,7 @@ def test_batched_muon_takes_the_steps_of_torch_muon() -> None:
             optimizer.step()
         results.append(parameters)
     for fast, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow, atol=2e-3, rtol=2e-2)  # both orthogonalise in bf16
+        torch.testing.assert_close(fast, slow, atol=2e-3, rtol=2e-2)  # PyTorch's orthogonalises in bf16
 
 
 def test_muon_refuses_what_is_not_a_matrix() -> None:

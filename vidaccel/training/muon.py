@@ -64,10 +64,13 @@ def split_parameters(
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Nearly the orthogonal factor of each of (N, rows, columns) matrices, by five Newton-Schulz iterations in bf16."""
+    """Nearly the orthogonal factor of each of (N, rows, columns) matrices, by five Newton-Schulz iterations.
+
+    In bf16, but on a CPU, where products of bf16 matrices take forty times as long, in float32.
+    """
     a, b, c = _COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    factor = matrices.bfloat16()
+    factor = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     factor = factor.mT if is_tall else factor
     factor = factor / factor.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
