@@ -75,7 +75,7 @@ class ContextForcingWanPipeline(WanPipeline):
 
         memory: as `parse_memory` takes it. chunk_frames: latent frames made together. height, width,
             max_sequence_length: of videos in pixels and of prompts in tokens, where a call says nothing.
-        Raises UserError for a transformer that is not causal, and for a scheduler that cannot re-noise.
+        Raises UserError for a transformer that is not causal, a scheduler that cannot re-noise, and sizes below 1.
         """
         DiffusionPipeline.__init__(self)
         if scheduler is not None and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -93,6 +93,8 @@ class ContextForcingWanPipeline(WanPipeline):
         )
         settings = {"memory": memory, "chunk_frames": chunk_frames, "num_inference_steps": num_inference_steps}
         sizes = {"height": height, "width": width, "max_sequence_length": max_sequence_length}
+        for name, size in sizes.items():
+            check_number(name, size)
         self.register_to_config(**settings, guidance_scale=guidance_scale, **sizes)
         autoencoder: Any = vae.config
         self.vae_scale_factor_temporal = autoencoder.scale_factor_temporal
@@ -101,8 +103,7 @@ class ContextForcingWanPipeline(WanPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As diffusers'; parts that a folder shares with an embedded model are loaded from there, and what its
-        `vidaccel.json` says of sizes holds where a call says nothing."""
+        """As diffusers'; a folder's `vidaccel.json` says its sizes and which parts an embedded model has."""
         missing = shared_components(pretrained_model_name_or_path, given=kwargs)
         sizes = recorded_defaults(pretrained_model_name_or_path, STUDENT_SIZES)
         return super().from_pretrained(pretrained_model_name_or_path, **missing, **(sizes | kwargs))

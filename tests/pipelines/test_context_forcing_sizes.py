@@ -44,6 +44,9 @@ def test_the_settings_of_a_folder_hold_for_pipelines_that_were_saved_without(tmp
     pipe = quiet(ContextForcingWanPipeline.from_pretrained(tmp_path))
     assert torch.equal(latents(pipe), latents(new_pipe(), **SIZES))
     assert ContextForcingWanPipeline.from_pretrained(tmp_path, width=32).config.width == 32
+    (tmp_path / "vidaccel.json").write_text(json.dumps({"defaults": {"height": "tall"}}))
+    with pytest.raises(UserError, match="`height` must be a whole number of at least 1, got 'tall'"):
+        ContextForcingWanPipeline.from_pretrained(tmp_path)
     (tmp_path / "vidaccel.json").write_text("nonsense")
     with pytest.raises(UserError, match=r"vidaccel\.json"):
         ContextForcingWanPipeline.from_pretrained(tmp_path)
