@@ -23,7 +23,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from vidaccel.catalog.pipelines import STUDENT_SIZES, WAN_TEXT_TOKENS
+from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.catalog.registry import recorded_defaults
 from vidaccel.catalog.shares import shared_components
 from vidaccel.errors import UserError
@@ -105,7 +105,7 @@ class ContextForcingWanPipeline(WanPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """As diffusers'; a folder's `vidaccel.json` says its sizes and which parts an embedded model has."""
         missing = shared_components(pretrained_model_name_or_path, given=kwargs)
-        sizes = recorded_defaults(pretrained_model_name_or_path, STUDENT_SIZES)
+        sizes = recorded_defaults(pretrained_model_name_or_path, ("height", "width", "max_sequence_length"))
         return super().from_pretrained(pretrained_model_name_or_path, **missing, **(sizes | kwargs))
 
     @property

@@ -34,7 +34,7 @@ def student(tiny_wan_folder: Path) -> Any:
 def studio(student: Any, tmp_path: Path) -> Studio:
     folder = tmp_path / "work"
     folder.mkdir()
-    return Studio(student, replace(TINY, fps=24, max_sequence_length=16), folder)
+    return Studio(student, replace(TINY, fps=24), folder)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from vidaccel.video.files import read_video
 RED, BLUE = "a red square", "a blue circle"
 FPS = 240  # so that no test waits for a video to be watched
 SECONDS = 45 / FPS  # four chunks: 9 + 3 * 12 pixel frames
-DEFAULTS = GenerationDefaults(height=32, width=32, fps=FPS, max_sequence_length=16)
+DEFAULTS = GenerationDefaults(height=32, width=32, fps=FPS)
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ def test_the_command_takes_the_sizes_that_python_takes(folder: Path) -> None:
         return {name: getattr(request, name) for name in SIZES}
 
     assert asked() == SIZES
+    assert {name: getattr(spec_of(str(folder)).defaults, name) for name in SIZES} == SIZES  # which the demo takes
     assert asked(width=64, height=None) == SIZES | {"width": 64}
     (folder / "vidaccel.json").write_text(json.dumps({"defaults": {"height": 64}}))
     assert asked() == SIZES | {"height": 64}

@@ -6,7 +6,6 @@ from typing import Any
 from vidaccel.catalog import table
 
 STUDENT_PIPELINE = "ContextForcingWanPipeline"
-STUDENT_SIZES = ("height", "width", "max_sequence_length")  # that a student's pipeline remembers
 WAN_TEXT_TOKENS = 512  # that prompts are padded to: the default of WanPipeline and of students
 STUDENT_TRANSFORMER = "vidaccel.models.causal_wan:CausalWanTransformer3DModel"
 # Classes of this package that `model_index.json` may name, diffusers does not know and no family has: their modules.

@@ -125,10 +125,14 @@ def _named_pipeline(folder: Path) -> str | None:
 
 
 def _settings_of_pipeline(folder: Path) -> GenerationDefaults:
-    """What a folder's pipeline takes by itself: of the first row with that pipeline, else of its signature."""
-    name = _named_pipeline(folder)
-    if name is None:
+    """What a folder's pipeline takes by itself: of the first row with that pipeline, else of its signature.
+
+    Where that says None, its config decides, as it does for a student of ours.
+    """
+    index = _index_in(folder / "model_index.json")
+    if index is None:
         return GenerationDefaults()
+    name = index["_class_name"]
     for spec in MODELS:
         if spec.pipeline == name:
             return spec.defaults
@@ -139,7 +143,7 @@ def _settings_of_pipeline(folder: Path) -> GenerationDefaults:
     found: dict[str, Any] = {}
     for parameter in inspect.signature(kind.__call__).parameters.values():
         setting = _SYNONYMS.get(parameter.name, parameter.name)
-        value = parameter.default
+        value = index.get(parameter.name) if parameter.default is None else parameter.default
         if hasattr(known, setting) and isinstance(value, int | float) and not isinstance(value, bool):
             found[setting] = value
     return replace(known, **({"guidance_scale": None, "true_cfg_scale": None} | found))

@@ -10,8 +10,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from vidaccel.catalog.pipelines import STUDENT_PIPELINE, STUDENT_SIZES, WAN_TEXT_TOKENS
-from vidaccel.catalog.registry import model_index, pipeline_name, recorded_defaults
+from vidaccel.catalog.pipelines import STUDENT_PIPELINE, WAN_TEXT_TOKENS
+from vidaccel.catalog.registry import model_index, pipeline_name, spec_of
 from vidaccel.catalog.shares import shared_folder
 from vidaccel.catalog.spec import ModelSpec
 from vidaccel.cli.console import say_warning
@@ -62,6 +62,7 @@ class StudentFolder:
         sizes = ModelSizes.of_folders(
             transformer=part("transformer"), vae=part("vae"), text_encoder=part("text_encoder")
         )
+        spec = replace(spec, defaults=spec_of(str(folder)).defaults)  # of the folder, also where it came from the Hub
         return cls(spec=spec, folder=folder, shared=shared, index=index, sizes=sizes)
 
     @property
@@ -77,9 +78,7 @@ class StudentFolder:
     def request(self, prompt: str, flags: Mapping[str, Any]) -> GenerationRequest:
         """What is asked for; what is None in `flags` is the student's own. Raises UserError for a wrong value."""
         own = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
-        sizes = {name: self.index[name] for name in STUDENT_SIZES if name in self.index}
-        sizes |= recorded_defaults(self.folder, STUDENT_SIZES)
-        given: dict[str, Any] = own | sizes | {name: value for name, value in flags.items() if value is not None}
+        given: dict[str, Any] = own | {name: value for name, value in flags.items() if value is not None}
         request = request_for(self.spec.defaults, prompt, **given)
         if request.negative_prompt is not None and request.guidance_scale in (None, 1):
             say_warning("--negative-prompt has no effect without guidance; give --guidance-scale above 1.")

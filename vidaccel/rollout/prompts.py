@@ -28,7 +28,7 @@ class PromptEncoder:
     """How a pipeline encodes the prompts of `num_videos` videos.
 
     pipe: with `encode_prompt` of `WanPipeline`. guided: encode negative prompts too.
-    max_sequence_length: in tokens, what prompts are padded to. Raises UserError for none of 1 or more.
+    max_sequence_length: in tokens, what prompts are padded to. Raises UserError unless it is a whole number from 1 on.
     """
 
     pipe: Any
