@@ -9,7 +9,6 @@ from vidaccel.training.loop import Schedule
 _COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim", "depth_every")
 _SHARES = (
     "hold_share",
-    "tint_share",
     "return_share",
     "arrival_share",
     "change_share",
@@ -30,8 +29,7 @@ class CausalTrainingConfig:
     init: trained pipeline that lends its transformer, text encoder, tokenizer and autoencoder.
     layers: the layers of its transformer that the student begins with; None: all.
     camera_dim: width of the layers that take the camera's motion, where `init` has none.
-    num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time. tint_share: trips whose
-        landmarks have colours between two of the world's, for returns and changes alone.
+    num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time.
     bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer, those of `begin_clips`
         included: each of the two gets the part that its chunks are of all.
     batch_size, copies: chunks a step, and noise levels of each, the first of them high.
@@ -59,7 +57,6 @@ class CausalTrainingConfig:
     camera_dim: int = 64
     num_chunks: int = 15
     hold_share: float = 0.3
-    tint_share: float = 0.4
     bank_clips: int = 6000
     bank_seconds: float | None = None
     batch_size: int = 64

@@ -75,7 +75,6 @@ class CausalTask:
     ) -> None:
         self.student, self.donor, self.config = student, donor, config
         self.bank, self.beginnings = bank, beginnings
-        self._first_chunks = beginnings.beginnings
         self.device = bank.latents.device
         self.parameters = list(student.parameters())
         self.optimizers = new_optimizers(student, self.parameters, config.optimizer, rate=config.schedule.learning_rate)
@@ -114,7 +113,7 @@ class CausalTask:
     def _beginnings(self) -> ChunkBatch:
         """First chunks, which remember nothing."""
         count = self.config.begin_batch
-        rows = [row for row, _ in self._draw.choices(self._first_chunks, k=count)]
+        rows = self._draw.choices(range(len(self.beginnings.clips)), k=count)
         return self._prompted(gather_batch(self.beginnings, rows, [0] * count, [FROM_NOTHING] * count))
 
     def _errors_of(self, batch: ChunkBatch, reader: Transformer) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ def encoded_banks(
     encode = partial(build_trip_bank, donor.vae, donor.tokenizer, on_progress=on_bank)
     chunks, begin_chunks = config.bank_clips * config.num_chunks, config.begin_clips
     limit = None if config.bank_seconds is None else config.bank_seconds / (chunks + begin_chunks)  # of a chunk
-    bank = encode(trips=clips(range(first, whole), tint_share=config.tint_share), seconds=limit and limit * chunks)
+    bank = encode(trips=clips(range(first, whole)), seconds=limit and limit * chunks)
     if not config.begin_clips:
         return bank, bank
     firsts = first_chunks(clips(range(whole, whole + config.begin_clips)))

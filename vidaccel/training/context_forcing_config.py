@@ -104,8 +104,7 @@ class ContextForcingConfig:
     stage: "1", rollouts from nothing under the short view; "2", contextual; "both", the first `first_share` is stage 1.
     start: what the generator begins as, see `context_forcing_starts`: "as-is" `init`; the others are trained from
         `base` for `start_seconds` or `start_steps` each.
-    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer. tint_share: trips whose
-        landmarks have colours between two of the world's.
+    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer.
     validation_trips, validation_away_chunks: trips on which recall is measured, `validations` times, and how long the
         camera stays away on them. text: tokens of a prompt.
     batch_size, bank_clips: the first is a rank's, the second is shared out among the ranks.
@@ -129,7 +128,6 @@ class ContextForcingConfig:
     matching: MatchingRule = field(default_factory=MatchingRule)
     batch_size: int = 64
     num_chunks: int = 15
-    tint_share: float = 0.4
     bank_clips: int = 3000
     bank_seconds: float | None = None
     text: int = 64
@@ -157,8 +155,7 @@ class ContextForcingConfig:
         check_count("lora", self.lora, minimum=1, optional=True)
         if self.lora is not None and self.start != "as-is":
             raise UserError(f"`lora` adapts the weights of the teacher; `start` must be as-is, got {self.start!r}.")
-        for name in ("first_share", "tint_share"):
-            check_share(name, getattr(self, name))
+        check_share("first_share", self.first_share)
 
     def rehearsal(self) -> "ContextForcingConfig":
         """The same in seconds on a CPU: tiny batches, useless weights."""

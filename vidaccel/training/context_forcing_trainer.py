@@ -121,7 +121,7 @@ def training_bank(
     return build_trip_bank(
         beginning.donor.vae,
         beginning.donor.tokenizer,
-        trips=training_clips(range(first, first + count), num_chunks=config.num_chunks, tint_share=config.tint_share),
+        trips=training_clips(range(first, first + count), num_chunks=config.num_chunks),
         seconds=config.bank_seconds if num_clips is None else None,
         on_progress=on_progress,
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from vidaccel.training.architecture import TRANSFORMER_ARCHITECTURE, Vae, WordTokenizer
 from vidaccel.training.device import autocast
 from vidaccel.training.latents import caption_tokens, pooled_coverage, vae_depth
-from vidaccel.training.trip_rows import clip_cameras, is_tinted, row_tables
+from vidaccel.training.trip_rows import clip_cameras, row_tables
 from vidaccel.training.vae_clip import encode_clip
 from vidaccel.world import FRAME_SIZE, Scene, caption, random_scene, render, subject_mask
 from vidaccel.world.captions import trip_caption
@@ -68,30 +68,23 @@ class TripBank:
 
     @property
     def beginnings(self) -> tuple[tuple[int, int], ...]:
-        """First chunks, which are made from nothing, as the row tables; of tinted trips only if there are no others."""
-        plain = [row for row, clip in enumerate(self.clips) if not is_tinted(clip)]
-        return tuple((row, 0) for row in plain or range(len(self.clips)))
+        """The first chunk of every clip, which is made from nothing; as the row tables."""
+        return tuple((row, 0) for row in range(len(self.clips)))
 
 
 def training_clips(
-    seeds: Sequence[int],
-    *,
-    num_chunks: int,
-    split: Split = "train",
-    hold_share: float = 0.3,
-    tint_share: float = 0.0,
+    seeds: Sequence[int], *, num_chunks: int, split: Split = "train", hold_share: float = 0.3
 ) -> list[Clip]:
     """A clip for every seed: trips, and in every fifth run of clips old long scenes of the same length.
 
     hold_share: share of the scenes in which the camera holds all the time, as in a rollout with one prompt.
-    tint_share: share of the trips whose landmarks have colours between two of the world's.
     """
     scenes = [index // _CLIPS_AT_A_TIME % _RUNS == _RUNS - 1 for index in range(len(seeds))]
     num_frames = frame_of(num_chunks)
     return [
         long_scene(seed, num_frames=num_frames, split=split, hold_share=hold_share)
         if is_scene
-        else random_trip(seed, num_chunks=num_chunks, split=split, change_share=_CHANGE_SHARE, tint_share=tint_share)
+        else random_trip(seed, num_chunks=num_chunks, split=split, change_share=_CHANGE_SHARE)
         for seed, is_scene in zip(seeds, scenes, strict=True)
     ]
 

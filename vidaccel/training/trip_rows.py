@@ -26,8 +26,7 @@ class RowTables(NamedTuple):
     """Chunks of clips, as pairs of a clip and a chunk.
 
     returns: the camera comes back to what older frames show and the chunk before does not.
-    arrivals: it comes to what no frame shows, or has just come there and holds; not on tinted trips, whose colours are
-        to be copied and never made.
+    arrivals: it comes to what no frame shows, or has just come there and holds.
     changes: the first chunks after a change of the prompt, at the subject's stop; the very first one five times, since
         it alone remembers nothing that shows the new prompt.
     keyframes: of every clip the chunks in which the camera starts or stops or the prompt changes.
@@ -52,7 +51,6 @@ def row_tables(clips: Sequence[Trip | Scene], *, chunk_frames: int) -> RowTables
     moves = in_chunks.amax(2) - in_chunks.amin(2) > _STILL
     returns, arrivals = _new_columns(columns, starts, chunk_frames=chunk_frames)
     arrivals[:, 1:] |= arrivals[:, :-1] & ~moves[:, 1:]
-    arrivals[[is_tinted(clip) for clip in clips]] = False
     return RowTables(
         returns=_pairs(returns),
         arrivals=_pairs(arrivals),
@@ -65,11 +63,6 @@ def row_tables(clips: Sequence[Trip | Scene], *, chunk_frames: int) -> RowTables
         ),
         keyframes=tuple(_keyframes(row, starts[index]) for index, row in enumerate(moves.tolist())),
     )
-
-
-def is_tinted(clip: Trip | Scene) -> bool:
-    """Whether a clip shows landmarks of colours that are not the world's."""
-    return isinstance(clip, Trip) and clip.is_tinted
 
 
 def _span_starts(clip: Trip | Scene) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 Subjects are saturated; backgrounds and landmarks are muted, so that a subject can be told from what is behind it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,22 +27,6 @@ ACCENT_COLOURS: Mapping[str, Color] = {
     "clay": (164, 116, 94),
     "olive": (132, 132, 92),
 }
-
-
-def mixed_accent(colour: str, other: str, share: float) -> Color:
-    """An accent with a share of another one mixed into it."""
-    both = zip(ACCENT_COLOURS[colour], ACCENT_COLOURS[other], strict=True)
-    red, green, blue = (round(one + share * (two - one)) for one, two in both)
-    return red, green, blue
-
-
-def near_accents(colour: str, count: int) -> list[str]:
-    """The `count` other accents that look most like one, the nearest first."""
-
-    def distance(other: str) -> float:
-        return math.dist(ACCENT_COLOURS[colour], ACCENT_COLOURS[other])
-
-    return sorted((other for other in ACCENT_COLOURS if other != colour), key=distance)[:count]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vidaccel.world import palette
-from vidaccel.world.scene import CANVAS_WIDTH, FRAME_SIZE, GROUND_Y, Landmark, Scene, Subject, TintedLandmark
+from vidaccel.world.scene import CANVAS_WIDTH, FRAME_SIZE, GROUND_Y, Landmark, Scene, Subject
 from vidaccel.world.sprites import LANDMARK_KINDS, LANDMARK_SIZE, SUBJECT_SIZE, landmark_sprites, subject_sprite
 
 FAR_PARALLAX = 0.4
@@ -224,19 +224,13 @@ def _add_landmark(strip: Tensor, landmarks: Sequence, x: Tensor) -> Tensor:
     if not bool(((middle + width / 2 > left) & (middle - width / 2 < left + x.shape[1])).any()):
         return strip
     sprites = landmark_sprites()[[LANDMARK_KINDS.index(landmark.kind) for landmark in landmarks]].to(x.device)
-    sprites = _tinted(sprites, _color([_accent(landmark) for landmark in landmarks], x.device))
+    sprites = _tinted(sprites, _color([palette.ACCENT_COLOURS[landmark.colour] for landmark in landmarks], x.device))
     u = (x - middle.to(x.device)[:, None]) / (width / 2)
     y = torch.arange(FRAME_SIZE, device=x.device) + 0.5
     v = (y - (GROUND_Y + 2 - height / 2)) / (height / 2)
     grid = torch.stack(torch.broadcast_tensors(u[:, None, :], v[None, :, None]), dim=-1)
     layer = F.grid_sample(sprites, grid, padding_mode="zeros", align_corners=False)
     return strip * (1 - layer[:, 3:]) + layer
-
-
-def _accent(landmark: Landmark) -> palette.Color:
-    if isinstance(landmark, TintedLandmark):
-        return palette.mixed_accent(landmark.colour, landmark.other, landmark.share)
-    return palette.ACCENT_COLOURS[landmark.colour]
 
 
 def _tinted(sprites: Tensor, accent: Tensor) -> Tensor:

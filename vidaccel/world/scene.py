@@ -56,14 +56,6 @@ class Landmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TintedLandmark(Landmark):
-    """A landmark of a colour that is not the world's: `colour` with `share` of the accent `other` mixed in."""
-
-    other: str
-    share: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Move:
     """A part of a path: from `start` on, for `num_frames` frames, over `distance` pixels from `x`."""
 

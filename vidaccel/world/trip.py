@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vidaccel.world.scene import FRAME_SIZE, Landmark, Move, Subject, TintedLandmark, ease, place_in
+from vidaccel.world.scene import FRAME_SIZE, Landmark, Move, Subject, ease, place_in
 
 CHUNK_FRAMES = 12
 NUM_STOPS = 5
@@ -52,11 +52,6 @@ class Trip:
     camera_moves: tuple[Move, ...]
     subject_moves: tuple[Move, ...]
     phases: tuple[float, ...]
-
-    @property
-    def is_tinted(self) -> bool:
-        """Whether landmarks have colours between two of the world's."""
-        return any(isinstance(landmark, TintedLandmark) for landmark in self.spans[0].landmarks)
 
     @property
     def num_frames(self) -> int:

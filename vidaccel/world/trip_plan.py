@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vidaccel.world.scene import (
     ACCENTS,
@@ -162,4 +162,4 @@ def _walks_fit(plan: TripPlan, motions: Sequence[str]) -> bool:
 def _with_other_kind(draw: random.Random, landmarks: tuple[Landmark, ...], stop: int) -> tuple[Landmark, ...]:
     old = landmarks[stop]
     kind = draw.choice([kind for kind in LANDMARK_KINDS if kind != old.kind])
-    return (*landmarks[:stop], replace(old, kind=kind), *landmarks[stop + 1 :])
+    return (*landmarks[:stop], Landmark(kind=kind, colour=old.colour, x=old.x), *landmarks[stop + 1 :])

@@ -6,10 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from vidaccel.world.palette import near_accents
-from vidaccel.world.scene import ACCENTS, FRAME_SIZE, Landmark, Move, Split, TintedLandmark
+from vidaccel.world.scene import ACCENTS, FRAME_SIZE, Landmark, Move, Split
 from vidaccel.world.sprites import LANDMARK_KINDS
-from vidaccel.world.trip import NUM_STOPS, ReturnTrip, Trip, TripSpan, rest_of
+from vidaccel.world.trip import NUM_STOPS, ReturnTrip, Trip, rest_of
 from vidaccel.world.trip_plan import CHANGES, TripPlan, camera_way, draw_spans, draw_subject_moves
 
 _HOLD_CHUNKS, _HOLD_WEIGHTS = (1, 2, 3, 4, 6, 8), (6, 8, 4, 3, 1, 1)
@@ -25,36 +24,23 @@ _CHANGE_CHUNK, _CHANGE_CHUNKS = 4, 16
 _MIN_SPAN_CHUNKS = 3
 _CHANGE_WEIGHTS = {"colour": 1, "shape": 1, "motion": 1, "background": 1, "landmark": 5}  # the harder the more often
 
-_TINTS, _TINT_RANGE = 3, (0.2, 0.8)  # near accents, and how much of one
-
 TripKind = Literal["return", "three", "shift"]
 
 
-def random_trip(
-    seed: int,
-    *,
-    num_chunks: int = 15,
-    split: Split = "train",
-    change_share: float = 0.4,
-    tint_share: float = 0.0,
-) -> Trip:
+def random_trip(seed: int, *, num_chunks: int = 15, split: Split = "train", change_share: float = 0.4) -> Trip:
     """A trip for training: holds of one to four chunks and now and then more, pans of one or two, most of them back.
 
     It begins at the subject. In two of five later rests the camera stands up to 40 pixels beside the stop, so that a
     return is at another alignment.
     split: "test" takes combinations that "train" never has, in every span.
     change_share: share of trips in which the prompt changes, mostly once and while the subject is in view.
-    tint_share: share of trips whose landmarks have colours between two near accents, for the whole trip. Who has only
-        seen the world's own colours need not look closely: a landmark like both is taken for either. The trips of a
-        seed are else the same.
     Raises ValueError for `num_chunks` under 1, an unknown split or a share outside 0 to 1.
     """
     _check(num_chunks=num_chunks)
     if split not in ("train", "test"):
         raise ValueError(f'`split` must be "train" or "test", got {split!r}.')
-    for name, share in {"change_share": change_share, "tint_share": tint_share}.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"`{name}` must be from 0 to 1, got {share}.")
+    if not 0 <= change_share <= 1:
+        raise ValueError(f"`change_share` must be from 0 to 1, got {change_share}.")
     draw = random.Random(f"vidaccel trip {split} {seed}")
     home = draw.randrange(NUM_STOPS)
     has_change = draw.random() < change_share and num_chunks > _MIN_SPAN_CHUNKS
@@ -68,11 +54,7 @@ def random_trip(
         start_chunks=(0, *change_chunks),
         changes=(frozenset(), *(_changed_attributes(draw) for _ in change_chunks)),
     )
-    contents = _contents(draw, plan)
-    tint = random.Random(f"vidaccel tinted trip {split} {seed}")
-    if tint.random() < tint_share:
-        contents["spans"] = _tinted(tint, contents["spans"])
-    return Trip(**contents, seed=seed, camera_moves=camera_moves)
+    return Trip(**_contents(draw, plan), seed=seed, camera_moves=camera_moves)
 
 
 def test_trip(
@@ -169,24 +151,6 @@ def _contents(draw: random.Random, plan: TripPlan) -> dict[str, Any]:
         "subject_moves": draw_subject_moves(draw, plan, motions=[span.subject.motion for span in spans]),
         "phases": tuple(draw.uniform(0, 2 * math.pi) for _ in range(6)),
     }
-
-
-def _tinted(draw: random.Random, spans: Sequence[TripSpan]) -> tuple[TripSpan, ...]:
-    """The same spans with a tint a stop, which changes of the prompt leave."""
-    tints = [
-        {"other": draw.choice(near_accents(mark.colour, _TINTS)), "share": draw.uniform(*_TINT_RANGE)}
-        for mark in spans[0].landmarks
-    ]
-    return tuple(
-        dataclasses.replace(
-            span,
-            landmarks=tuple(
-                TintedLandmark(**dataclasses.asdict(mark), **tint)
-                for mark, tint in zip(span.landmarks, tints, strict=True)
-            ),
-        )
-        for span in spans
-    )
 
 
 def _wander(draw: random.Random, num_chunks: int, *, home: int, stays: bool) -> tuple[Move, ...]:
