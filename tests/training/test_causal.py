@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -32,6 +33,7 @@ from vidaccel.training.chunk_sampler import euler_sigmas, shifted_sampler
 from vidaccel.training.flow import prompt_embeddings
 from vidaccel.training.loop import Schedule
 from vidaccel.training.trip_bank import CHUNK_FRAMES, TripBank, build_trip_bank, training_clips
+from vidaccel.world import Trip
 
 SCHEDULE = Schedule(steps=4, log_steps=2, num_validations=1, warmup_steps=2, decay="linear", flat_share=0.3)
 
@@ -195,7 +197,7 @@ def test_the_students_own_estimate_stands_for_the_chunk_before_and_nothing_else(
     targets = [Target(0, 5, False, "any"), Target(1, 1, True, "any"), Target(2, 0, False, "any")]
     slots = [slots_of(target.chunk, "uniform", after_image=target.after_image) for target in targets]
     batch = task._prompted(gather_batch(task.bank, [0, 1, 2], [5, 1, 0], slots))
-    changed = task._with_own_estimate(batch, targets, task.student)
+    changed = task._with_own_estimate(task.bank, batch, targets, task.student)
     differs = (changed.context != batch.context).flatten(3).any(3).any(1)
     assert differs.nonzero().tolist() == [[0, 15], [0, 16], [0, 17]], "a given image stays, and so does nothing"
     disturbed = batch.disturbed(task.config.context_noise, task.generator).context - batch.context
@@ -251,7 +253,7 @@ def test_clips_of_first_chunks_need_a_batch_of_them(donor_folder: str) -> None:
 def test_first_chunks_may_come_from_clips_of_their_own(donor_folder: str, tmp_path: Path) -> None:
     donor = load_donor(donor_folder)
     config = causal_config(donor_folder, begin_clips=3)
-    bank, beginnings = encoded_banks(donor, config, round_number=0)
+    bank, beginnings, _ = encoded_banks(donor, config, round_number=0)
     assert (bank.num_chunks, beginnings.num_chunks, len(beginnings.clips)) == (4, 1, 3)
     assert not {clip.seed for clip in bank.clips} & {clip.seed for clip in beginnings.clips}
     whole = build_trip_bank(
@@ -262,6 +264,58 @@ def test_first_chunks_may_come_from_clips_of_their_own(donor_folder: str, tmp_pa
     assert torch.equal(beginnings.tokens, whole.tokens[:, :1])
     list(train_causal(replace(config, schedule=replace(SCHEDULE, steps=1)), tmp_path))
     assert load_checkpoint(tmp_path, kind="causal")[0].recipe["begin_clips"] == 3
+
+
+def test_changes_may_come_from_short_clips_of_their_own(donor_folder: str, tmp_path: Path) -> None:
+    config = causal_config(donor_folder, change_clips=12, change_batch=3)
+    banks = encoded_banks(load_donor(donor_folder), config, round_number=0)
+    assert banks.changed is not None
+    assert (banks.changed.num_chunks, len(banks.changed.clips)) == (4, 12)
+    assert banks.beginnings is banks.bank
+    assert not {clip.seed for clip in banks.bank.clips} & {clip.seed for clip in banks.changed.clips}
+    assert all(len(clip.spans) > 1 for clip in banks.changed.clips if isinstance(clip, Trip))
+    list(train_causal(replace(config, schedule=replace(SCHEDULE, steps=1, log_steps=1)), tmp_path))
+    recipe = load_checkpoint(tmp_path, kind="causal")[0].recipe
+    assert (recipe["change_batch"], recipe["num_change_clips"]) == (3, 12)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["change_loss"] > 0
+
+
+def test_a_step_learns_from_as_many_changes_as_it_is_told(donor_folder: str, task: CausalTask) -> None:
+    changed = CausalTask(
+        task.student,
+        task.donor,
+        replace(task.config, change_clips=5, change_batch=5),
+        bank=task.bank,
+        beginnings=task.bank,
+        changed=replace(task.bank, changes=((2, 3), (4, 5))),
+        state=TrainingState(kind="causal"),
+    )
+    seen: list[list[Target]] = []
+    batch = changed._batch
+    changed._batch = lambda bank, targets: (seen.append(list(targets)), batch(bank, targets))[1]  # type: ignore
+    assert set(changed.loss(0.0)[1]) == {"flow_loss", "return_loss", "change_loss", "begin_loss"}
+    assert [len(targets) for targets in seen] == [task.config.batch_size, 5]
+    assert {(target.row, target.chunk) for target in seen[1]} <= {(2, 3), (4, 5)}
+
+
+def test_short_clips_without_a_change_in_view_are_refused(donor_folder: str, task: CausalTask) -> None:
+    with pytest.raises(UserError, match=r"None of the \d+ short clips shows .*--change-clips"):
+        CausalTask(
+            task.student,
+            task.donor,
+            task.config,
+            bank=task.bank,
+            beginnings=task.bank,
+            changed=replace(task.bank, changes=()),
+            state=TrainingState(kind="causal"),
+        )
+
+
+def test_changes_and_their_clips_go_together(donor_folder: str) -> None:
+    for given in ({"change_clips": 3}, {"change_batch": 3}):
+        with pytest.raises(UserError, match="give both or neither"):
+            causal_config(donor_folder, **given)
 
 
 def test_a_checkpoint_says_how_many_clips_there_was_time_for(
@@ -287,7 +341,7 @@ def test_no_two_seeds_rounds_or_beginnings_train_on_the_same_clips(donor_folder:
         (other, 0, 0),
     ):
         config = causal_config(donor_folder, seed=seed)
-        bank, _ = encoded_banks(begun, config, round_number=round_number)
+        bank, *_ = encoded_banks(begun, config, round_number=round_number)
         seeds = {clip.seed for clip in bank.clips}
         assert len(seeds) == config.bank_clips
         assert not seeds & seen

@@ -65,7 +65,7 @@ def task_of(donor_folder: str) -> Task:
 
 def histories_of(task: CausalTask, depth: DepthMap) -> tuple[History, History]:
     """What the student itself remembers of a batch, and what its layers read."""
-    batch = task._prompted(task._gathered([(0, 2, False, "any"), (1, 3, False, "any")]))
+    batch = task._prompted(task._gathered(task.bank, [(0, 2, False, "any"), (1, 3, False, "any")]))
     with torch.no_grad():
         return context_of(task.student, batch).history, context_of(reading(task.student, depth), batch).history
 

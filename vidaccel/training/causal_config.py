@@ -7,6 +7,14 @@ from vidaccel.errors import UserError, check_amount, check_count, check_seed, ch
 from vidaccel.training.loop import Schedule
 
 _COUNTS = ("bank_clips", "batch_size", "copies", "num_chunks", "camera_dim", "depth_every")
+_COUNTS_OR_NONE = (
+    "begin_batch",
+    "begin_clips",
+    "change_batch",
+    "change_clips",
+    "validation_trips",
+    "validation_clips",
+)
 _SHARES = (
     "hold_share",
     "return_share",
@@ -30,11 +38,14 @@ class CausalTrainingConfig:
     layers: the layers of its transformer that the student begins with; None: all.
     camera_dim: width of the layers that take the camera's motion, where `init` has none.
     num_chunks: length of a clip. hold_share: old scenes in which the camera holds all the time.
-    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer, those of `begin_clips`
-        included: each of the two gets the part that its chunks are of all.
+    bank_clips, bank_seconds: clips encoded before the training, and when to stop with fewer, those of `begin_clips` and
+        `change_clips` included: each of them gets the part that its chunks are of all.
     batch_size, copies: chunks a step, and noise levels of each, the first of them high.
     begin_batch: first chunks of clips, which are made from nothing, beside the `batch_size` others of a step.
     begin_clips: clips of which only the first chunk is encoded, for `begin_batch`; 0: those of the bank.
+    change_batch, change_clips: chunks a step that follow a change of the prompt, beside all others, and the short clips
+        that they are taken from, in each of which the prompt changes: many more changes than long clips have in the
+        time that it takes to encode them. Both are 0, or neither.
     return_share, arrival_share, change_share: of the others, chunks that are made after a return, at a new place, or
         after a change of the prompt, as far as the bank has them; the rest are any.
     image_share: of this rest, chunks of clips that begin with a given single frame.
@@ -62,6 +73,8 @@ class CausalTrainingConfig:
     batch_size: int = 64
     begin_batch: int = 64
     begin_clips: int = 0
+    change_batch: int = 0
+    change_clips: int = 0
     copies: int = 4
     optimizer: Literal["muon", "adamw"] = "muon"
     return_share: float = 0.5
@@ -92,7 +105,7 @@ class CausalTrainingConfig:
             check_share(name, getattr(self, name))
         for name in ("subject_weight", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
-        for name in ("begin_batch", "begin_clips", "validation_trips", "validation_clips"):
+        for name in _COUNTS_OR_NONE:
             check_count(name, getattr(self, name), minimum=0)
         check_amount("bank_seconds", self.bank_seconds, optional=True)
         check_seed(self.seed)
@@ -100,6 +113,11 @@ class CausalTrainingConfig:
             raise UserError(
                 f"`begin_clips` {self.begin_clips} are for first chunks, of which `begin_batch` 0 trains on none; "
                 "leave one of them out."
+            )
+        if (self.change_clips > 0) != (self.change_batch > 0):
+            raise UserError(
+                f"`change_batch` {self.change_batch} is taken from `change_clips` {self.change_clips}; "
+                "give both or neither."
             )
         if self.kv_routing > 0 and self.depth_every > 1:
             raise UserError(
@@ -120,6 +138,8 @@ class CausalTrainingConfig:
             batch_size=2,
             begin_batch=min(self.begin_batch, 2),
             begin_clips=min(self.begin_clips, 2),
+            change_batch=min(self.change_batch, 2),
+            change_clips=min(self.change_clips, 8),
             copies=2,
             num_chunks=4,
             validation_trips=1,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vidaccel.errors import UserError
 from vidaccel.memory import DepthMap
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
@@ -60,7 +61,8 @@ def draw_target(draw: random.Random, bank: TripBank, config: CausalTrainingConfi
 class CausalTask:
     """Student, bank and loss, as `loop.train` wants them; donor's networks are only read.
 
-    beginnings: the bank of which first chunks are taken, `bank` or one of clips that are no longer.
+    beginnings: the bank of which first chunks are taken, `bank` or one of clips that are no longer. changed: of which
+        the chunks of `change_batch` are taken.
     """
 
     def __init__(
@@ -71,10 +73,16 @@ class CausalTask:
         *,
         bank: TripBank,
         beginnings: TripBank,
+        changed: TripBank | None = None,
         state: TrainingState,
     ) -> None:
         self.student, self.donor, self.config = student, donor, config
-        self.bank, self.beginnings = bank, beginnings
+        self.bank, self.beginnings, self.changed = bank, beginnings, changed
+        if changed is not None and not changed.changes:
+            raise UserError(
+                f"None of the {len(changed.clips)} short clips shows a change of the prompt; give more of them "
+                "(--change-clips)."
+            )
         self.device = bank.latents.device
         self.parameters = list(student.parameters())
         self.optimizers = new_optimizers(student, self.parameters, config.optimizer, rate=config.schedule.learning_rate)
@@ -88,24 +96,31 @@ class CausalTask:
         self._sampler = shifted_sampler(config.validation_steps)
 
     def loss(self, fraction: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted flow-matching loss of random chunks of random clips, and of first chunks; for the records the plain
-        ones, and the one at high noise of chunks that come back to a place."""
+        """Weighted flow-matching loss of random chunks of random clips, of changes and of first chunks; for the records
+        the plain ones, and the one at high noise of chunks that come back to a place."""
         targets = [draw_target(self._draw, self.bank, self.config) for _ in range(self.config.batch_size)]
-        squared, weighted = self._errors_of(*self._batch(targets))
+        squared, weighted = self._errors_of(*self._batch(self.bank, targets))
         high = squared[:, 0].mean((1, 2, 3, 4))
         returns = torch.tensor([target.kind == "returns" for target in targets]).to(self.device, non_blocking=True)
         return_loss = (high * returns).sum() / returns.sum().clamp(min=1)
-        scalars = {"flow_loss": squared.mean(), "return_loss": return_loss}
-        if not self.config.begin_batch:
-            return weighted.mean(), scalars
-        begun, begun_weighted = self._errors_of(self._beginnings(), self.student)
-        return torch.cat([weighted, begun_weighted]).mean(), scalars | {"begin_loss": begun.mean()}
+        scalars, parts = {"flow_loss": squared.mean(), "return_loss": return_loss}, [weighted]
+        if self.changed is not None:
+            drawn = self._draw.choices(self.changed.changes, k=self.config.change_batch)
+            changes = [Target(row, chunk, False, "changes") for row, chunk in drawn]
+            squared, weighted = self._errors_of(*self._batch(self.changed, changes))
+            scalars["change_loss"] = squared.mean()
+            parts.append(weighted)
+        if self.config.begin_batch:
+            squared, weighted = self._errors_of(self._beginnings(), self.student)
+            scalars["begin_loss"] = squared.mean()
+            parts.append(weighted)
+        return torch.cat(parts).mean(), scalars
 
-    def _batch(self, targets: Sequence[Target]) -> tuple[ChunkBatch, Transformer]:
+    def _batch(self, bank: TripBank, targets: Sequence[Target]) -> tuple[ChunkBatch, Transformer]:
         """The chunks with what is remembered, and the student as it reads that."""
-        batch, reader = self._prompted(self._gathered(targets)), self._reader()
+        batch, reader = self._prompted(self._gathered(bank, targets)), self._reader()
         if self._draw.random() < self.config.own_share:
-            batch = self._with_own_estimate(batch, targets, reader)
+            batch = self._with_own_estimate(bank, batch, targets, reader)
         if self._draw.random() < self.config.context_noise_share:
             batch = batch.disturbed(self.config.context_noise, self.generator)
         return batch, reader
@@ -132,13 +147,13 @@ class CausalTask:
         """The student as its layers read when it is used."""
         return reading(self.student, DepthMap.every(self.config.depth_every, self.student.config.num_layers))
 
-    def _gathered(self, targets: Sequence[Target]) -> ChunkBatch:
+    def _gathered(self, bank: TripBank, targets: Sequence[Target]) -> ChunkBatch:
         rows, chunks, after_image, _ = zip(*targets, strict=True)
         slots = [
-            draw_slots(self._draw, chunk, keyframes=self.bank.keyframes[row], after_image=is_after)
+            draw_slots(self._draw, chunk, keyframes=bank.keyframes[row], after_image=is_after)
             for row, chunk, is_after in zip(rows, chunks, after_image, strict=True)
         ]
-        return gather_batch(self.bank, rows, chunks, slots)
+        return gather_batch(bank, rows, chunks, slots)
 
     def _prompted(self, batch: ChunkBatch) -> ChunkBatch:
         """With the caption of the chunk, which remembered frames are encoded with too, as after a soft cut."""
@@ -170,14 +185,16 @@ class CausalTask:
         return (velocity - (noise - target)).square().unflatten(0, (-1, copies))
 
     @torch.no_grad()
-    def _with_own_estimate(self, batch: ChunkBatch, targets: Sequence[Target], reader: Transformer) -> ChunkBatch:
+    def _with_own_estimate(
+        self, bank: TripBank, batch: ChunkBatch, targets: Sequence[Target], reader: Transformer
+    ) -> ChunkBatch:
         """The chunk before as the student, as `reader`, sees it from noise, as in a rollout the past is its own.
 
         Where the chunk before is a given image, or there is none, the truth stays.
         """
         earlier = [Target(row, max(chunk - 1, 0), is_after, kind) for row, chunk, is_after, kind in targets]
         is_own = torch.tensor([target.chunk > target.after_image for target in targets]).to(self.device)
-        previous = replace(self._gathered(earlier), embeddings=batch.embeddings)
+        previous = replace(self._gathered(bank, earlier), embeddings=batch.embeddings)
         sigmas = 0.3 + 0.6 * torch.rand(len(targets), device=self.device, generator=self.generator)
         noise = torch.randn(previous.chunk.shape, device=self.device, generator=self.generator)
         noisy = noisy_latents(previous.chunk, noise, sigmas)
@@ -227,6 +244,8 @@ class CausalTask:
         """Of the first chunks of every row table that has any, by `name` and the table's."""
         generator, losses = seeded_generator(self.device, _HELD_OUT_SEED), {}
         tables = {kind: (bank, getattr(bank, kind)) for kind in _KINDS}
+        if self.changed is not None and bank is self.bank:
+            tables["changes"] = self.changed, self.changed.changes
         for kind, (source, table) in {**tables, "beginnings": (beginnings, beginnings.beginnings)}.items():
             rows = list(dict.fromkeys(table))[: self.config.validation_trips]
             if not rows:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,10 +25,24 @@ from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
 from vidaccel.training.offline.fingerprint import weights_digest
 from vidaccel.training.ranks import check_alone
-from vidaccel.training.trip_bank import TripBank, build_trip_bank, first_chunks, training_clips
+from vidaccel.training.trip_bank import TripBank, build_trip_bank, change_clips, first_chunks, training_clips
 
 _SEEDS_PER_ROUND = 10_000_000
 _ROUNDS_PER_SEED = 1000
+
+
+class Banks(NamedTuple):
+    """Clips to train on, those of which first chunks are taken, and short ones of changes, if there are any."""
+
+    bank: TripBank
+    beginnings: TripBank
+    changed: TripBank | None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many clips there are of each, for the records."""
+        sizes = {"num_clips": len(self.bank.clips), "num_begin_clips": len(self.beginnings.clips)}
+        return sizes if self.changed is None else {**sizes, "num_change_clips": len(self.changed.clips)}
 
 
 def train_causal(
@@ -62,12 +76,11 @@ def train_causal(
         student.enable_gradient_checkpointing()
     donor.vae.to(device)
     donor.text_encoder.to(device)
-    bank, beginnings = encoded_banks(donor, config, round_number=state.round, on_bank=on_bank)
-    made = {"num_clips": len(bank.clips), "num_begin_clips": len(beginnings.clips)}
-    state = replace(state, recipe={**state.recipe, **made})
+    banks = encoded_banks(donor, config, round_number=state.round, on_bank=on_bank)
+    state = replace(state, recipe={**state.recipe, **banks.sizes})
     carry_records(resume, output)
     torch.manual_seed(config.seed)
-    task = CausalTask(student, donor, config, bank=bank, beginnings=beginnings, state=state)
+    task = CausalTask(student, donor, config, **banks._asdict(), state=state)
     reserve = 5 + 0.1 * (config.validation_clips + config.validation_trips)
     yield from train(task, config.schedule, state=state, output=output, began=began, reserve=reserve)
 
@@ -78,24 +91,35 @@ def encoded_banks(
     *,
     round_number: int,
     on_bank: Callable[[int, int], None] | None = None,
-) -> tuple[TripBank, TripBank]:
-    """Clips to train on, and those of which first chunks are taken.
+) -> Banks:
+    """The clips of a training.
 
     They are of no other seed or round, nor of a training that begins from other weights: what a student was trained on
     before it knows already.
     """
     begun_from = int(weights_digest(donor.transformer), 16)
     first = ((begun_from + config.seed) * _ROUNDS_PER_SEED + round_number) * _SEEDS_PER_ROUND
-    whole = first + config.bank_clips
+    begin = first + config.bank_clips
+    change = begin + config.begin_clips
     clips = partial(training_clips, num_chunks=config.num_chunks, hold_share=config.hold_share)
-    encode = partial(build_trip_bank, donor.vae, donor.tokenizer, on_progress=on_bank)
-    chunks, begin_chunks = config.bank_clips * config.num_chunks, config.begin_clips
-    limit = None if config.bank_seconds is None else config.bank_seconds / (chunks + begin_chunks)  # of a chunk
-    bank = encode(trips=clips(range(first, whole)), seconds=limit and limit * chunks)
-    if not config.begin_clips:
-        return bank, bank
-    firsts = first_chunks(clips(range(whole, whole + config.begin_clips)))
-    return bank, encode(trips=firsts, seconds=limit and limit * begin_chunks)
+    parts = {
+        "bank": clips(range(first, begin)),
+        "beginnings": first_chunks(clips(range(begin, change))),
+        "changed": change_clips(range(change, change + config.change_clips)),
+    }
+    chunks = {name: sum(clip.num_frames for clip in part) for name, part in parts.items()}
+    encoded = {
+        name: build_trip_bank(
+            donor.vae,
+            donor.tokenizer,
+            trips=part,
+            seconds=None if config.bank_seconds is None else config.bank_seconds * chunks[name] / sum(chunks.values()),
+            on_progress=on_bank,
+        )
+        for name, part in parts.items()
+        if part
+    }
+    return Banks(encoded["bank"], encoded.get("beginnings", encoded["bank"]), encoded.get("changed"))
 
 
 def trained_student(checkpoint: Path, *, teacher_share: float = 0.0) -> tuple[TrainingState, Transformer]:

@@ -36,6 +36,7 @@ _CLIPS_AT_A_TIME = 16
 _CHUNKS_AT_A_TIME = 240
 _RUNS_IN_FLIGHT = 8
 _RUNS = 5  # of clips rendered together, the last one is of old scenes
+_CHANGE_CHUNKS = 4
 _CHANGE_SHARE = 0.9  # of trips: an asked-for change is rare, and the hardest thing to learn
 
 
@@ -95,6 +96,11 @@ def first_chunks(clips: Sequence[Clip]) -> list[Clip]:
         replace(clip, num_chunks=1) if isinstance(clip, Trip) else replace(clip, num_frames=frame_of(1))
         for clip in clips
     ]
+
+
+def change_clips(seeds: Sequence[int]) -> list[Clip]:
+    """A trip of a few chunks for every seed, in which the prompt changes, mostly while the camera holds."""
+    return [random_trip(seed, num_chunks=_CHANGE_CHUNKS, change_share=1.0) for seed in seeds]
 
 
 def long_scene(seed: int, *, num_frames: int, split: Split = "train", hold_share: float = 0.0) -> Scene:
