@@ -21,6 +21,7 @@ _COLUMNS = (
     ("valid on return", "memory", "valid"),
     ("valid on first visit", "first visit", "valid"),
 )
+_LEAST_WIDTH = 8  # inches, for the line about the hardware
 _COLOURS = {"long": "#0072b2", "short": "#d1410c"}
 
 
@@ -30,8 +31,9 @@ def teachers_markdown(content: Content) -> str:
     lines = [
         "# Long against short teachers",
         "",
-        f"Students that cannot recall are distilled for {protocol['updates']} updates of the generator by the same "
-        "teacher, which sees all that the student remembers (long) or the last chunk only (short); so does the critic. "
+        f"Students are distilled for {protocol['updates']} updates of the generator by the same teacher, which sees all "
+        "that the student remembers (long) or the last chunk only (short); so does the critic. They begin as the teacher "
+        "(*as-is*), or as students that cannot recall. "
         f"{protocol['num_trips']} held-out trips, 4 steps, averaged last weights. as_seen: at the return, kind, colour "
         "and place of the landmark are those of the first visit; blank: frames of that place are not remembered; "
         "window: only the last frames are; swapped one: they show another landmark, and that one is shown. "
@@ -39,10 +41,10 @@ def teachers_markdown(content: Content) -> str:
         "",
         captions(content),
         "",
-        "## The claims",
-        "",
     ]
-    for claim in content["summary"].get("claims", []):
+    claims = content["summary"].get("claims", [])
+    lines += ["## The claims", ""] if claims else []
+    for claim in claims:
         missing = f" ({claim['missing']})" if claim["missing"] else ""
         lines += [f"Start *{claim['start']}*: **{claim['verdict']}**{missing}.", ""]
         lines += markdown_table(("check", "value", "asked", "met"), [_check_row(check) for check in claim["checks"]])
@@ -87,7 +89,7 @@ def save_teachers_plot(path: Path, content: Content) -> Path:
     """Recall over updates, a panel a start, a line an arm; the last points are of all trips, with their intervals."""
     arms = [record for record in content["records"] if record["kind"] == "arm"]
     starts = list(dict.fromkeys(arm["start"] for arm in arms)) or ["no arm"]
-    with saved_figure(path, (5 * len(starts), 4), content["environments"], fontsize=7) as figure:
+    with saved_figure(path, (max(5 * len(starts), _LEAST_WIDTH), 4), content["environments"], fontsize=7) as figure:
         for axes, start in zip(figure.subplots(1, len(starts), squeeze=False)[0], starts, strict=True):
             for arm in arms:
                 if arm["start"] == start:
