@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from PIL import Image
 
+from vidaccel.training import curves
 from vidaccel.training.curves import draw_curves, panels
 
 RECORDS = [
@@ -27,3 +29,12 @@ def test_a_training_of_which_nothing_is_known_yet_has_an_empty_picture(tmp_path:
     assert panels([]) == ([], [], [])
     draw_curves([], tmp_path / "curves.png", title="nothing")
     assert Image.open(tmp_path / "curves.png").size == (1020, 600)
+
+
+def test_no_two_lines_of_a_training_with_many_losses_look_alike() -> None:
+    axes = Figure().subplots()
+    names = [f"loss {number}" for number in range(24)]
+    for number, name in enumerate(names):
+        curves._line(axes, [{"seconds": 1.0, name: 0.1}], name, number)
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.get_lines()}
+    assert len(looks) == len(names)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from vidaccel.errors import UserError
 from vidaccel.training.loop import Record
 
+_COLOURS, _STYLES = 10, (("-", "."), ("--", "x"), (":", "+"))
 _OTHER = ("step", "round", "updates", "seconds", "fraction")  # of every record
 
 
@@ -32,8 +33,8 @@ def draw_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(rows), 1, sharex=True)
     for axes, (what, names) in zip(all_axes, rows.items(), strict=True):
-        for name in names:
-            _line(axes, records, name)
+        for number, name in enumerate(names):
+            _line(axes, records, name, number)
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
         if axes.get_lines():
@@ -58,7 +59,10 @@ def _is_loss(name: str) -> bool:
     return name.endswith("loss") or name.startswith(("held_out_", "trained_"))
 
 
-def _line(axes: Axes, records: Sequence[Record], name: str) -> None:
+def _line(axes: Axes, records: Sequence[Record], name: str, number: int) -> None:
+    """One line; where the ten colours begin again it is dashed, so that no two look alike."""
+    style, marker = _STYLES[number // _COLOURS % len(_STYLES)]
     points = [(record["seconds"], record[name]) for record in records if name in record]
     if points:
-        axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else "")
+        marker = marker if len(points) < 40 else ""
+        axes.plot(*zip(*points, strict=True), style, color=f"C{number % _COLOURS}", label=name, marker=marker)
