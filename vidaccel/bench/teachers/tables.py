@@ -31,9 +31,9 @@ def teachers_markdown(content: Content) -> str:
     lines = [
         "# Long against short teachers",
         "",
-        f"Students are distilled for {protocol['updates']} updates of the generator by the same teacher, which sees all "
-        "that the student remembers (long) or the last chunk only (short); so does the critic. They begin as the teacher "
-        "(*as-is*), or as students that cannot recall. "
+        f"Students are distilled for {protocol['updates']} updates of the generator by the same teacher, which sees "
+        "all that the student remembers (long) or the last chunk only (short); so does the critic. They begin as the "
+        "teacher (*as-is*), or as students that cannot recall. "
         f"{protocol['num_trips']} held-out trips, 4 steps, averaged last weights. as_seen: at the return, kind, colour "
         "and place of the landmark are those of the first visit; blank: frames of that place are not remembered; "
         "window: only the last frames are; swapped one: they show another landmark, and that one is shown. "
