@@ -12,6 +12,8 @@ from vidaccel.training.causal_student import load_donor
 from vidaccel.training.latents import caption_tokens
 from vidaccel.training.trip_bank import (
     CHUNK_FRAMES,
+    Clip,
+    DrawnClips,
     build_trip_bank,
     clip_caption,
     landmark_coverage,
@@ -71,6 +73,28 @@ def test_building_ends_when_its_time_is_over_with_the_clips_it_has(
         assert len(bank.latents) == len(bank.clips) == together
     with pytest.raises(ValueError, match="at least one clip"):
         build_trip_bank(donor.vae, donor.tokenizer, trips=[])
+
+
+def test_clips_there_is_no_time_for_are_not_drawn(donor_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trip_bank, "_CHUNKS_AT_A_TIME", 4)
+    donor = load_donor(donor_folder)
+    drawn: list[int] = []
+
+    def draw(place: int) -> Clip:
+        drawn.append(place)
+        return random_trip(place, num_chunks=2)
+
+    counted: list[tuple[int, int]] = []
+    bank = build_trip_bank(
+        donor.vae,
+        donor.tokenizer,
+        trips=DrawnClips(10**9, draw),
+        seconds=0.0,
+        on_progress=lambda *count: counted.append(count),
+    )
+    assert (len(bank.clips), counted) == (2, [(2, 10**9)])
+    assert max(drawn) <= 2
+    assert DrawnClips(5, draw)[1:3] == [random_trip(1, num_chunks=2), random_trip(2, num_chunks=2)]
 
 
 def test_landmarks_cover_the_cells_that_change_when_they_are_taken_away() -> None:

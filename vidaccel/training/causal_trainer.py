@@ -25,7 +25,14 @@ from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
 from vidaccel.training.offline.fingerprint import weights_digest
 from vidaccel.training.ranks import check_alone
-from vidaccel.training.trip_bank import TripBank, build_trip_bank, change_clips, first_chunks, training_clips
+from vidaccel.training.trip_bank import (
+    CHANGE_CHUNKS,
+    TripBank,
+    build_trip_bank,
+    change_clips,
+    first_chunks,
+    training_clips,
+)
 
 _SEEDS_PER_ROUND = 10_000_000
 _ROUNDS_PER_SEED = 1000
@@ -107,7 +114,8 @@ def encoded_banks(
         "beginnings": first_chunks(clips(range(begin, change))),
         "changed": change_clips(range(change, change + config.change_clips)),
     }
-    chunks = {name: sum(clip.num_frames for clip in part) for name, part in parts.items()}
+    chunks = {"bank": config.num_chunks, "beginnings": 1, "changed": CHANGE_CHUNKS}
+    chunks = {name: len(part) * chunks[name] for name, part in parts.items()}
     encoded = {
         name: build_trip_bank(
             donor.vae,

@@ -9,8 +9,8 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,13 @@ from vidaccel.world.trip_render import render_trips, trip_mask
 from vidaccel.world.trips import random_trip
 
 CHUNK_FRAMES = 3
+CHANGE_CHUNKS = 4
 PATCH_CELLS = TRANSFORMER_ARCHITECTURE["patch_size"][-1]
 Clip = Trip | Scene
 _CLIPS_AT_A_TIME = 16
 _CHUNKS_AT_A_TIME = 240
 _RUNS_IN_FLIGHT = 8
 _RUNS = 5  # of clips rendered together, the last one is of old scenes
-_CHANGE_CHUNKS = 4
 _CHANGE_SHARE = 0.9  # of trips: an asked-for change is rare, and the hardest thing to learn
 
 
@@ -73,34 +73,57 @@ class TripBank:
         return tuple((row, 0) for row in range(len(self.clips)))
 
 
+class DrawnClips(Sequence[Clip]):
+    """Clips that are drawn when they are asked for, every time anew; a bank whose time is over asks for no more."""
+
+    def __init__(self, count: int, draw: Callable[[int], Clip]) -> None:
+        self._places, self._draw = range(count), draw
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Clip: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Clip]: ...
+
+    def __getitem__(self, place: int | slice) -> Clip | Sequence[Clip]:
+        if isinstance(place, slice):
+            return [self._draw(one) for one in self._places[place]]
+        return self._draw(self._places[place])
+
+
 def training_clips(
     seeds: Sequence[int], *, num_chunks: int, split: Split = "train", hold_share: float = 0.3
-) -> list[Clip]:
+) -> DrawnClips:
     """A clip for every seed: trips, and in every fifth run of clips old long scenes of the same length.
 
     hold_share: share of the scenes in which the camera holds all the time, as in a rollout with one prompt.
     """
-    scenes = [index // _CLIPS_AT_A_TIME % _RUNS == _RUNS - 1 for index in range(len(seeds))]
     num_frames = frame_of(num_chunks)
-    return [
-        long_scene(seed, num_frames=num_frames, split=split, hold_share=hold_share)
-        if is_scene
-        else random_trip(seed, num_chunks=num_chunks, split=split, change_share=_CHANGE_SHARE)
-        for seed, is_scene in zip(seeds, scenes, strict=True)
-    ]
+
+    def draw(place: int) -> Clip:
+        if place // _CLIPS_AT_A_TIME % _RUNS == _RUNS - 1:
+            return long_scene(seeds[place], num_frames=num_frames, split=split, hold_share=hold_share)
+        return random_trip(seeds[place], num_chunks=num_chunks, split=split, change_share=_CHANGE_SHARE)
+
+    return DrawnClips(len(seeds), draw)
 
 
-def first_chunks(clips: Sequence[Clip]) -> list[Clip]:
+def first_chunks(clips: Sequence[Clip]) -> DrawnClips:
     """`clips` cut to their first chunk, of which many more can be encoded in the same time."""
-    return [
-        replace(clip, num_chunks=1) if isinstance(clip, Trip) else replace(clip, num_frames=frame_of(1))
-        for clip in clips
-    ]
+
+    def draw(place: int) -> Clip:
+        clip = clips[place]
+        return replace(clip, num_chunks=1) if isinstance(clip, Trip) else replace(clip, num_frames=frame_of(1))
+
+    return DrawnClips(len(clips), draw)
 
 
-def change_clips(seeds: Sequence[int]) -> list[Clip]:
-    """A trip of a few chunks for every seed, in which the prompt changes, mostly while the camera holds."""
-    return [random_trip(seed, num_chunks=_CHANGE_CHUNKS, change_share=1.0) for seed in seeds]
+def change_clips(seeds: Sequence[int]) -> DrawnClips:
+    """A trip of `CHANGE_CHUNKS` for every seed, in which the prompt changes, mostly while the camera holds."""
+    return DrawnClips(len(seeds), lambda place: random_trip(seeds[place], num_chunks=CHANGE_CHUNKS, change_share=1.0))
 
 
 def long_scene(seed: int, *, num_frames: int, split: Split = "train", hold_share: float = 0.0) -> Scene:
@@ -132,18 +155,17 @@ def build_trip_bank(
     began = time.monotonic()
     device = next(vae.parameters()).device
     parts: list[dict[str, Tensor]] = []
-    finished = 0
+    finished: list[Clip] = []
     for clips in _runs(trips):
         parts.append(_encoded_clips(vae, tokenizer, clips))
-        finished += len(clips)
+        finished += clips
         if device.type == "cuda" and seconds is not None and len(parts) % _RUNS_IN_FLIGHT == 0:
             torch.cuda.synchronize(device)
         if on_progress is not None:
-            on_progress(finished, len(trips))
+            on_progress(len(finished), len(trips))
         if seconds is not None and time.monotonic() - began > seconds:
             break
-    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return trip_bank(tensors, trips[:finished])
+    return trip_bank({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, finished)
 
 
 def trip_bank(tensors: dict[str, Tensor], clips: Sequence[Clip]) -> TripBank:
@@ -175,8 +197,8 @@ def _runs(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
     """Neighbours of one kind, not more than are rendered together."""
     together = max(1, _CHUNKS_AT_A_TIME * CHUNK_FRAMES // len(clip_cameras(clips[0])[0]))
     for _, group in groupby(clips, key=lambda clip: isinstance(clip, Trip)):
-        run = list(group)
-        yield from (run[first : first + together] for first in range(0, len(run), together))
+        while run := list(islice(group, together)):
+            yield run
 
 
 def _encoded_clips(vae: Vae, tokenizer: WordTokenizer, clips: Sequence[Clip]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What trips are drawn from: the camera's way, attributes before and after a change, landmarks, the subject's path."""
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,14 +114,19 @@ def _combinations(draw: random.Random, plan: TripPlan) -> list[Combination]:
 
     Drawn again if no combination of the split may follow, or if the subject would walk further than its home is wide.
     """
-    known = COMBINATIONS[plan.split]
     while True:
-        spans = [draw.choice(known)]
+        spans = [draw.choice(COMBINATIONS[plan.split])]
         for changed in plan.changes[1:]:
-            following = [other for other in known if _differing(spans[-1], other) == changed - {"landmark"}]
+            following = _following(plan.split, spans[-1], changed - {"landmark"})
             spans += [draw.choice(following)] if following else []
         if len(spans) == len(plan.changes) and _walks_fit(plan, [motion for _, _, motion, _ in spans]):
             return spans
+
+
+@functools.cache
+def _following(split: Split, before: Combination, changed: frozenset[str]) -> Sequence[Combination]:
+    """The combinations of a split that differ from one in these attributes and in no other."""
+    return [other for other in COMBINATIONS[split] if _differing(before, other) == changed]
 
 
 def _landmarks(draw: random.Random, plan: TripPlan) -> tuple[Landmark, ...]:
