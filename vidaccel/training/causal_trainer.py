@@ -87,7 +87,9 @@ def train_causal(
     state = replace(state, recipe={**state.recipe, **banks.sizes})
     carry_records(resume, output)
     torch.manual_seed(config.seed)
-    task = CausalTask(student, donor, config, **banks._asdict(), state=state)
+    task = CausalTask(
+        student, donor, config, bank=banks.bank, beginnings=banks.beginnings, changed=banks.changed, state=state
+    )
     reserve = 5 + 0.1 * (config.validation_clips + config.validation_trips)
     yield from train(task, config.schedule, state=state, output=output, began=began, reserve=reserve)
 
