@@ -1,7 +1,7 @@
 """The causal student's loss on a bank of trips, as `loop.train` wants it, and its validation."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -236,18 +236,19 @@ class CausalTask:
             clips = training_clips(seeds, num_chunks=config.num_chunks, split="test", hold_share=config.hold_share)
             self._held_out = build_trip_bank(self.donor.vae, self.donor.tokenizer, trips=clips)
         return {
-            **self._losses_of("held_out", self._held_out, self._held_out),
-            **self._losses_of("trained", self.bank, self.beginnings),
+            **self._losses_of("held_out", dict.fromkeys((*_KINDS, "beginnings"), self._held_out)),
+            **self._losses_of(
+                "trained",
+                dict.fromkeys(_KINDS, self.bank)
+                | {"changes": self.changed or self.bank, "beginnings": self.beginnings},
+            ),
         }
 
-    def _losses_of(self, name: str, bank: TripBank, beginnings: TripBank) -> dict[str, float]:
-        """Of the first chunks of every row table that has any, by `name` and the table's."""
+    def _losses_of(self, name: str, sources: Mapping[str, TripBank]) -> dict[str, float]:
+        """Of the first chunks of every row table that has any, by `name` and the table's; sources: the bank of each."""
         generator, losses = seeded_generator(self.device, _HELD_OUT_SEED), {}
-        tables = {kind: (bank, getattr(bank, kind)) for kind in _KINDS}
-        if self.changed is not None and bank is self.bank:
-            tables["changes"] = self.changed, self.changed.changes
-        for kind, (source, table) in {**tables, "beginnings": (beginnings, beginnings.beginnings)}.items():
-            rows = list(dict.fromkeys(table))[: self.config.validation_trips]
+        for kind, source in sources.items():
+            rows = list(dict.fromkeys(getattr(source, kind)))[: self.config.validation_trips]
             if not rows:
                 continue
             slots: list[SlotLayout] = [slots_of(chunk, "uniform") for _, chunk in rows]

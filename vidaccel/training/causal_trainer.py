@@ -116,8 +116,8 @@ def encoded_banks(
         "beginnings": first_chunks(clips(range(begin, change))),
         "changed": change_clips(range(change, change + config.change_clips)),
     }
-    chunks = {"bank": config.num_chunks, "beginnings": 1, "changed": CHANGE_CHUNKS}
-    chunks = {name: len(part) * chunks[name] for name, part in parts.items()}
+    lengths = {"bank": config.num_chunks, "beginnings": 1, "changed": CHANGE_CHUNKS}
+    chunks = {name: len(part) * lengths[name] for name, part in parts.items()}
     encoded = {
         name: build_trip_bank(
             donor.vae,

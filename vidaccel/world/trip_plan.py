@@ -124,9 +124,9 @@ def _combinations(draw: random.Random, plan: TripPlan) -> list[Combination]:
 
 
 @functools.cache
-def _following(split: Split, before: Combination, changed: frozenset[str]) -> Sequence[Combination]:
+def _following(split: Split, before: Combination, changed: frozenset[str]) -> tuple[Combination, ...]:
     """The combinations of a split that differ from one in these attributes and in no other."""
-    return [other for other in COMBINATIONS[split] if _differing(before, other) == changed]
+    return tuple(other for other in COMBINATIONS[split] if _differing(before, other) == changed)
 
 
 def _landmarks(draw: random.Random, plan: TripPlan) -> tuple[Landmark, ...]:
