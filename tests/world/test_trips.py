@@ -221,6 +221,23 @@ def test_a_swapped_trip_differs_in_the_target_alone():
     ]
 
 
+def test_detours_go_to_the_third_place_again_and_again_and_change_nothing_else():
+    once, often = (world.test_trip(2, kind="three", detours=count) for count in (1, 4))
+    assert often.num_chunks == once.num_chunks + 3 * 6
+    assert (often.first_visit, often.target_stop, often.spans[0].landmarks) == (
+        once.first_visit,
+        once.target_stop,
+        once.spans[0].landmarks,
+    )
+    rests = [often.holds(chunk) for chunk in range(often.num_chunks)]
+    stops = [place for place, _ in itertools.groupby(place for place in rests if place is not None)]
+    b, a, c = (stops[place] for place in (1, 0, 3))
+    assert stops == [a, b, *[a, c] * 4, a, b]
+    assert world.test_trip(3, kind="return", detours=1) == world.test_trip(3, kind="return")
+    with pytest.raises(ValueError, match="`detours` must be at least 1, got 0"):
+        world.test_trip(3, kind="three", detours=0)
+
+
 class Twin(Scene):
     """A scene that stands where a trip stands in one frame; `render` draws it."""
 

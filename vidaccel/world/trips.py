@@ -63,22 +63,24 @@ def test_trip(
     kind: TripKind = "return",  # noqa: PT028 - it makes trips, it is no test
     pan_chunks: int = 1,  # noqa: PT028
     away_chunks: int = 6,  # noqa: PT028
+    detours: int = 1,  # noqa: PT028
 ) -> ReturnTrip:
     """A trip of held-out attributes that ends where it has been before; the subject is at place A, where it begins.
 
     kind: "return": place A for 2 chunks, B for 2, A for `away_chunks`, B for 2; "three": A, B, A, C for 2 chunks each,
         then A for `away_chunks` and B for 2, with A between B and C; "shift": as "return", but at last the camera
         rests 24 pixels beside the old place.
+    detours: of "three", how often the camera goes to C and back to A; others have none.
     Raises ValueError for an unknown kind or counts under 1.
     """
     if kind not in ("return", "three", "shift"):
         raise ValueError(f'`kind` must be "return", "three" or "shift", got {kind!r}.')
-    _check(pan_chunks=pan_chunks, away_chunks=away_chunks)
+    _check(pan_chunks=pan_chunks, away_chunks=away_chunks, detours=detours)
     draw = random.Random(f"vidaccel test trip {kind} {seed}")
     a = draw.randrange(1, NUM_STOPS - 1) if kind == "three" else draw.randrange(NUM_STOPS)
     beside = [stop for stop in (a - 1, a + 1) if 0 <= stop < NUM_STOPS]
     b = draw.choice(beside)
-    between = [(a, 2), (sum(beside) - b, 2)] if kind == "three" else []
+    between = [(a, 2), (sum(beside) - b, 2)] * detours if kind == "three" else []
     stops = [(a, 2), (b, 2), *between, (a, away_chunks), (b, 2)]
     shift = draw.choice((-_SHIFT, _SHIFT)) if kind == "shift" else 0.0
     rests = [(float(FRAME_SIZE * stop), chunks) for stop, chunks in stops[:-1]]

@@ -1,7 +1,7 @@
 """What the recall benchmark measures: its cells, each a kind of trip, a memory, and perhaps a control.
 
 A cell is written as words with slashes between them, the kind first: `return/blank`, `own/window:21`,
-`return/away:20/steps:8`.
+`return/away:20/steps:8`, `three/detours:8`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from vidaccel.world.trips import TripKind
 Kind = Literal["return", "three", "shift", "own"]
 Control = Literal["blank", "swap"]
 AWAY_CHUNKS = 6
+DETOURS = 1
 UNIFORM = "uniform"
 UNIFORM_INTERVAL = 6  # frames between keyframes: every second chunk of three
+
+_NUMBERS = {"away": "away_chunks", "detours": "detours", "steps": "num_inference_steps"}
 
 CELLS = (
     "return",
@@ -49,7 +52,8 @@ class RecallCell:
     memory: as the command line takes it; "uniform" is the student's own with a keyframe in every second chunk; None is
         the student's own.
     control: "blank" leaves out of the memory every frame that shows the place, "swap" shows another landmark there.
-    away_chunks: between the two visits. num_inference_steps: None for the student's own. skipping: steps left out.
+    away_chunks: between the two visits. detours: of "three", how often the camera goes to the third place between
+        them. num_inference_steps: None for the student's own. skipping: steps left out.
     Raises UserError for values outside these.
     """
 
@@ -57,6 +61,7 @@ class RecallCell:
     memory: str | None = None
     control: Control | None = None
     away_chunks: int = AWAY_CHUNKS
+    detours: int = DETOURS
     num_inference_steps: int | None = None
     skipping: StepSkipping | None = None
 
@@ -65,6 +70,8 @@ class RecallCell:
             raise UserError(f"A cell begins with {', '.join(get_args(Kind))}; got {self.kind!r}.")
         if self.away_chunks < 1 or (self.num_inference_steps is not None and self.num_inference_steps < 1):
             raise UserError(f"A cell has at least 1 chunk away and 1 step; got {self.name}.")
+        if self.detours < 1 or (self.detours != DETOURS and self.kind != "three"):
+            raise UserError(f"Only trips to three places have detours, and at least 1; got {self.name}.")
         if self.control and self.kind == "own":
             raise UserError(f"An own video has no prefix that could be a {self.control}; got {self.name}.")
         if self.memory not in (None, UNIFORM):
@@ -90,7 +97,7 @@ class RecallCell:
     @property
     def trips_name(self) -> str:
         """The name of its trips: those of one name are the same."""
-        return _joined(self.trip_kind, None if self.away_chunks == AWAY_CHUNKS else f"away:{self.away_chunks}")
+        return _joined(self.trip_kind, *self._way)
 
     @property
     def truth_name(self) -> str:
@@ -105,10 +112,15 @@ class RecallCell:
     @property
     def name(self) -> str:
         """As it is written, in one order."""
-        away = None if self.away_chunks == AWAY_CHUNKS else f"away:{self.away_chunks}"
         steps = None if self.num_inference_steps is None else f"steps:{self.num_inference_steps}"
         skip = None if self.skipping is None else f"skip:{self.skipping}"
-        return _joined(self.kind, self.memory, self.control, away, steps, skip)
+        return _joined(self.kind, self.memory, self.control, *self._way, steps, skip)
+
+    @property
+    def _way(self) -> tuple[str | None, str | None]:
+        """What is not as usual on the way from visit to visit."""
+        away = None if self.away_chunks == AWAY_CHUNKS else f"away:{self.away_chunks}"
+        return away, None if self.detours == DETOURS else f"detours:{self.detours}"
 
     def student(self, pipe: Any) -> Student:
         """The student of a pipeline, sampled as the cell says. Raises UserError for steps that it does not have."""
@@ -136,13 +148,11 @@ def _read_word(word: str, cell: str) -> tuple[str, Any]:
         return "control", word
     if name == "skip":
         return "skipping", StepSkipping.parse(value)
-    field = {"away": "away_chunks", "steps": "num_inference_steps"}.get(name)
+    field = _NUMBERS.get(name)
     if field is None:
         return "memory", word
     if not (value.isascii() and value.isdigit()):
-        raise UserError(
-            f"{name} must be a number of {'chunks' if name == 'away' else 'steps'}, as {name}:8; got {cell!r}."
-        )
+        raise UserError(f"{name} must be a whole number, as {name}:8; got {cell!r}.")
     return field, int(value)
 
 
@@ -150,4 +160,6 @@ def _parsed(memory: str, chunk_frames: int) -> MemoryPolicy:
     try:
         return parse_memory(memory, chunk_frames)
     except ValueError as error:
-        raise UserError(f"A cell's words are blank, swap, away:20, steps:8, skip:3 or a memory. {error}") from error
+        raise UserError(
+            f"A cell's words are blank, swap, away:20, detours:8, steps:8, skip:3 or a memory. {error}"
+        ) from error

@@ -41,7 +41,7 @@ class RecallBench(ModelBenchmark):
     seed: int = option("Draws the trips and the noise.", 0)
     cells: tuple[str, ...] = option(
         "What is measured: return, three, shift or own, behind slashes blank, swap, a memory, uniform, away:CHUNKS, "
-        "steps:N, skip:STEPS.",
+        "detours:TIMES, steps:N, skip:STEPS.",
         CELLS,
         recorded=False,
     )

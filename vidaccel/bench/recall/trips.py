@@ -74,7 +74,7 @@ class RecallTrips:
         """Draw `count` trips for the cells that have the trips of `cell`."""
         self.pipe = pipe
         self.trips = [
-            test_trip(seed * 1_000_003 + index, kind=cell.trip_kind, away_chunks=cell.away_chunks)
+            test_trip(seed * 1_000_003 + index, kind=cell.trip_kind, away_chunks=cell.away_chunks, detours=cell.detours)
             for index in range(count)
         ]
         self._latents: dict[bool, Tensor] = {}
