@@ -49,6 +49,9 @@ def test_words_of_a_cell_come_in_any_order_and_usual_ones_are_left_out() -> None
     assert (cell.trips_name, cell.truth_name, cell.plain_name) == ("return/away:20", "return/away:20/truth", "return")
     assert RecallCell.parse("own/skip:2+3/steps:8").name == "own/steps:8/skip:2+3"
     assert RecallCell.parse("return/away:6") == RecallCell(kind="return")
+    assert RecallCell.parse("three/detours:1") == RecallCell(kind="three")
+    assert RecallCell.parse("three/detours:8/window:21/away:2").name == "three/window:21/away:2/detours:8"
+    assert RecallCell.parse("three/detours:8").trips_name == "three/detours:8"
     assert RecallCell.parse("own").trips_name == RecallCell.parse("return/swap").trips_name == "return"
     assert RecallCell.parse("return/swap").truth_name == "return/swap/truth"
 
@@ -59,7 +62,9 @@ def test_words_of_a_cell_come_in_any_order_and_usual_ones_are_left_out() -> None
         ("returns", "A cell begins with return, three, shift, own; got 'returns'"),
         ("return/blank/swap", "says twice what its control is"),
         ("return/away:0", "at least 1 chunk away"),
-        ("return/steps:x", "steps must be a number of steps, as steps:8"),
+        ("return/steps:x", "steps must be a whole number, as steps:8"),
+        ("return/detours:2", "Only trips to three places have detours, and at least 1; got return/detours:2"),
+        ("three/detours:0", "and at least 1"),
         ("return/huge", "A memory must be slow-fast"),
         ("own/blank", "has no prefix that could be a blank"),
     ],
@@ -143,6 +148,20 @@ def test_a_memory_without_frames_is_the_other_one_but_for_them(text: str) -> Non
         assert list(index.entries) == kept
         assert index.positions == tuple(range(len(kept)))
         assert index.is_keyframe == whole.is_keyframe
+
+
+def test_frames_that_are_left_out_do_not_come_back() -> None:
+    memory = parse_memory("view-retrieval:3+6+6")
+    without = MemoryWithout(memory=memory, frames=(9, 10), chunk_frames=3)
+    assert without.retrieval == memory.retrieval
+    pair = MemoryIndex(memory), MemoryIndex(without)
+    for index in pair:
+        for _ in range(8):
+            index.begin_chunk()
+            index.commit(0.99)
+        index.begin_chunk()
+        index.retrieve([10, 7])
+    assert [index.slow for index in pair] == [(7, 10), (7,)]
 
 
 # Figures

@@ -188,7 +188,9 @@ def test_another_word_is_refused_with_all_that_are_accepted(word: str) -> None:
     accepted = (
         "slow-fast, slow-fast:3+12+6 (sink, slow, fast), slow-fast:3+12x3+6 (up to 3 frames of a keyframe), "
         "slow-fast:3+12+6@0.99 (with the similarity threshold), "
-        "slow-fast:3+12+6%2 (of every 2nd layer), sink+window:3+9, window:21 or full:240 (latent frames)"
+        "slow-fast:3+12+6%2 (of every 2nd layer), view-retrieval:3+12x3+6 (what the camera saw comes back), "
+        "key-retrieval:3+12x3+6 (what resembles the present does), sink+window:3+9, window:21 or full:240 "
+        "(latent frames)"
     )
     with pytest.raises(ValueError, match=re.escape(f"A memory must be {accepted}; got {word!r}.")):
         parse_memory(word)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.rollout.test_retrieval import Way
 from tests.support.sliding_window import SlidingWindow
 from tests.support.tiny_causal import walk
 from vidaccel.errors import UserError
@@ -233,6 +235,26 @@ def test_passes_over_frames_alone_are_recorded_beside_those_over_chunks() -> Non
     assert sum(not one.is_closed for one in recorder.recordings) == 2
     made(with_run(student, compiled(student.transformer, backend=(counter := CompileCounterWithBackend("aot_eager")))))
     assert counter.frame_count == 4  # two for chunks, two for frames alone
+
+
+def test_frames_that_come_back_are_passed_unrecorded_and_no_recording_is_lost_for_them() -> None:
+    policy = MemoryConfig(
+        sink_frames=3, slow_frames=3, fast_frames=6, keyframe_rule="none", retrieve_by="view", retrieved_frames=2
+    )
+    student, recorder = tiny_student(camera_dim=8, clean_pass="frame"), FakeRecorder()
+    run = CapturedPass(eager(student.transformer), recorder)
+    sizes: dict[bool | None, list[int]] = {True: [], False: [], None: []}  # by `alone`; None: what came back
+
+    def noted(latents: Tensor, timestep: Tensor, prompt: Any, memory: Any, *, alone: bool = False) -> Tensor:
+        sizes[None if memory.is_rewritten else alone].append(memory.attended_frames)
+        return run(latents, timestep, prompt, memory, alone=alone)
+
+    expected = made(student, policy=policy, camera=Way(5))
+    assert_same(expected, made(with_run(student, noted), policy=policy, camera=Way(5)))
+    assert len(sizes[None]) == 3
+    assert (len(sizes[False]), len(sizes[True])) == (NUM_CHUNKS * STEPS, NUM_CHUNKS)
+    lengths = [len(list(run)) for kind in (False, True) for _, run in itertools.groupby(sizes[kind])]
+    assert len(recorder.recordings) == sum(length > 1 for length in lengths)
 
 
 def test_passes_over_a_memory_of_another_policy_are_recorded_like_any_other() -> None:

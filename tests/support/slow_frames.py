@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.support.slow_rollout import Sampling
+from tests.support.slow_search import views_to_come
 from vidaccel.memory import MemoryIndex, MemoryPolicy
 from vidaccel.memory.camera import Camera
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
@@ -47,10 +48,29 @@ class SlowFrames:
             self.index.begin_chunk()
             count = len(self.index.current)
             self.points += zip(*self.camera(chunk, len(self.latents), count), strict=True)
+            self.index.retrieve(self.returning())
             branches = 2 if self.sampling.guidance_scale != 1 else 1
             self.latents += self.denoised(chunk, [part[row] for part in shot.embeddings[:branches]]).unbind(1)
             self.index.commit()
         return torch.stack(self.latents, dim=1)
+
+    def returning(self) -> list[int]:
+        """The frames of the shot that the policy's search brings back for the chunk that was begun."""
+        retrieval = self.policy.retrieval
+        if retrieval is None:
+            return []
+        across = self.size[1] // self.model.config.patch_size[2]
+        points = [(across * screen, across * motion) for screen, motion in self.points[self.start :]]
+        past = points[: self.index.num_frames]
+        return views_to_come(
+            [column for column, _ in past],
+            [frame for frame, (_, motion) in enumerate(past) if abs(motion) > 0.25],
+            present=[entry.frame for entry in self.index.entries if entry.part != "current"],
+            coming=[column for column, _ in points[self.index.num_frames :]],
+            width=across,
+            depth=retrieval.depth,
+            most=retrieval.num_frames,
+        )
 
     def denoised(self, chunk: int, prompts: Sequence[Tensor]) -> Tensor:
         digest = hashlib.sha256(f"vidaccel rollout {self.seed} {chunk}".encode()).digest()

@@ -85,6 +85,13 @@ def rollout(
         int | None,
         typer.Option(help="Keep the memory of every so many layers only, for students trained so. (default: all)"),
     ] = None,
+    retrieve_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What comes back into the slow part: none, view (what the camera saw before and will see) or keys "
+            "(what the present resembles)."
+        ),
+    ] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Steps a chunk. (default: the student's)")] = None,
     skip_steps: Annotated[
         str | None,
@@ -166,9 +173,8 @@ def rollout(
     student = StudentFolder.of(spec)
     settings = student.request(prompts.spans[0].prompt, flags)
     keyframes = {"keyframe_rule": keyframe_rule, "keyframe_interval": keyframe_interval}
-    sizes = student.memory(
-        memory, **keyframes, similarity_threshold=similarity_threshold, prefill=prefill, depth_every=depth_every
-    )
+    more = {"similarity_threshold": similarity_threshold, "prefill": prefill, "retrieve_by": retrieve_by}
+    sizes = student.memory(memory, **keyframes, **more, depth_every=depth_every)
     rate = spec.defaults.fps if fps is None else fps
     start = fitted_start(read_inputs(fps=rate, keep_frames=keep_frames, **files), (settings.height, settings.width))
     request = RolloutRequest(
@@ -234,7 +240,7 @@ def _show(request: RolloutRequest) -> None:
     for problem in request.timeline.problems(request.grid, num_chunks=request.num_chunks):
         say_warning(problem)
     plan = request.plan()
-    console.print(plan_table(plan))
+    console.print(plan_table(plan, fps=request.fps))
     for words in request.camera_words():
         say(f"Camera: {words}.")
     if plan.fits:

@@ -41,7 +41,7 @@ _HELD = (0.0, 0.0)  # column and motion of a camera that holds
 class MemoryShape:
     """Sizes of the buffers, which follow from a transformer's config and the size of the latents.
 
-    has_camera: whether the transformer is told of a camera.
+    has_camera: whether the transformer is told of a camera. num_columns: tokens in a row of a frame.
     """
 
     num_layers: int
@@ -50,6 +50,7 @@ class MemoryShape:
     num_heads: int
     head_dim: int
     has_camera: bool = False
+    num_columns: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,19 +188,71 @@ class FrameBuffers:
         for cameras, frames, row in zip(self._cameras, chunks, points, strict=True):
             cameras.update(zip(frames, row, strict=True))
 
+    def cameras_of(self, sample: int, frames: Sequence[int]) -> list[tuple[float, float]]:
+        """Column and motion of the camera of remembered frames of a sample, and of those being made."""
+        return [self._cameras[sample].get(frame, _HELD) for frame in frames]
+
     def arrange(self, layouts: Sequence[Layout]) -> None:
         """Lay the buffers out for a pass over the current chunk: remembered frames in front, the chunk behind them."""
+        start = self._close_up(layouts)
+        self.current = range(start, start + len(layouts[0].chunk))
+        for sample, layout in enumerate(layouts):
+            self._rotate_changed(sample, layout.kept)
+        self._set_rotary([list(layout.chunk.items()) for layout in layouts])
+        self._set_mask(self.current.start)
+
+    def _close_up(self, layouts: Sequence[Layout]) -> int:
+        """Let the remembered frames of all samples take the first places; returns how many these are."""
         self._put_back()  # what is remembered next, or copied, is what the kept layers wrote
         start = max(len(layout.kept) for layout in layouts)
         for sample, layout in enumerate(layouts):  # an interrupt between the lines leaves tables that are true
             slots, moves = self._moves(sample, layout, start)
             self._copy_frames(sample, moves)
             self.slots[sample] = slots
-        self.current = range(start, start + len(layouts[0].chunk))
-        for sample, layout in enumerate(layouts):
-            self._rotate_changed(sample, layout.kept)
-        self._set_rotary([list(layout.chunk.items()) for layout in layouts])
-        self._set_mask(self.current.start)
+        return start
+
+    def missing(self, layouts: Sequence[Layout]) -> list[list[FrameKey]]:
+        """For every sample the frames to be attended to that have no keys here."""
+        chunks = [{(frame, None) for frame in layout.chunk} for layout in layouts]
+        return [
+            [key for key in layout.kept if key not in slots and (key[0], None) not in {*slots, *chunk}]
+            for layout, slots, chunk in zip(layouts, self.slots, chunks, strict=True)
+        ]
+
+    def write_back(
+        self, layouts: Sequence[Layout], cameras: Sequence[Mapping[int, tuple[float, float]]], group_frames: int
+    ) -> Iterator[list[list[FrameKey]]]:
+        """Write the frames that are `missing`; yields groups of `group_frames`, to be passed as if they were made.
+
+        Of the last group, and of samples with fewer of them, a remembered frame is passed in place of none; it is not
+        written. cameras: column and motion of every frame that is missing.
+        """
+        missing = self.missing(layouts)
+        for known, found in zip(self._cameras, cameras, strict=True):
+            known.update(found)
+        for start in range(0, max(map(len, missing)), group_frames):
+            groups = [row[start : start + group_frames] for row in missing]
+            here = [
+                {key: at for key, at in layout.kept.items() if key in slots} for layout, slots in self._rows(layouts)
+            ]
+            first = self._close_up([Layout(kept=kept, chunk={}) for kept in here])
+            self.current = range(first, first + group_frames)
+            for sample, kept in enumerate(here):
+                self._rotate_changed(sample, kept)
+            spare = [next(iter(layout.kept)) for layout in layouts]
+            padded = [[*group, *[key] * (group_frames - len(group))] for group, key in zip(groups, spare, strict=True)]
+            samples = zip(padded, layouts, strict=True)
+            self._set_rotary([[(key[0], layout.kept[key]) for key in group] for group, layout in samples])
+            self._set_mask(self.current.start)
+            yield padded
+            self._put_back()
+            for slots, group in zip(self.slots, groups, strict=True):
+                for place, key in zip(self.current, group, strict=False):
+                    slots[place] = key
+        self.current = range(0)
+
+    def _rows(self, layouts: Sequence[Layout]) -> Iterator[tuple[Layout, list[FrameKey | None]]]:
+        return zip(layouts, self.slots, strict=True)
 
     def keep(self, chunks: Sequence[Sequence[int]]) -> None:
         """The chunk being made lies where it was written, and is remembered: for every sample its frames."""

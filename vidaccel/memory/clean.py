@@ -10,10 +10,12 @@ are lists of marks, a mark being a frame and whether it is a keyframe. With size
 
 Further frames of a keyframe's chunk (`keyframe_frames`) follow it into slow memory and stay while no keyframe needs
 their places; the last frames of chunks leave first, and of these the latest, of whose time fast memory has more.
+Frames that come back (`retrieve_by`) take places of slow memory until others do, and stand in it in order of time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vidaccel.errors import UserError
@@ -22,7 +24,7 @@ from vidaccel.memory.policy import ChunkPass, being_made
 from vidaccel.memory.settings import SlowFastSettings
 
 Mark = list[Any]  # [frame, is_keyframe]
-Marks = dict[str, list[Mark]]
+Marks = dict[str, list[Any]]  # "slow", "fast": marks; with retrieval also "back": frames, the last to come back last
 
 
 class CleanParts:
@@ -33,7 +35,11 @@ class CleanParts:
 
     def start(self) -> Marks:
         """Nothing."""
-        return {"slow": [], "fast": []}
+        return {"slow": [], "fast": []} | ({"back": []} if self._retrieves else {})
+
+    @property
+    def _retrieves(self) -> bool:
+        return self._config.retrieve_by != "none"
 
     def begin(self, kept: Marks, frames: range) -> Marks:
         """Make room for a chunk: keyframes, and what is to be kept behind them, go from fast memory to slow memory."""
@@ -41,9 +47,21 @@ class CleanParts:
         leaving = max(0, len(kept["fast"]) + len(frames) - config.fast_frames)
         ranks = self._ranks(kept)
         slow += [mark for mark in kept["fast"][:leaving] if mark[0] in ranks or config.prefill == "linear"]
-        while len(slow) > config.slow_frames:
+        return self._fitting({**kept, "slow": slow, "fast": kept["fast"][leaving:]}, ranks)
+
+    def retrieve(self, kept: Marks, wanted: Sequence[int]) -> Marks:
+        """Let frames that left come back, in place of those that came back before them, and of the least of others."""
+        most = self._config.retrieved_frames
+        new = list(wanted[:most])
+        back = [*kept["back"], *reversed(new)][-most:]  # the first of them is the last to leave
+        return self._fitting({**kept, "back": back}, self._ranks(kept))
+
+    def _fitting(self, kept: Marks, ranks: dict[int, int]) -> Marks:
+        """`kept` with what slow memory has places for beside what came back."""
+        slow = list(kept["slow"])
+        while len(slow) + len(kept.get("back", ())) > self._config.slow_frames:
             slow.remove(_least(slow, ranks))
-        return {"slow": slow, "fast": kept["fast"][leaving:]}
+        return {**kept, "slow": slow}
 
     def _ranks(self, kept: Marks) -> dict[int, int]:
         """Of keyframes and of the frames that follow them, how far they are behind the keyframe."""
@@ -60,13 +78,13 @@ class CleanParts:
             for number, frame in enumerate(done.frames)
             if frame >= self._config.sink_frames
         ]
-        return {"slow": kept["slow"], "fast": [*kept["fast"], *new]}, is_keyframe
+        return {**kept, "fast": [*kept["fast"], *new]}, is_keyframe
 
     def entries(self, kept: Marks, current: range) -> tuple[Entry, ...]:
         """Sink, slow, fast, current."""
         return (
             *(Entry(frame, "sink") for frame in range(min(current.start, self._config.sink_frames))),
-            *(Entry(frame, "slow") for frame, _ in kept["slow"]),
+            *(Entry(frame, "slow") for frame in sorted([*(frame for frame, _ in kept["slow"]), *kept.get("back", ())])),
             *(Entry(frame, "fast") for frame, _ in kept["fast"]),
             *being_made(current),
         )
@@ -78,18 +96,22 @@ class CleanParts:
     def check(self, kept: Marks, current: range) -> None:
         """Raise UserError if no rollout can have left `kept`."""
         config = self._config
-        if set(kept) != {"slow", "fast"}:
+        if set(kept) != set(self.start()):
             raise UserError("slow and fast memory are missing")
-        slow, fast = kept["slow"], kept["fast"]
+        slow, fast, back = kept["slow"], kept["fast"], kept.get("back", [])
+        if not all(type(frame) is int for frame in back) or len(back) > config.retrieved_frames:
+            raise UserError(f"the frames that came back are {back!r}")
         for frame, is_keyframe in (*slow, *fast):
             if type(frame) is not int or type(is_keyframe) is not bool:
                 raise UserError(f"a remembered frame is {[frame, is_keyframe]!r}")
-        remembered = [frame for frame, _ in (*slow, *fast)]
-        if remembered != sorted(set(remembered)) or any(frame < config.sink_frames for frame in remembered):
+        marked = [frame for frame, _ in (*slow, *fast)]
+        if marked != sorted(set(marked)) or any(frame < config.sink_frames for frame in (*marked, *back)):
             raise UserError("its frames are not in order")
+        if len({*marked, *back}) < len(marked) + len(back) or any(frame >= current.start for frame in back):
+            raise UserError(f"frames {back} cannot have come back")
         if [frame for frame, _ in fast] != list(range(current.start - len(fast), current.start)):
             raise UserError("fast memory does not hold the last frames")
-        if len(slow) > config.slow_frames or len(fast) + len(current) > config.fast_frames:
+        if len(slow) + len(back) > config.slow_frames or len(fast) + len(current) > config.fast_frames:
             raise UserError("it holds more frames than there is place for")
         ranks = self._ranks(kept)
         if config.prefill == "none" and not all(frame in ranks for frame, _ in slow):

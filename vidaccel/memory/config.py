@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from vidaccel.memory.depth import DepthMap
 from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.official import OfficialParts
 from vidaccel.memory.policy import ChunkPass, Kept, MemoryPolicy
+from vidaccel.memory.retrieval import Retrieval
 from vidaccel.memory.settings import SlowFastSettings
 
 
@@ -41,6 +42,10 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
     max_frames: longest video; a chunk beyond is refused. None for any length.
     depth_every: layers that share one memory: keys and values of every `depth_every`-th layer are kept, and the layers
         up to the next read those (`DepthMap.every`). For students that were trained so, or with routing.
+    retrieve_by: whether frames that left come back into slow memory: "none", or those whose camera saw what the coming
+        chunk will see ("view"), or of earlier chunks that the last one resembles ("keys"); `keyframe_frames` of what is
+        coming are to be in reach. See `vidaccel.memory.retrieval`. It takes their latents, which are kept outside.
+    retrieved_frames: places of slow memory that they may take at most; they stay until others come back.
 
     Raises ValueError for a value outside these choices.
     """
@@ -52,8 +57,20 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
 
     @property
     def uses_similarity(self) -> bool:
-        """Whether keyframes depend on it."""
-        return self.keyframe_rule == "similarity"
+        """Whether keyframes depend on it, or what comes back."""
+        return self.keyframe_rule == "similarity" or self.retrieve_by == "keys"
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """How frames come back, if they do."""
+        if self.retrieve_by == "none":
+            return None
+        return Retrieval(
+            by=self.retrieve_by,
+            num_frames=self.retrieved_frames,
+            depth=self.keyframe_frames,
+            threshold=self.similarity_threshold,
+        )
 
     @property
     def observes_passes(self) -> bool:
@@ -83,6 +100,12 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
     def commit(self, kept: Kept, done: ChunkPass) -> tuple[Kept, bool]:
         """Remember the clean pass, and whether the chunk is a keyframe."""
         return self._parts.run(kept, done, self._is_keyframe(done))
+
+    def retrieve(self, kept: Kept, wanted: Sequence[int]) -> Kept:
+        """Let frames that left come back into slow memory."""
+        parts = self._parts
+        assert isinstance(parts, CleanParts), "only the clean mode retrieves"
+        return parts.retrieve(kept, wanted)
 
     def entries(self, kept: Kept, current: range) -> tuple[Entry, ...]:
         """Sink, slow, fast, current."""
@@ -146,10 +169,12 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for JSON; without the name of a policy, as sessions of 0.3.0 have them.
 
-        Without `depth_every` too, where it is 1.
+        Without `depth_every` too, where it is 1, and without what is said of retrieval, where there is none.
         """
         values = asdict(self)
-        return {name: value for name, value in values.items() if (name, value) != ("depth_every", 1)}
+        usual = {"depth_every"} if self.depth_every == 1 else set()
+        usual |= {"retrieve_by", "retrieved_frames"} if self.retrieve_by == "none" else set()
+        return {name: value for name, value in values.items() if name not in usual}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MemoryConfig:

@@ -35,6 +35,7 @@ class MemoryIndex:
         self._num_passes = 0
         self._current = range(0)
         self._is_keyframe = False
+        self._begun = self._kept  # what was kept when the chunk began, before frames came back
         self._became_keyframe = False  # whether a pass over the current chunk made it a keyframe
 
     @property
@@ -98,6 +99,14 @@ class MemoryIndex:
             frames = range(self._num_frames, self._num_frames + count)
             self._kept = self.policy.begin(self._kept, frames)
             self._current, self._became_keyframe = frames, False
+            self._begun = self._kept
+        elif self.policy.retrieval is not None:
+            self._kept = self._begun
+
+    def retrieve(self, wanted: Sequence[int]) -> None:
+        """Lets frames that left come back for the chunk that was begun, if the policy takes them."""
+        if self.policy.retrieval is not None:
+            self._kept = self.policy.retrieve(self._kept, wanted)
 
     def observe(self, similarity: float | None = None) -> None:
         """Counts a denoising pass over the chunk. Arguments and errors are those of `commit`."""
@@ -134,7 +143,7 @@ class MemoryIndex:
             "num_passes": self._num_passes,
             "is_keyframe": self._is_keyframe,
             "is_marked": self._became_keyframe,
-            "parts": self._kept,
+            "parts": self._begun if self._current and self.policy.retrieval is not None else self._kept,
         }
 
     @classmethod
@@ -180,7 +189,7 @@ class MemoryIndex:
         if not fits:
             raise UserError("it holds more frames than there is place for, or one that does not exist yet")
         self._num_frames, self._num_chunks, self._num_passes = num_frames, num_chunks, num_passes
-        self._current, self._kept = current, kept
+        self._current, self._kept, self._begun = current, kept, kept
         self._is_keyframe, self._became_keyframe = (state[name] for name in _FLAGS)
 
     def _run(self, similarity: float | None, source: Source) -> None:

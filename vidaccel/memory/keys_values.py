@@ -12,13 +12,15 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.memory.answers import check_entries, check_policy
-from vidaccel.memory.buffers import FrameBuffers, Layout, MemoryShape
+from vidaccel.memory.buffers import FrameBuffers, FrameKey, Layout, MemoryShape
 from vidaccel.memory.camera import Camera
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.official import check_keys_can_follow
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.memory.retrieval import check_can_retrieve
 from vidaccel.memory.rotary import RotaryTable
+from vidaccel.memory.seen_frames import SeenFrames, coming_columns
 
 
 class KeyValueMemory:
@@ -59,7 +61,12 @@ class KeyValueMemory:
             device=device,
             dtype=dtype,
         )
+        check_can_retrieve(policy.retrieval, has_camera=shape.has_camera)
         self.reset()
+
+    def _nothing_seen(self) -> list[SeenFrames]:
+        retrieval, count = self.policy.retrieval, self.shape.batch_size
+        return [] if retrieval is None else [SeenFrames(retrieval, self.shape.num_columns) for _ in range(count)]
 
     def compile(self) -> None:
         """Compile the rotation of remembered keys."""
@@ -68,10 +75,12 @@ class KeyValueMemory:
     def reset(self) -> None:
         """Forget everything: the next chunk is the first of a video."""
         self._indexes = [MemoryIndex(self.policy) for _ in range(self.shape.batch_size)]
+        self._seen = self._nothing_seen()
         self.buffers.clear()
         self._previous: Tensor | None = None
         self._similarity: Tensor | None = None
         self._is_changed_by_pass = False
+        self._is_rewritten = False
 
     # What the transformer reads
 
@@ -112,6 +121,11 @@ class KeyValueMemory:
         """Frames that the passes of this chunk attend to, the chunk's own among them."""
         return self.buffers.current.stop
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether frames of the past are being written, by groups of `recover` or `rebuild`, and no chunk."""
+        return self._is_rewritten
+
     # What the rollout calls
 
     @property
@@ -119,10 +133,20 @@ class KeyValueMemory:
         """The index of every sample."""
         return self._indexes
 
-    def begin_chunk(self, num_frames: int | None = None, *, camera: Camera | None = None) -> None:
+    def begin_chunk(
+        self,
+        num_frames: int | None = None,
+        *,
+        camera: Camera | None = None,
+        wanted: Sequence[Sequence[int]] | None = None,
+    ) -> Sequence[Sequence[int]]:
         """Make room for a chunk of `num_frames` (`chunk_frames` by default): evict, promote, rotate.
 
+        Where frames come back, their keys are missing and passes must wait until `recover` is done. Returns for every
+        sample which frames should come back, for the memories of other branches.
+
         camera: of the chunk's frames, on the host; they are remembered with it. None: it holds at 0.
+        wanted: what another branch's memory returned, to be taken instead of an own search.
         A chunk that was begun and not committed begins again, with nothing left of its passes or its camera. Raises
         UserError in the official mode, whose passes change the memory, and ValueError for a camera of another size or
         for a transformer that is not told of one.
@@ -135,9 +159,41 @@ class KeyValueMemory:
         self._check_camera(camera, self.policy.chunk_frames if num_frames is None else num_frames)
         for index in self._indexes:
             index.begin_chunk(num_frames)
+        wanted = self._wanted(camera) if wanted is None else wanted
+        for index, frames in zip(self._indexes, wanted, strict=False):
+            index.retrieve(frames)
         self._check_entries()
         self.buffers.set_camera([index.current for index in self._indexes], camera)
+        if not any(self.buffers.missing(self._layouts())):
+            self._arrange()
+        return wanted
+
+    def recover(self) -> Iterator[tuple[tuple[int, ...], ...]]:
+        """Let the frames that came back with `begin_chunk` be written; as `rebuild`, and nothing where none did."""
+        layouts = self._layouts()
+        missing = self.buffers.missing(layouts)
+        if not any(missing):
+            return
+        cameras = [
+            {frame: seen.camera_of(frame) for frame, _ in row} for seen, row in zip(self._seen, missing, strict=True)
+        ]
+        yield from self._rewriting(self.buffers.write_back(layouts, cameras, self.policy.chunk_frames))
         self._arrange()
+
+    def _rewriting(self, groups: Iterator[list[list[FrameKey]]]) -> Iterator[tuple[tuple[int, ...], ...]]:
+        self._is_rewritten = True
+        try:
+            for group in groups:
+                yield tuple(tuple(frame for frame, _ in row) for row in group)
+        finally:
+            self._is_rewritten = False
+
+    def _wanted(self, camera: Camera | None) -> Sequence[Sequence[int]]:
+        found = []
+        for sample, (index, seen) in enumerate(zip(self._indexes, self._seen, strict=False)):
+            present = [entry.frame for entry in index.entries if entry.frame not in index.current]
+            found.append(seen.wanted(present, coming_columns(camera, sample, len(index.current))))
+        return found
 
     def observe(self, similarity: Tensor | None = None) -> Tensor | None:
         """To be called after a denoising pass: the official mode may copy a frame of that pass into the slow part.
@@ -166,6 +222,10 @@ class KeyValueMemory:
         chunks = [index.current for index in self._indexes]
         for index, value in zip(self._indexes, values, strict=True):
             index.commit(value)
+        for sample, seen in enumerate(self._seen):
+            cameras = self.buffers.cameras_of(sample, chunks[sample])
+            own = None if mean is None else mean[:, sample]
+            seen.add(cameras, is_keyframe=self._indexes[sample].is_keyframe, mean=own)
         self.buffers.keep(chunks)
         self._is_changed_by_pass, self._similarity, self._previous = False, similarity, mean
         self._check_entries()
@@ -194,6 +254,10 @@ class KeyValueMemory:
         tensors, values = self.buffers.save_state()
         if self._previous is not None:
             tensors["previous"] = self._previous
+        if self._seen:
+            parts = [seen.state() for seen in self._seen]
+            tensors |= {f"seen{n}.{name}": part for n, (saved, _) in enumerate(parts) for name, part in saved.items()}
+            values["seen"] = [saved for _, saved in parts]
         return tensors, {"indexes": [index.state() for index in self.indexes], **values}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -202,6 +266,11 @@ class KeyValueMemory:
         self.buffers.load_state(tensors, values)
         self._indexes, self._is_changed_by_pass, self._similarity = indexes, False, None
         self._previous = tensors["previous"].to(self.device) if "previous" in tensors else None
+        self._seen = self._nothing_seen()
+        for number, (seen, saved) in enumerate(zip(self._seen, values.get("seen", ()), strict=True)):
+            prefix = f"seen{number}."
+            own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+            seen.load(own, saved)
 
     def rebuild(self) -> Iterator[tuple[tuple[int, ...], ...]]:
         """Let the remembered frames be written anew, under another prompt for one.
@@ -212,8 +281,7 @@ class KeyValueMemory:
         not kept.
         """
         kept = [layout.kept for layout in self._layouts()]
-        for groups in self.buffers.write_anew(kept, self.policy.chunk_frames):
-            yield tuple(tuple(frame for frame, _ in group) for group in groups)
+        yield from self._rewriting(self.buffers.write_anew(kept, self.policy.chunk_frames))
         self._previous = self._mean_of_last_chunk()
 
     def _check_camera(self, camera: Camera | None, num_frames: int) -> None:
@@ -243,7 +311,8 @@ class KeyValueMemory:
 
     def _check_entries(self) -> None:
         for index, slots in zip(self._indexes, self.buffers.slots, strict=True):
-            check_entries(index, {slot[0] for slot in slots if slot} | set(index.current))
+            known = {slot[0] for slot in slots if slot} | set(index.current)
+            check_entries(index, known, num_returnable=len(self._seen[0]) if self._seen else 0)
 
     def _arrange(self) -> None:
         self.buffers.arrange(self._layouts())

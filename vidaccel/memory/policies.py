@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 from vidaccel.errors import check_count
 from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.memory.retrieval import RetrieveBy
 
 _NAME = re.compile(r"([^:@]*):?(.*)", re.DOTALL)
 _EVERY = re.compile(r"[1-9][0-9]{0,3}")
@@ -94,6 +95,20 @@ def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
     return replace(config, similarity_threshold=float(threshold)) if _THRESHOLD.fullmatch(threshold) else None
 
 
+def _retrieving(by: RetrieveBy) -> Callable[[str, int], MemoryConfig | None]:
+    """As slow-fast memory, half of whose slow places frames that come back may take."""
+
+    def read(text: str, chunk_frames: int) -> MemoryConfig | None:
+        config = _slow_fast(text, chunk_frames)
+        if config is not None and config.slow_frames < 2:
+            raise ValueError(
+                f"Frames come back into slow memory, which must have at least 2 places; got {config.slow_frames}."
+            )
+        return config and replace(config, retrieve_by=by, retrieved_frames=config.slow_frames // 2)
+
+    return read
+
+
 def _of_sizes(make: Callable[..., MemoryConfig], counts: Sequence[int]) -> Callable[[str, int], MemoryConfig | None]:
     def read(text: str, chunk_frames: int) -> MemoryConfig | None:
         sizes = sizes_of(text)
@@ -136,6 +151,8 @@ POLICIES: dict[str, PolicyRow] = {
         "slow-fast:3+12+6%2 (of every 2nd layer)",
         _slow_fast,
     ),
+    "view-retrieval": PolicyRow("view-retrieval:3+12x3+6 (what the camera saw comes back)", _retrieving("view")),
+    "key-retrieval": PolicyRow("key-retrieval:3+12x3+6 (what resembles the present does)", _retrieving("keys")),
     "sink+window": PolicyRow("sink+window:3+9", _of_sizes(MemoryConfig.sink_and_window, (0, 2))),
     "window": PolicyRow("window:21", _of_sizes(MemoryConfig.sliding_window, (1,))),
     "full": PolicyRow("full:240", _full),

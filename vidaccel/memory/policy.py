@@ -5,6 +5,7 @@ kept so far. `MemoryIndex` counts chunks and holds what is kept, `KeyValueMemory
 goes through a policy like this, the frames of the chunk being 6, 7, 8:
 
     kept = policy.begin(kept, range(6, 9))         # who makes room?
+    kept = policy.retrieve(kept, [1, 2])           # who comes back? Only with a `retrieval`
     policy.entries(kept, range(6, 9))              # what every pass over the chunk attends to, itself last
     kept, is_keyframe = policy.commit(kept, ChunkPass(range(6, 9), ...))    # after its clean pass
 """
@@ -12,12 +13,13 @@ goes through a policy like this, the frames of the chunk being 6, 7, 8:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol, Self, cast
 
 from vidaccel.memory.depth import DepthMap
 from vidaccel.memory.entry import Entry, Part, Source
+from vidaccel.memory.retrieval import Retrieval
 
 Kept = Any  # plain JSON values of a policy's own making: they are saved as they are, and never changed in place
 
@@ -75,7 +77,7 @@ class MemoryPolicy(Protocol):
         """The frames that a pass attends to, in the order of their positions; `current`, the chunk being made, last.
 
         Between chunks `current` is empty and begins where the next chunk will. A frame must have been an entry before,
-        or be of the chunk just made; once left out, its keys are gone.
+        or be of the chunk just made; once left out, its keys are gone, unless `retrieval` lets frames come back.
         """
         ...
 
@@ -98,6 +100,19 @@ class MemoryPolicy(Protocol):
     def observes_passes(self) -> bool:
         """Whether noisy passes change what is kept, so that `observe` must be called."""
         return False
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """How frames that left are found again, for policies whose `retrieve` lets them come back; None: never."""
+        return None
+
+    def retrieve(self, kept: Kept, wanted: Sequence[int]) -> Kept:
+        """What is kept once the frames `wanted` came back, or as many of them as there shall be, the first foremost.
+
+        Asked after `begin`, where there is a `retrieval`; `wanted` may be empty.
+        """
+        del wanted
+        return kept
 
     def depth_map(self, num_layers: int) -> DepthMap:
         """Which layer's remembered keys and values a layer reads: its own."""

@@ -15,6 +15,7 @@ from vidaccel.errors import check_choice, check_count
 KeyframeRule = Literal["similarity", "uniform", "none"]
 Mode = Literal["clean", "official"]
 Prefill = Literal["none", "linear"]
+Retrieve = Literal["none", "view", "keys"]
 
 _SIZES = ("sink_frames", "slow_frames", "fast_frames")
 
@@ -35,11 +36,14 @@ class SlowFastSettings:
     keyframe_frames: int = 1
     max_frames: int | None = None
     depth_every: int = 1
+    retrieve_by: Retrieve = "none"
+    retrieved_frames: int = 6
 
     def __post_init__(self) -> None:
         check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("prefill", self.prefill, get_args(Prefill))
+        check_choice("retrieve_by", self.retrieve_by, get_args(Retrieve))
         check_count("chunk_frames", self.chunk_frames, minimum=1)
         for name in _SIZES:
             check_count(name, getattr(self, name), minimum=0)
@@ -55,6 +59,8 @@ class SlowFastSettings:
         check_count("depth_every", self.depth_every, minimum=1)
         _check_threshold(self.similarity_threshold)
         self._check_sizes()
+        if self.retrieve_by != "none":
+            self._check_retrieval()
 
     def _check_sizes(self) -> None:
         if self.fast_frames < self.chunk_frames:
@@ -68,6 +74,12 @@ class SlowFastSettings:
                 f"({self.chunk_frames}); got {self.sink_frames} + {self.slow_frames} + {self.fast_frames} = "
                 f"{self.total_frames}."
             )
+
+    def _check_retrieval(self) -> None:
+        limit = " (`slow_frames`), whose places they take"
+        check_count("retrieved_frames", self.retrieved_frames, minimum=1, maximum=self.slow_frames, limit=limit)
+        if self.mode != "clean":
+            raise ValueError("Frames come back in the clean mode only; the official one writes noisy passes.")
 
     @property
     def total_frames(self) -> int:

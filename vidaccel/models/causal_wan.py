@@ -142,6 +142,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             num_heads=self._config.num_attention_heads,
             head_dim=self._config.attention_head_dim,
             has_camera=self.takes_camera,
+            num_columns=width // columns,
         )
 
     def rotary_table(self, height: int, width: int) -> RotaryTable:

@@ -9,7 +9,7 @@ not matter. Latents are (B, C, F, H, W), normalised as the transformer takes the
 import copy
 import math
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -209,8 +209,10 @@ class _Runner:
             across = state.size[2] // config.patch_size[2]
             columns, motions = torch.tensor(self._screens, dtype=torch.float32) * across
             camera = Camera(columns.expand(len(state.seeds), -1), motions.expand(len(state.seeds), -1))
-        for memory in state.memories:
-            memory.begin_chunk(num_frames, camera=camera)
+        wanted = None
+        for memory, prompt in zip(state.memories, self._prompts, strict=True):
+            wanted = memory.begin_chunk(num_frames, camera=camera, wanted=wanted)
+            self._write(memory.recover(), prompt, memory)
 
     @property
     def _device(self) -> torch.device:
@@ -228,7 +230,7 @@ class _Runner:
         name = (shot.start_chunk, shot.prompt)
         if state.num_chunks and state.shot != name:
             if shot.cut == "hard":
-                self._forget()
+                state.forget()
             else:
                 state.shot = None  # until it is done: interrupted, it is done again, whatever comes next
                 self._recache()
@@ -258,23 +260,19 @@ class _Runner:
         given = [part.to(self._device, self.state.memory.dtype) for part in embeddings]
         return tuple(student.transformer.cache_prompt(part) for part in given)
 
-    def _forget(self) -> None:
-        state = self.state
-        for memory in state.memories:
-            memory.reset()
-        if state.decoder is not None:
-            state.decoder.reset()
-        state.remembered, state.shot_start = {}, state.num_frames
-
     def _recache(self) -> None:
         """Write what is remembered anew under the present prompt, in the order of the positions."""
         for memory, prompt in zip(self.state.memories, self._prompts, strict=True):
-            for frames in memory.rebuild():
-                rows = [
-                    torch.stack([self.state.remembered[frame][sample] for frame in group], dim=1)
-                    for sample, group in enumerate(frames)
-                ]
-                self._clean_pass(torch.stack(rows).to(self._device), prompt, memory)
+            self._write(memory.rebuild(), prompt, memory)
+
+    def _write(self, groups: Iterable[Sequence[Sequence[int]]], prompt: PromptCache, memory: KeyValueMemory) -> None:
+        """Pass groups of frames, of every sample its own, from their latents."""
+        for frames in groups:
+            rows = [
+                torch.stack([self.state.latents_of(frame)[sample] for frame in group], dim=1)
+                for sample, group in enumerate(frames)
+            ]
+            self._clean_pass(torch.stack(rows).to(self._device), prompt, memory)
 
     def _denoise(self) -> Tensor:
         student, state = self.student, self.state

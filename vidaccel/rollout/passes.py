@@ -133,7 +133,8 @@ class CapturedPass:
 
     What is recorded is bound to a memory, a prompt's cache, and the numbers of remembered and of new frames; when one
     of them changes the recording is dropped. Passes over frames alone are recorded beside those over chunks. A memory
-    that needs a mask (samples that remember differently) is passed unrecorded. Not for several threads.
+    that needs a mask (samples that remember differently) is passed unrecorded, and so are frames of the past that are
+    written once more. Not for several threads.
     """
 
     def __init__(self, run: Pass, record: Recorder) -> None:
@@ -146,7 +147,7 @@ class CapturedPass:
     ) -> Tensor:
         """Velocity (B, C, F, H, W), a new tensor."""
         run = partial(self._run, alone=True) if alone else self._run
-        if memory.attention_mask is not None:
+        if memory.attention_mask is not None or memory.is_rewritten:
             return run(latents, timestep, prompt, memory)
         shelves = self._shelves.setdefault(memory, {})
         shelf = shelves.get(alone)

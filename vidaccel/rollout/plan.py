@@ -80,6 +80,18 @@ class RolloutPlan:
         """
         return sum(map(self.bytes_of, ("sink", "slow", "fast"))) * 2 // 3 + self.bytes_of("decoder")
 
+    @property
+    def latent_frame_bytes(self) -> int:
+        """Bytes of the latents (float32) of one frame of all videos."""
+        rows, columns = latent_size(self.model, self.size)
+        channels = int(self.model.transformer["in_channels"])
+        return channels * rows * columns * torch.float32.itemsize * self.size.batch_size
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames of a latent frame."""
+        return int(self.model.vae.get("scale_factor_temporal", 4))  # the default of AutoencoderKLWan
+
     def advice(self) -> tuple[Advice, ...]:
         """Changes in the order of how little they cost, each on top of those before, up to the first that fits.
 

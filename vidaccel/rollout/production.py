@@ -151,6 +151,8 @@ class Production:
         branch that somebody else has written to, and as `rollout` does; PlayerClosedError for a player that was closed.
         """
         self.restore()
+        if self.branch is not None:
+            self.state.archive.read_from(self.branch)
         with _Writer(self) as writer:
             for chunk in self._missing():
                 writer.add(chunk)

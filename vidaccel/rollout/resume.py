@@ -109,6 +109,7 @@ def restore(
     wanted = branch.num_chunks if num_chunks is None else num_chunks
     if not 0 <= wanted <= branch.num_chunks:
         raise UserError(f"Branch {branch.name!r} has {branch.num_chunks} finished chunks; cannot go on after {wanted}.")
+    state.archive.read_from(branch)
     snapshot = branch.snapshot_at_or_before(wanted)
     if snapshot is not None:
         state.load_state(*snapshot[1:])

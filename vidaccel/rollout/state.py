@@ -10,6 +10,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.rollout.archive import LatentArchive
 from vidaccel.rollout.chunk import Student
 
 _COUNTS = {"num_chunks": "num_chunks", "num_frames": "num_frames", "scene_start": "shot_start"}  # saved name, field
@@ -44,6 +45,7 @@ class RolloutState:
     seeds: one for each sample; with the number of a chunk they give its noise.
     size: of a latent frame, (C, H, W).
     remembered: latents of the frames in the memory, (B, C, H, W) by frame of the shot.
+    archive: latents of all frames of the shot, where frames come back into the memory.
     shot_start: first frame of what the memory knows, in frames of the rollout; moves at a hard cut.
     shot: first chunk and prompt of the shot that the memory was written under, None before the first chunk.
     """
@@ -57,6 +59,7 @@ class RolloutState:
     shot_start: int = 0
     shot: tuple[int, str] | None = None
     remembered: dict[int, Tensor] = field(default_factory=dict)
+    archive: LatentArchive = field(default_factory=LatentArchive)
 
     @property
     def memory(self) -> KeyValueMemory:
@@ -70,9 +73,27 @@ class RolloutState:
         """
         indexes = self.memory.indexes
         used = {frame for index in indexes for frame in (*index.sink, *index.slow, *index.fast)}
-        kept = {frame: part for frame, part in self.remembered.items() if frame in used}
-        new = enumerate(latents.unbind(2), first_frame)
-        self.remembered = kept | {frame: part.clone() for frame, part in new if frame in used}
+        new = dict(enumerate(latents.unbind(2), first_frame))
+        before = {frame: self.latents_of(frame) for frame in used - new.keys()}
+        self.remembered = before | {frame: part.clone() for frame, part in new.items() if frame in used}
+        if self.memory.policy.retrieval is not None:
+            for frame, part in new.items():
+                self.archive.add(frame, part)
+
+    def latents_of(self, frame: int) -> Tensor:
+        """The latents (B, C, H, W) of a frame that is in the memory or comes back into it."""
+        if frame in self.remembered:
+            return self.remembered[frame]
+        return self.archive[frame].to(self.memory.device)
+
+    def forget(self) -> None:
+        """A new shot begins: nothing is remembered of the one before."""
+        for memory in self.memories:
+            memory.reset()
+        if self.decoder is not None:
+            self.decoder.reset()
+        self.remembered, self.shot_start = {}, self.num_frames
+        self.archive.load({}, shot_start=self.shot_start)
 
     def last_frames(self, count: int) -> Tensor | None:
         """The latents (B, C, `count`, H, W) of the last frames of the shot; None where not all are remembered."""
@@ -90,6 +111,7 @@ class RolloutState:
         parts = [memory.save_state() for memory in self.memories]
         tensors = {f"memory{n}.{name}": tensor for n, (saved, _) in enumerate(parts) for name, tensor in saved.items()}
         tensors |= {f"latents.{frame}": latents for frame, latents in self.remembered.items()}
+        tensors |= {f"archive.{frame}": latents for frame, latents in self.archive.frames.items()}
         values: dict[str, Any] = {name: getattr(self, field_name) for name, field_name in _COUNTS.items()}
         values["scene"] = None if self.shot is None else list(self.shot)
         values["seeds"] = list(self.seeds)
@@ -114,6 +136,8 @@ class RolloutState:
         self.remembered = {int(frame): part.to(self.memory.device) for frame, part in latents.items()}
         for name, field_name in _COUNTS.items():
             setattr(self, field_name, values[name])
+        archived = _with_prefix("archive.", tensors)
+        self.archive.load({int(frame): part for frame, part in archived.items()}, shot_start=self.shot_start)
         self.shot = None if values["scene"] is None else (values["scene"][0], values["scene"][1])
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vidaccel.memory import DepthMap, MemoryPolicy
 from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.policy import ChunkPass, Kept
+from vidaccel.memory.retrieval import Retrieval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,15 @@ class MemoryWithout(MemoryPolicy):
     def uses_similarity(self) -> bool:
         """Of the other."""
         return self.memory.uses_similarity
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """Of the other."""
+        return self.memory.retrieval
+
+    def retrieve(self, kept: Kept, wanted: Sequence[int]) -> Kept:
+        """Of the other, which is not asked for what is left out."""
+        return self.memory.retrieve(kept, [frame for frame in wanted if frame not in self.frames])
 
     def depth_map(self, num_layers: int) -> DepthMap:
         """Of the other."""

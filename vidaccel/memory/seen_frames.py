@@ -1,0 +1,121 @@
+"""What stays known of frames whose keys are gone, and the search among them for those that should come back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidaccel.memory.camera import Camera
+from vidaccel.memory.retrieval import Retrieval
+
+_LEAST_SHARE = 1 / 8  # of a screen: a frame that shows less of what is missing does not come back
+_STILL = 0.25  # columns a latent frame up to which a camera holds
+
+
+@dataclass
+class SeenFrames:
+    """What stays known of every frame of one video's shot; its frames are counted from 0.
+
+    num_columns: patch columns of a screen.
+    columns, motions: of the camera of every frame. starts: first frames of the chunks; keyframes: which chunks are.
+    means: of every chunk, mean keys (layers, heads * D) in bfloat16 on the host, for "keys" only.
+    """
+
+    retrieval: Retrieval
+    num_columns: int
+    columns: list[float] = field(default_factory=list)
+    motions: list[float] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    keyframes: list[bool] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def add(self, cameras: Sequence[tuple[float, float]], *, is_keyframe: bool, mean: Tensor | None) -> None:
+        """Take a finished chunk: column and motion of its frames, and its mean keys (layers, heads * D)."""
+        self.starts.append(len(self))
+        self.keyframes.append(is_keyframe)
+        self.columns += [column for column, _ in cameras]
+        self.motions += [motion for _, motion in cameras]
+        if mean is not None and self.retrieval.by == "keys":
+            self.means.append(mean.to("cpu", torch.bfloat16))
+
+    def camera_of(self, frame: int) -> tuple[float, float]:
+        """Column and motion of a frame."""
+        return self.columns[frame], self.motions[frame]
+
+    def wanted(self, present: Collection[int], coming: Sequence[float]) -> list[int]:
+        """The frames that should come back for a chunk, the most useful first.
+
+        present: frames of the past in the memory. coming: columns of the camera in the frames of the chunk.
+        """
+        if not len(self):
+            return []
+        return self._in_view(present, coming) if self.retrieval.by == "view" else self._alike(present)
+
+    def _in_view(self, present: Collection[int], coming: Sequence[float]) -> list[int]:
+        """Frame after frame the one that shows most of what too few show; of equals one that holds, then the latest."""
+        first, width = round(min(coming)), self.num_columns
+        size = round(max(coming)) + width - first
+        begins = (torch.tensor(self.columns).round().long() - first).clamp(0, size)
+        ends = (torch.tensor(self.columns).round().long() - first + width).clamp(0, size)
+        missing = torch.full((size,), self.retrieval.depth)
+        for frame in present:
+            missing[begins[frame] : ends[frame]] -= 1
+        is_moving = torch.tensor(self.motions).abs() > _STILL
+        age = torch.arange(len(self), 0, -1)
+        found: list[int] = []
+        while len(found) < self.retrieval.num_frames:
+            sums = torch.cat([torch.zeros(1, dtype=torch.long), (missing > 0).cumsum(0)])
+            gains = sums[ends] - sums[begins]
+            gains[[*present, *found]] = 0
+            best = int((gains * 2 - is_moving.long()).mul(len(self) + 1).sub(age).argmax())
+            if gains[best] < max(1, width * _LEAST_SHARE):
+                break
+            missing[begins[best] : ends[best]] -= 1
+            found.append(best)
+        return found
+
+    def _alike(self, present: Collection[int]) -> list[int]:
+        """First frames of the chunks before the last keyframe that the last chunk resembles most."""
+        scene = max((chunk for chunk, is_keyframe in enumerate(self.keyframes) if is_keyframe), default=0)
+        if not scene:
+            return []
+        earlier = torch.stack(self.means[:scene]).float()
+        similar = F.cosine_similarity(earlier, self.means[-1].float(), dim=-1).mean(-1)
+        alike = [chunk for chunk in similar.argsort(descending=True).tolist() if self._is_same(similar[chunk])]
+        ends = [*self.starts[1:], len(self)]
+        frames = [frame for chunk in alike for frame in range(self.starts[chunk], ends[chunk])]
+        in_reach = sum(frame in present for frame in frames)
+        count = min(self.retrieval.depth - in_reach, self.retrieval.num_frames)
+        return [frame for frame in frames if frame not in present][: max(count, 0)]
+
+    def _is_same(self, similarity: Tensor) -> bool:
+        return float(similarity) >= self.retrieval.threshold
+
+    def state(self) -> tuple[dict[str, Tensor], list[list[Any]]]:
+        """Tensors and JSON values that `load` takes."""
+        tensors = {"cameras": torch.tensor([self.columns, self.motions], dtype=torch.float64)}
+        if self.means:
+            tensors["means"] = torch.stack(self.means)
+        return tensors, [self.starts, self.keyframes]
+
+    def load(self, tensors: Mapping[str, Tensor], values: Sequence[Sequence[Any]]) -> None:
+        """Take over what `state` gave."""
+        self.columns, self.motions = tensors["cameras"].tolist()
+        self.means = list(tensors["means"]) if "means" in tensors else []
+        self.starts, self.keyframes = (list(column) for column in values)
+
+
+def coming_columns(camera: Camera | None, sample: int, num_frames: int) -> list[float]:
+    """Columns of the frames of a chunk; of a camera that is not given, those of one that holds at 0."""
+    if camera is None:
+        return [0.0] * num_frames
+    columns: list[float] = camera.columns[sample].tolist()
+    return columns

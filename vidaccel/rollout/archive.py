@@ -1,0 +1,66 @@
+"""The latents of every frame of a shot, for frames that come back into the memory: cheap, and all that it takes.
+
+The latents of a frame are some thousand times smaller than its keys and values, which one clean pass gives back. They
+are kept in main memory; of a rollout with a session, which has them on disk anyway, only the last few are.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vidaccel.errors import UserError
+
+if TYPE_CHECKING:
+    from vidaccel.sessions.branch import Branch
+
+_HELD_FRAMES = 24  # in main memory beside a session: more than a chunk that is not saved yet and the one before it
+
+
+class LatentArchive:
+    """Latents (B, C, H, W) on the host by frame of the shot."""
+
+    def __init__(self) -> None:
+        self._frames: dict[int, Tensor] = {}
+        self._branch: Branch | None = None
+        self._shot_start = 0
+        self._starts: list[int] = []  # first frames of the branch's chunks, in frames of the rollout
+
+    @property
+    def frames(self) -> Mapping[int, Tensor]:
+        """What is in main memory."""
+        return self._frames
+
+    def read_from(self, branch: Branch) -> None:
+        """Keep in main memory only what the branch may not have yet: it gets every chunk."""
+        self._branch = branch
+
+    def add(self, frame: int, latents: Tensor) -> None:
+        """Take the next frame; it is copied."""
+        self._frames[frame] = latents.detach().to("cpu", copy=True)
+        if self._branch is not None and len(self._frames) > _HELD_FRAMES:
+            del self._frames[min(self._frames)]
+
+    def load(self, frames: Mapping[int, Tensor], *, shot_start: int) -> None:
+        """Hold these frames and no others, of a shot that begins with frame `shot_start` of the rollout."""
+        self._frames, self._shot_start = {frame: latents.cpu() for frame, latents in frames.items()}, shot_start
+
+    def __getitem__(self, frame: int) -> Tensor:
+        """The latents of a frame of the shot. Raises UserError where they are nowhere."""
+        if frame in self._frames:
+            return self._frames[frame]
+        if self._branch is None:
+            raise UserError(
+                f"The latents of frame {frame} are not at hand, and it comes back into the memory; go on with the "
+                "session that has them, or with a memory without retrieval."
+            )
+        return self._read(self._branch, frame + self._shot_start)
+
+    def _read(self, branch: Branch, frame: int) -> Tensor:
+        known = len(self._starts)
+        self._starts += [values["first_frame"] for values in branch.chunks(known)]
+        chunk = bisect.bisect(self._starts, frame) - 1
+        return branch.latents(chunk)["latents"][:, :, frame - self._starts[chunk]]
