@@ -124,6 +124,41 @@ def test_a_branch_goes_on_from_where_the_camera_was(
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_what_the_camera_saw_comes_back_from_the_session_and_an_interrupt_changes_nothing(
+    rollout: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = "0.6-1.2 right 2, 1.3-1.9 right 2, 2.1-2.7 left 2, 4-4.6 right 2"
+    flags = ("a red circle", "--camera", way, "--memory", "slow-fast:3+3+6", "--keyframe-rule", "none")
+    flags = (*flags, "--retrieve-by", "view", "--report")
+    folder = ("--checkpoint", str(tmp_path / "session"), "--seconds", "6")
+    with monkeypatch.context() as patched:
+        interrupted_after(6, patched, KeyboardInterrupt())
+        assert rollout(*flags, *folder) == 130
+    assert rollout(*flags, *folder, "--resume") == 0
+    assert rollout(*flags, "--seconds", "6", output=tmp_path / "whole.mp4") == 0
+    assert (tmp_path / "video.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    reports = [json.loads((tmp_path / f"{name}.report.json").read_text()) for name in ("video", "whole")]
+    assert reports[0]["num_returns"] == reports[1]["num_returns"] > 0
+    assert reports[0]["memory"]["retrieve_by"] == "view"
+    assert rollout(*flags[:-3], *folder, "--resume") == 2  # another memory
+
+
+def test_the_plan_says_what_an_archive_takes_and_wrong_words_are_refused(
+    rollout: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rollout("a red circle", "--plan") == 0
+    assert "archive" not in capsys.readouterr().out
+    assert rollout("a red circle", "--retrieve-by", "view", "--plan") == 0
+    assert "archive" in capsys.readouterr().out
+    for flags, words in (
+        (("--retrieve-by", "text"), "`retrieve_by` must be one of none, view, keys; got 'text'"),
+        (("--retrieve-by", "view", "--memory", "window:21"), "and there are 0 `slow_frames`"),
+    ):
+        assert rollout("a red circle", *flags, "--plan") == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_branch_remembers_the_hard_cuts_that_its_moves_were_made_over(rollout: Command, tmp_path: Path) -> None:
     (tmp_path / "timeline.txt").write_text("0 a red circle\n1-2.3 | camera | right 1\n2 | hard | a blue square\n")
     folder = ("--checkpoint", str(tmp_path / "session"), "--snapshot-every", "0")

@@ -170,7 +170,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             retrieving(**changes)
-    with pytest.raises(ValueError, match="must have at least 2 places; got 0"):
+    with pytest.raises(ValueError, match="come back into slow memory"):
         parse_memory("view-retrieval:3+0+6")
     with pytest.raises(UserError, match="not told of a camera"):
         memory_of(causal_model(), retrieving())
@@ -179,7 +179,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line() -> None:
 def test_memories_with_retrieval_have_names() -> None:
     config = parse_memory("view-retrieval:3+12x3+6@0.98")
     assert isinstance(config, MemoryConfig)
-    assert (config.retrieve_by, config.retrieved_frames, config.similarity_threshold) == ("view", 6, 0.98)
+    assert (config.retrieve_by, config.most_retrieved, config.similarity_threshold) == ("view", 6, 0.98)
     assert config.retrieval == Retrieval(by="view", num_frames=6, depth=3, threshold=0.98)
     assert parse_memory("key-retrieval").retrieval == Retrieval(by="keys", num_frames=6)
     assert MemoryConfig.from_dict(config.to_dict()) == config

@@ -56,6 +56,17 @@ def reported(chunks: list[Chunk], config: MemoryConfig, passes_per_chunk: int = 
     return report
 
 
+def test_frames_that_came_back_are_counted_and_no_others() -> None:
+    config = MemoryConfig(sink_frames=3, slow_frames=3, fast_frames=6)
+    chunks = made_chunks(8, config)
+    chunks[6] = replace(chunks[6], slow=(4, 5))
+    chunks[7] = replace(chunks[7], slow=(4,))
+    report = reported(chunks, config)
+    assert reported(made_chunks(60, config), config).returns() == []
+    assert [pair for pair in report.returns() if pair[0] in (4, 5)] == [(4, 6), (5, 6)]
+    assert report.to_dict()["num_returns"] == len(report.returns())
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -51,7 +51,7 @@ class CleanParts:
 
     def retrieve(self, kept: Marks, wanted: Sequence[int]) -> Marks:
         """Let frames that left come back, in place of those that came back before them, and of the least of others."""
-        most = self._config.retrieved_frames
+        most = self._config.most_retrieved
         new = list(wanted[:most])
         back = [*kept["back"], *reversed(new)][-most:]  # the first of them is the last to leave
         return self._fitting({**kept, "back": back}, self._ranks(kept))
@@ -99,7 +99,7 @@ class CleanParts:
         if set(kept) != set(self.start()):
             raise UserError("slow and fast memory are missing")
         slow, fast, back = kept["slow"], kept["fast"], kept.get("back", [])
-        if not all(type(frame) is int for frame in back) or len(back) > config.retrieved_frames:
+        if not all(type(frame) is int for frame in back) or len(back) > config.most_retrieved:
             raise UserError(f"the frames that came back are {back!r}")
         for frame, is_keyframe in (*slow, *fast):
             if type(frame) is not int or type(is_keyframe) is not bool:

@@ -45,7 +45,8 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
     retrieve_by: whether frames that left come back into slow memory: "none", or those whose camera saw what the coming
         chunk will see ("view"), or of earlier chunks that the last one resembles ("keys"); `keyframe_frames` of what is
         coming are to be in reach. See `vidaccel.memory.retrieval`. It takes their latents, which are kept outside.
-    retrieved_frames: places of slow memory that they may take at most; they stay until others come back.
+    retrieved_frames: places of slow memory that they may take at most, None for half of them; they stay until others
+        come back.
 
     Raises ValueError for a value outside these choices.
     """
@@ -67,7 +68,7 @@ class MemoryConfig(SlowFastSettings, MemoryPolicy):
             return None
         return Retrieval(
             by=self.retrieve_by,
-            num_frames=self.retrieved_frames,
+            num_frames=self.most_retrieved,
             depth=self.keyframe_frames,
             threshold=self.similarity_threshold,
         )

@@ -96,15 +96,11 @@ def _slow_fast(text: str, chunk_frames: int) -> MemoryConfig | None:
 
 
 def _retrieving(by: RetrieveBy) -> Callable[[str, int], MemoryConfig | None]:
-    """As slow-fast memory, half of whose slow places frames that come back may take."""
+    """As slow-fast memory, into which frames come back."""
 
     def read(text: str, chunk_frames: int) -> MemoryConfig | None:
         config = _slow_fast(text, chunk_frames)
-        if config is not None and config.slow_frames < 2:
-            raise ValueError(
-                f"Frames come back into slow memory, which must have at least 2 places; got {config.slow_frames}."
-            )
-        return config and replace(config, retrieve_by=by, retrieved_frames=config.slow_frames // 2)
+        return config and replace(config, retrieve_by=by)
 
     return read
 

@@ -37,7 +37,7 @@ class SlowFastSettings:
     max_frames: int | None = None
     depth_every: int = 1
     retrieve_by: Retrieve = "none"
-    retrieved_frames: int = 6
+    retrieved_frames: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
@@ -77,9 +77,18 @@ class SlowFastSettings:
 
     def _check_retrieval(self) -> None:
         limit = " (`slow_frames`), whose places they take"
-        check_count("retrieved_frames", self.retrieved_frames, minimum=1, maximum=self.slow_frames, limit=limit)
+        if not self.slow_frames:
+            raise ValueError("Frames come back into slow memory (`retrieve_by`), and there are 0 `slow_frames`.")
+        check_count(
+            "retrieved_frames", self.retrieved_frames, minimum=1, maximum=self.slow_frames, optional=True, limit=limit
+        )
         if self.mode != "clean":
             raise ValueError("Frames come back in the clean mode only; the official one writes noisy passes.")
+
+    @property
+    def most_retrieved(self) -> int:
+        """Places of slow memory that frames which come back may take."""
+        return self.retrieved_frames or max(1, self.slow_frames // 2)
 
     @property
     def total_frames(self) -> int:

@@ -17,7 +17,7 @@ from vidaccel.errors import UserError
 if TYPE_CHECKING:
     from vidaccel.sessions.branch import Branch
 
-_HELD_FRAMES = 24  # in main memory beside a session: more than a chunk that is not saved yet and the one before it
+_HELD_CHUNKS = 4  # in main memory beside a session, which may not have the last one or two yet
 
 
 class LatentArchive:
@@ -38,11 +38,12 @@ class LatentArchive:
         """Keep in main memory only what the branch may not have yet: it gets every chunk."""
         self._branch = branch
 
-    def add(self, frame: int, latents: Tensor) -> None:
-        """Take the next frame; it is copied."""
-        self._frames[frame] = latents.detach().to("cpu", copy=True)
-        if self._branch is not None and len(self._frames) > _HELD_FRAMES:
-            del self._frames[min(self._frames)]
+    def add(self, first: int, latents: Tensor) -> None:
+        """Take the latents (B, C, F, H, W) of a chunk that begins with frame `first` of the shot; they are copied."""
+        self._frames |= enumerate(latents.detach().to("cpu", copy=True).unbind(2), first)
+        if self._branch is not None:
+            held = _HELD_CHUNKS * latents.shape[2]
+            self._frames = {frame: part for frame, part in self._frames.items() if frame >= first - held}
 
     def load(self, frames: Mapping[int, Tensor], *, shot_start: int) -> None:
         """Hold these frames and no others, of a shot that begins with frame `shot_start` of the rollout."""

@@ -87,6 +87,9 @@ def _draw_memory(record: RolloutRecord, axes: Any) -> None:
     if middles:
         words = f"keyframe ({record.num_keyframes})"
         axes.plot(middles, heights, "v", color=_RED, markersize=4, zorder=3, label=words)
+    if back := record.returns():
+        places = ([times[chunk] for _, chunk in back], [frame + 0.5 for frame, _ in back])
+        axes.plot(*places, ">", color=_SLOW, mec="black", mew=0.5, ms=5, zorder=3, label=f"came back ({len(back)})")
     last = record.first_frames[-1] + record.grid.chunk_frames
     lowest = record.first_frames[_first_bar(record)]
     axes.set_ylim(lowest, last + 0.02 * (last - lowest))

@@ -160,6 +160,15 @@ class RolloutRecord:
         """Time of every chunk by phase: denoising, clean_pass, decoding; NaN where it was not measured."""
         return {phase: list(measured) for phase, measured in self._seconds.items()}
 
+    def returns(self) -> list[tuple[int, int]]:
+        """Frames that came back into slow memory after they had left, each with the chunk that they came back for."""
+        left = {(stay.frame, stay.left) for part in PARTS for stay in self.stays(part)}
+        return sorted(
+            (stay.frame, stay.entered)
+            for stay in self.stays("slow")
+            if (stay.frame, stay.entered) not in left and stay.frame < self._first_frames[stay.entered]
+        )
+
     def stays(self, part: str) -> list[Residence]:
         """When each frame was in a part of the memory ("sink", "slow", "fast"), in the order of leaving it."""
         left = [Residence(*row) for row in zip(*self._stays[part], strict=True)]

@@ -24,6 +24,7 @@ class RolloutReport(RolloutRecord):
             "fps": self.grid.fps,
             "num_keyframes": self.num_keyframes,
             "num_passes": self.num_passes,
+            "num_returns": len(self.returns()),
             "pixel_frames_per_second": self.pixel_frames_per_second,
             "seconds": {phase: spread(measured) for phase, measured in phases.items()},
             "decoder": self.decoder,

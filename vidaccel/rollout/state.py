@@ -77,8 +77,7 @@ class RolloutState:
         before = {frame: self.latents_of(frame) for frame in used - new.keys()}
         self.remembered = before | {frame: part.clone() for frame, part in new.items() if frame in used}
         if self.memory.policy.retrieval is not None:
-            for frame, part in new.items():
-                self.archive.add(frame, part)
+            self.archive.add(first_frame, latents)
 
     def latents_of(self, frame: int) -> Tensor:
         """The latents (B, C, H, W) of a frame that is in the memory or comes back into it."""
