@@ -42,6 +42,11 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Is a place the same when the camera of a causal student comes back, and is it the memory: recall.json, "
             ".md, .png, .places.png.",
         ),
+        "endless": (
+            "vidaccel.bench.endless.endless:EndlessBench",
+            "Minutes of a causal student's video: what the process takes, and whether a place of the first seconds "
+            "comes back: endless.json, .md, .png.",
+        ),
         "skipping": (
             "vidaccel.bench.skipping.skipping:SkippingBench",
             "Which steps of a chunk a few-step student can do without, and what it costs: skipping.json, .md, .png.",
