@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.tiny_models import save_student, tiny_student
-from vidaccel.bench.endless.endless import FIRST_VISIT, EndlessBench, path_of
+from vidaccel.bench.endless.endless import FIRST_VISIT, EndlessBench, path_of, way_of
 from vidaccel.bench.endless.tables import endless_markdown, summarise_endless
 from vidaccel.cli import run
 from vidaccel.errors import UserError
@@ -25,6 +25,7 @@ def test_the_camera_sees_a_place_goes_to_the_other_side_and_back_and_sees_it_aga
     bench = EndlessBench(output=Path("x"), seconds=seconds)
     assert seconds - 5 < bench.num_chunks * 12 / 16 <= seconds
     way = [0, 0, 1, 1, 1, 0, 0, 0, -1, -1, -1, 0, 0, 0, 1, 1, 1]
+    assert way_of(1) == way
     path = path_of(way)
     for chunk, (before, here) in enumerate(pairwise(way), 1):
         places = path.positions(chunk, GRID)

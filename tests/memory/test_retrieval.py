@@ -60,6 +60,14 @@ def test_what_the_camera_goes_back_to_comes_back_the_latest_that_holds_foremost(
     assert seen_by(columns, depth=2).wanted(present, [8.0, 4.0, 0.0])[:2] == [7, 6]
 
 
+def test_a_frame_that_shows_hardly_anything_new_does_not_come_back() -> None:
+    seen = SeenFrames(Retrieval(by="view", num_frames=4), 32)
+    for column in (0.0, 3.0, 4.0):
+        seen.add([(column, 0.0)], is_keyframe=False, mean=None)
+    assert seen.wanted([0], [3.0]) == [], "three of 32 columns are missing"
+    assert seen.wanted([0], [4.0]) == [2]
+
+
 def seen_keys(means: Sequence[float], keyframes: Collection[int], *, depth: int = 2) -> SeenFrames:
     """Chunks whose mean keys point in directions, angles in degrees."""
     seen = SeenFrames(Retrieval(by="keys", num_frames=4, depth=depth, threshold=0.95), WIDTH)
@@ -167,6 +175,9 @@ def test_settings_that_cannot_be_are_refused_in_one_line() -> None:
         ({"retrieved_frames": 7}, "`retrieved_frames` must be a whole number from 1 to 6"),
         ({"retrieved_frames": 0}, "`retrieved_frames` must be a whole number from 1 to 6"),
         ({"mode": "official"}, "in the clean mode only"),
+        ({"retrieve_by": "keys", "keyframe_rule": "none"}, "and the `keyframe_rule` is 'none'"),
+        ({"retrieve_by": "none"}, "`retrieved_frames` 3 are for what comes back"),
+        ({"slow_frames": 0}, "and there are 0 `slow_frames`"),
     ]:
         with pytest.raises(ValueError, match=words):
             retrieving(**changes)

@@ -262,6 +262,13 @@ def test_a_memory_is_made_no_smaller_than_needed() -> None:
     assert advice.change == "keep 6 keyframes instead of 12"
     assert advice.saved_bytes == 6 * (per_frame + 16 * 16 * 16 * 4)  # and the latents of each
 
+    for memory in (MemoryConfig(retrieve_by="keys", retrieved_frames=8), MemoryConfig(retrieve_by="keys")):
+        back = replace(whole, size=replace(size, memory=memory))
+        (advice,) = replace(back, free_bytes=back.total_bytes - 4 * per_frame).advice()
+        assert advice.change == "keep 6 keyframes instead of 12"
+        none = replace(back, free_bytes=1).advice()
+        assert any(one.change.startswith("keep 0 keyframes instead of 12") for one in none)
+
     long = replace(size, memory=MemoryConfig.full(240))
     whole = plan(no_text, long)
     (advice,) = replace(whole, free_bytes=whole.total_bytes - 200 * per_frame).advice()

@@ -236,6 +236,8 @@ def test_detours_go_to_the_third_place_again_and_again_and_change_nothing_else()
     assert world.test_trip(3, kind="return", detours=1) == world.test_trip(3, kind="return")
     with pytest.raises(ValueError, match="`detours` must be at least 1, got 0"):
         world.test_trip(3, kind="three", detours=0)
+    with pytest.raises(ValueError, match='Only trips of the kind "three" have `detours`, got 2'):
+        world.test_trip(3, kind="shift", detours=2)
 
 
 class Twin(Scene):

@@ -38,11 +38,11 @@ def check_policy(policy: Any) -> None:
         _refuse(policy, "to_dict", f"gives {settings!r}; it must give names with plain values")
 
 
-def check_entries(index: MemoryIndex, frames: Set[int], *, num_returnable: int = 0) -> None:
+def check_entries(index: MemoryIndex, frames: Set[int], *, num_seen: int = 0) -> None:
     """Raise UserError where no pass can attend to what a sample keeps.
 
-    frames: those whose keys and values there are, the chunk being made among them. num_returnable: so many first frames
-        can come back without.
+    frames: those whose keys and values there are, the chunk being made among them. num_seen: so many first frames of
+        the video may come back without.
     """
     policy, entries, current = index.policy, cast(Any, index.entries), index.current
     if not isinstance(entries, tuple | list) or not all(isinstance(entry, Entry) for entry in entries):
@@ -52,8 +52,8 @@ def check_entries(index: MemoryIndex, frames: Set[int], *, num_returnable: int =
         _refuse(policy, "entries", f'must end with the chunk being made, frames {current} in "current"')
     if wrong := [entry.part for entry in past if entry.part not in _PARTS]:
         _refuse(policy, "entries", f"has a frame of the past in {wrong[0]!r}; it must be in {', '.join(_PARTS)}")
-    returnable = range(num_returnable)
-    if lost := [entry.frame for entry in past if entry.frame not in frames and entry.frame not in returnable]:
+    seen = range(num_seen)
+    if lost := [entry.frame for entry in past if entry.frame not in frames and entry.frame not in seen]:
         _refuse(policy, "entries", f"has frame {lost[0]!r}, which was forgotten before or does not exist yet")
     if len({(entry.frame, entry.source if entry.is_copy else None) for entry in entries}) < len(entries):
         _refuse(policy, "entries", f"has a frame twice that is no copy: {_short([entry.frame for entry in entries])}")

@@ -213,19 +213,19 @@ class FrameBuffers:
 
     def missing(self, layouts: Sequence[Layout]) -> list[list[FrameKey]]:
         """For every sample the frames to be attended to that have no keys here."""
-        chunks = [{(frame, None) for frame in layout.chunk} for layout in layouts]
-        return [
-            [key for key in layout.kept if key not in slots and (key[0], None) not in {*slots, *chunk}]
-            for layout, slots, chunk in zip(layouts, self.slots, chunks, strict=True)
-        ]
+        missing = []
+        for layout, slots in zip(layouts, self.slots, strict=True):
+            known = {*slots, *((frame, None) for frame in layout.chunk)}
+            missing.append([key for key in layout.kept if key not in known and (key[0], None) not in known])
+        return missing
 
-    def write_back(
+    def write_missing(
         self, layouts: Sequence[Layout], cameras: Sequence[Mapping[int, tuple[float, float]]], group_frames: int
     ) -> Iterator[list[list[FrameKey]]]:
-        """Write the frames that are `missing`; yields groups of `group_frames`, to be passed as if they were made.
+        """Write the frames that are `missing`; yields groups of `group_frames` or fewer, to be passed as if made.
 
-        Of the last group, and of samples with fewer of them, a remembered frame is passed in place of none; it is not
-        written. cameras: column and motion of every frame that is missing.
+        In samples with fewer of them a frame of another one is passed in place of none; it is not written.
+        cameras: column and motion of every frame that is missing.
         """
         missing = self.missing(layouts)
         for known, found in zip(self._cameras, cameras, strict=True):
@@ -233,26 +233,24 @@ class FrameBuffers:
         for start in range(0, max(map(len, missing)), group_frames):
             groups = [row[start : start + group_frames] for row in missing]
             here = [
-                {key: at for key, at in layout.kept.items() if key in slots} for layout, slots in self._rows(layouts)
+                {key: at for key, at in layout.kept.items() if key in slots}
+                for layout, slots in zip(layouts, self.slots, strict=True)
             ]
             first = self._close_up([Layout(kept=kept, chunk={}) for kept in here])
-            self.current = range(first, first + group_frames)
+            size = max(map(len, groups))
+            self.current = range(first, first + size)
             for sample, kept in enumerate(here):
                 self._rotate_changed(sample, kept)
-            spare = [next(iter(layout.kept)) for layout in layouts]
-            padded = [[*group, *[key] * (group_frames - len(group))] for group, key in zip(groups, spare, strict=True)]
+            spare = next(group[0] for group in groups if group)
+            padded = [[*group, *[spare] * (size - len(group))] for group in groups]
             samples = zip(padded, layouts, strict=True)
-            self._set_rotary([[(key[0], layout.kept[key]) for key in group] for group, layout in samples])
+            self._set_rotary([[(key[0], layout.kept.get(key, 0)) for key in group] for group, layout in samples])
             self._set_mask(self.current.start)
             yield padded
             self._put_back()
             for slots, group in zip(self.slots, groups, strict=True):
-                for place, key in zip(self.current, group, strict=False):
-                    slots[place] = key
+                slots[first : first + len(group)] = group
         self.current = range(0)
-
-    def _rows(self, layouts: Sequence[Layout]) -> Iterator[tuple[Layout, list[FrameKey | None]]]:
-        return zip(layouts, self.slots, strict=True)
 
     def keep(self, chunks: Sequence[Sequence[int]]) -> None:
         """The chunk being made lies where it was written, and is remembered: for every sample its frames."""

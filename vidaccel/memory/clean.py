@@ -52,8 +52,7 @@ class CleanParts:
     def retrieve(self, kept: Marks, wanted: Sequence[int]) -> Marks:
         """Let frames that left come back, in place of those that came back before them, and of the least of others."""
         most = self._config.most_retrieved
-        new = list(wanted[:most])
-        back = [*kept["back"], *reversed(new)][-most:]  # the first of them is the last to leave
+        back = [*kept["back"], *reversed(wanted)][-most:]  # the first of them is the last to leave
         return self._fitting({**kept, "back": back}, self._ranks(kept))
 
     def _fitting(self, kept: Marks, ranks: dict[int, int]) -> Marks:

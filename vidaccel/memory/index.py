@@ -90,8 +90,8 @@ class MemoryIndex:
         """Starts a chunk of `num_frames` frames (1 to `chunk_frames`; None for all) and makes room for it.
 
         A chunk that was begun and not committed starts again, with as many frames as before; what "official" passes
-        copied to slow memory stays. Raises UserError for another number of frames and for a chunk that goes beyond
-        `max_frames`.
+        copied to slow memory stays, what came back for it does not. Raises UserError for another number of frames and
+        for a chunk that goes beyond `max_frames`.
         """
         count = self._checked_size(self.policy.chunk_frames if num_frames is None else num_frames)
         self._num_passes = 0

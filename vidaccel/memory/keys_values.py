@@ -3,7 +3,7 @@
 Paper: Context Forcing, arXiv 2602.06028, section 3.3.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ class KeyValueMemory:
     """Keys and values of the remembered frames of a rollout, of any `MemoryPolicy`.
 
     Every sample of a batch has its own index, so that it remembers what it would alone.
-    For every chunk: `begin_chunk`, any number of passes of the transformer at falling noise (`observe` after each),
-    one pass with the finished latents at timestep 0, `commit`. Of students that are told of a camera, every frame is
-    remembered with the place of its own.
+    For every chunk: `begin_chunk` (and `recover`, where frames come back), any number of passes of the transformer at
+    falling noise (`observe` after each), one pass with the finished latents at timestep 0, `commit`. Of students that
+    are told of a camera, every frame is remembered with the place of its own.
 
     indexes: the integers, one `MemoryIndex` a sample. buffers: the tensors.
     """
@@ -51,6 +51,7 @@ class KeyValueMemory:
         check_policy(policy)
         if isinstance(policy, MemoryConfig):
             check_keys_can_follow(policy)
+        check_can_retrieve(policy.retrieval, has_camera=shape.has_camera)
         self.policy, self.shape = policy, shape
         self.buffers = FrameBuffers(
             shape,
@@ -61,7 +62,6 @@ class KeyValueMemory:
             device=device,
             dtype=dtype,
         )
-        check_can_retrieve(policy.retrieval, has_camera=shape.has_camera)
         self.reset()
 
     def _nothing_seen(self) -> list[SeenFrames]:
@@ -160,27 +160,29 @@ class KeyValueMemory:
         for index in self._indexes:
             index.begin_chunk(num_frames)
         wanted = self._wanted(camera) if wanted is None else wanted
-        for index, frames in zip(self._indexes, wanted, strict=False):
-            index.retrieve(frames)
+        if self._seen:
+            for index, frames in zip(self._indexes, wanted, strict=True):
+                index.retrieve(frames)
         self._check_entries()
         self.buffers.set_camera([index.current for index in self._indexes], camera)
-        if not any(self.buffers.missing(self._layouts())):
+        if not self._seen or not any(self.buffers.missing(self._layouts())):
             self._arrange()
         return wanted
 
-    def recover(self) -> Iterator[tuple[tuple[int, ...], ...]]:
+    def recover(self) -> Generator[tuple[tuple[int, ...], ...]]:
         """Let the frames that came back with `begin_chunk` be written; as `rebuild`, and nothing where none did."""
-        layouts = self._layouts()
-        missing = self.buffers.missing(layouts)
+        layouts = self._layouts() if self._seen else []
+        missing = self.buffers.missing(layouts) if self._seen else []
         if not any(missing):
             return
         cameras = [
             {frame: seen.camera_of(frame) for frame, _ in row} for seen, row in zip(self._seen, missing, strict=True)
         ]
-        yield from self._rewriting(self.buffers.write_back(layouts, cameras, self.policy.chunk_frames))
+        room = len(self._indexes[0].current)  # behind what is remembered
+        yield from self._rewriting(self.buffers.write_missing(layouts, cameras, room))
         self._arrange()
 
-    def _rewriting(self, groups: Iterator[list[list[FrameKey]]]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    def _rewriting(self, groups: Iterator[list[list[FrameKey]]]) -> Generator[tuple[tuple[int, ...], ...]]:
         self._is_rewritten = True
         try:
             for group in groups:
@@ -219,13 +221,14 @@ class KeyValueMemory:
         similarity: (B,) to decide with another memory's similarity, as the branches of guidance must.
         """
         mean, similarity, values = self._evidence(similarity)  # the wait; what comes now is not interrupted by errors
+        on_host = None if mean is None or not self._seen else mean.cpu()
         chunks = [index.current for index in self._indexes]
         for index, value in zip(self._indexes, values, strict=True):
             index.commit(value)
-        for sample, seen in enumerate(self._seen):
+        for sample, (seen, index) in enumerate(zip(self._seen, self._indexes, strict=False)):
             cameras = self.buffers.cameras_of(sample, chunks[sample])
-            own = None if mean is None else mean[:, sample]
-            seen.add(cameras, is_keyframe=self._indexes[sample].is_keyframe, mean=own)
+            own = None if on_host is None else on_host[:, sample]
+            seen.add(cameras, is_keyframe=index.is_keyframe, mean=own)
         self.buffers.keep(chunks)
         self._is_changed_by_pass, self._similarity, self._previous = False, similarity, mean
         self._check_entries()
@@ -263,6 +266,8 @@ class KeyValueMemory:
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what `save_state` gave. Raises UserError if it is of another memory."""
         indexes = [MemoryIndex.from_state(self.policy, state) for state in values["indexes"]]
+        if len(values.get("seen", ())) != len(self._seen):
+            raise UserError("The saved memory does not say what was seen before; take one that retrieves as this does.")
         self.buffers.load_state(tensors, values)
         self._indexes, self._is_changed_by_pass, self._similarity = indexes, False, None
         self._previous = tensors["previous"].to(self.device) if "previous" in tensors else None
@@ -272,7 +277,7 @@ class KeyValueMemory:
             own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
             seen.load(own, saved)
 
-    def rebuild(self) -> Iterator[tuple[tuple[int, ...], ...]]:
+    def rebuild(self) -> Generator[tuple[tuple[int, ...], ...]]:
         """Let the remembered frames be written anew, under another prompt for one.
 
         Yields groups of at most `chunk_frames` frames in the order of their positions, for every sample its frames;
@@ -312,7 +317,7 @@ class KeyValueMemory:
     def _check_entries(self) -> None:
         for index, slots in zip(self._indexes, self.buffers.slots, strict=True):
             known = {slot[0] for slot in slots if slot} | set(index.current)
-            check_entries(index, known, num_returnable=len(self._seen[0]) if self._seen else 0)
+            check_entries(index, known, num_seen=len(self._seen[0]) if self._seen else 0)
 
     def _arrange(self) -> None:
         self.buffers.arrange(self._layouts())

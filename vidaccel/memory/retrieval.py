@@ -10,7 +10,7 @@ the last chunk with those of earlier chunks (the similarity of Context Forcing, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from vidaccel.errors import UserError, check_choice, check_count
 
@@ -34,9 +34,11 @@ class Retrieval:
     threshold: float = 0.95
 
     def __post_init__(self) -> None:
-        check_choice("by", self.by, ("view", "keys"))
+        check_choice("by", self.by, get_args(RetrieveBy))
         check_count("num_frames", self.num_frames, minimum=1)
         check_count("depth", self.depth, minimum=1)
+        if not -1 < self.threshold <= 1:
+            raise UserError(f"`threshold` must be a similarity above -1 and up to 1, got {self.threshold}.")
 
 
 def check_can_retrieve(retrieval: Retrieval | None, *, has_camera: bool) -> None:

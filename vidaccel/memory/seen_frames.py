@@ -22,8 +22,9 @@ class SeenFrames:
     """What stays known of every frame of one video's shot; its frames are counted from 0.
 
     num_columns: patch columns of a screen.
-    columns, motions: of the camera of every frame. starts: first frames of the chunks; keyframes: which chunks are.
-    means: of every chunk, mean keys (layers, heads * D) in bfloat16 on the host, for "keys" only.
+    columns, motions: of the camera of every frame.
+    For "keys" only: starts, the first frame of every chunk; scene, the last chunk that is a keyframe (0: none is);
+    directions, mean keys of every chunk with length 1, (chunks or more, layers, heads * D) in bfloat16 on the host.
     """
 
     retrieval: Retrieval
@@ -31,20 +32,28 @@ class SeenFrames:
     columns: list[float] = field(default_factory=list)
     motions: list[float] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    keyframes: list[bool] = field(default_factory=list)
-    means: list[Tensor] = field(default_factory=list)
+    scene: int = 0
+    directions: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __len__(self) -> int:
         return len(self.columns)
 
     def add(self, cameras: Sequence[tuple[float, float]], *, is_keyframe: bool, mean: Tensor | None) -> None:
-        """Take a finished chunk: column and motion of its frames, and its mean keys (layers, heads * D)."""
-        self.starts.append(len(self))
-        self.keyframes.append(is_keyframe)
+        """Take a finished chunk: column and motion of its frames, and for "keys" its mean keys (layers, heads * D)."""
+        if self.retrieval.by == "keys" and mean is not None:
+            self._add_direction(F.normalize(mean.float(), dim=-1).bfloat16())
+            self.scene = len(self.starts) if is_keyframe else self.scene
+            self.starts.append(len(self))
         self.columns += [column for column, _ in cameras]
         self.motions += [motion for _, motion in cameras]
-        if mean is not None and self.retrieval.by == "keys":
-            self.means.append(mean.to("cpu", torch.bfloat16))
+
+    def _add_direction(self, direction: Tensor) -> None:
+        count = len(self.starts)
+        if count == len(self.directions):  # twice the room, so that a long video is not copied for every chunk
+            more = direction.new_empty(max(2 * count, 16), *direction.shape)
+            more[:count] = self.directions if count else more[:count]
+            self.directions = more
+        self.directions[count] = direction
 
     def camera_of(self, frame: int) -> tuple[float, float]:
         """Column and motion of a frame."""
@@ -57,14 +66,14 @@ class SeenFrames:
         """
         if not len(self):
             return []
-        return self._in_view(present, coming) if self.retrieval.by == "view" else self._alike(present)
+        return self._in_view(present, coming) if self.retrieval.by == "view" else self._alike(set(present))
 
     def _in_view(self, present: Collection[int], coming: Sequence[float]) -> list[int]:
         """Frame after frame the one that shows most of what too few show; of equals one that holds, then the latest."""
         first, width = round(min(coming)), self.num_columns
         size = round(max(coming)) + width - first
-        begins = (torch.tensor(self.columns).round().long() - first).clamp(0, size)
-        ends = (torch.tensor(self.columns).round().long() - first + width).clamp(0, size)
+        places = torch.tensor(self.columns).round().long() - first
+        begins, ends = places.clamp(0, size), (places + width).clamp(0, size)
         missing = torch.full((size,), self.retrieval.depth)
         for frame in present:
             missing[begins[frame] : ends[frame]] -= 1
@@ -82,35 +91,32 @@ class SeenFrames:
             found.append(best)
         return found
 
-    def _alike(self, present: Collection[int]) -> list[int]:
-        """First frames of the chunks before the last keyframe that the last chunk resembles most."""
-        scene = max((chunk for chunk, is_keyframe in enumerate(self.keyframes) if is_keyframe), default=0)
-        if not scene:
+    def _alike(self, present: set[int]) -> list[int]:
+        """Frames of the chunks before the last keyframe that the last chunk resembles, the most alike first."""
+        if not self.scene:
             return []
-        earlier = torch.stack(self.means[:scene]).float()
-        similar = F.cosine_similarity(earlier, self.means[-1].float(), dim=-1).mean(-1)
-        alike = [chunk for chunk in similar.argsort(descending=True).tolist() if self._is_same(similar[chunk])]
+        earlier, last = self.directions[: self.scene].float(), self.directions[len(self.starts) - 1].float()
+        similar = (earlier * last).sum(-1).mean(-1)
+        order = similar.argsort(descending=True)
+        alike = order[similar[order] >= self.retrieval.threshold].tolist()
         ends = [*self.starts[1:], len(self)]
         frames = [frame for chunk in alike for frame in range(self.starts[chunk], ends[chunk])]
         in_reach = sum(frame in present for frame in frames)
         count = min(self.retrieval.depth - in_reach, self.retrieval.num_frames)
         return [frame for frame in frames if frame not in present][: max(count, 0)]
 
-    def _is_same(self, similarity: Tensor) -> bool:
-        return float(similarity) >= self.retrieval.threshold
-
-    def state(self) -> tuple[dict[str, Tensor], list[list[Any]]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that `load` takes."""
         tensors = {"cameras": torch.tensor([self.columns, self.motions], dtype=torch.float64)}
-        if self.means:
-            tensors["means"] = torch.stack(self.means)
-        return tensors, [self.starts, self.keyframes]
+        if self.starts:
+            tensors["directions"] = self.directions[: len(self.starts)].clone()
+        return tensors, {"starts": list(self.starts), "scene": self.scene}
 
-    def load(self, tensors: Mapping[str, Tensor], values: Sequence[Sequence[Any]]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
         self.columns, self.motions = tensors["cameras"].tolist()
-        self.means = list(tensors["means"]) if "means" in tensors else []
-        self.starts, self.keyframes = (list(column) for column in values)
+        self.starts, self.scene = list(values["starts"]), values["scene"]
+        self.directions = tensors["directions"].cpu().clone() if self.starts else torch.empty(0)
 
 
 def coming_columns(camera: Camera | None, sample: int, num_frames: int) -> list[float]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vidaccel.errors import check_choice, check_count
+from vidaccel.memory.retrieval import RetrieveBy
 
 KeyframeRule = Literal["similarity", "uniform", "none"]
 Mode = Literal["clean", "official"]
 Prefill = Literal["none", "linear"]
-Retrieve = Literal["none", "view", "keys"]
+Retrieve = Literal["none"] | RetrieveBy
 
 _SIZES = ("sink_frames", "slow_frames", "fast_frames")
 
@@ -43,7 +44,7 @@ class SlowFastSettings:
         check_choice("keyframe_rule", self.keyframe_rule, get_args(KeyframeRule))
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("prefill", self.prefill, get_args(Prefill))
-        check_choice("retrieve_by", self.retrieve_by, get_args(Retrieve))
+        check_choice("retrieve_by", self.retrieve_by, ("none", *get_args(RetrieveBy)))
         check_count("chunk_frames", self.chunk_frames, minimum=1)
         for name in _SIZES:
             check_count(name, getattr(self, name), minimum=0)
@@ -59,8 +60,7 @@ class SlowFastSettings:
         check_count("depth_every", self.depth_every, minimum=1)
         _check_threshold(self.similarity_threshold)
         self._check_sizes()
-        if self.retrieve_by != "none":
-            self._check_retrieval()
+        self._check_retrieval()
 
     def _check_sizes(self) -> None:
         if self.fast_frames < self.chunk_frames:
@@ -76,12 +76,23 @@ class SlowFastSettings:
             )
 
     def _check_retrieval(self) -> None:
+        if self.retrieve_by == "none":
+            if self.retrieved_frames is not None:
+                raise ValueError(
+                    f"`retrieved_frames` {self.retrieved_frames!r} are for what comes back, and `retrieve_by` is "
+                    "'none'; leave them out."
+                )
+            return
         limit = " (`slow_frames`), whose places they take"
         if not self.slow_frames:
             raise ValueError("Frames come back into slow memory (`retrieve_by`), and there are 0 `slow_frames`.")
         check_count(
             "retrieved_frames", self.retrieved_frames, minimum=1, maximum=self.slow_frames, optional=True, limit=limit
         )
+        if self.retrieve_by == "keys" and self.keyframe_rule == "none":
+            raise ValueError(
+                "By keys comes back what was before the last keyframe, and the `keyframe_rule` is 'none'; take another."
+            )
         if self.mode != "clean":
             raise ValueError("Frames come back in the clean mode only; the official one writes noisy passes.")
 

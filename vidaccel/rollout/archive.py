@@ -1,6 +1,6 @@
 """The latents of every frame of a shot, for frames that come back into the memory: cheap, and all that it takes.
 
-The latents of a frame are some thousand times smaller than its keys and values, which one clean pass gives back. They
+The latents of a frame are many times smaller than its keys and values, which one clean pass gives back. They
 are kept in main memory; of a rollout with a session, which has them on disk anyway, only the last few are.
 """
 
@@ -26,6 +26,7 @@ class LatentArchive:
     def __init__(self) -> None:
         self._frames: dict[int, Tensor] = {}
         self._branch: Branch | None = None
+        self._is_written = False
         self._shot_start = 0
         self._starts: list[int] = []  # first frames of the branch's chunks, in frames of the rollout
 
@@ -34,14 +35,17 @@ class LatentArchive:
         """What is in main memory."""
         return self._frames
 
-    def read_from(self, branch: Branch) -> None:
-        """Keep in main memory only what the branch may not have yet: it gets every chunk."""
-        self._branch = branch
+    def read_from(self, branch: Branch, *, is_written: bool = False) -> None:
+        """Read what is not in main memory from a branch.
+
+        is_written: it gets every chunk from now on, so that only what it may not have yet stays in main memory.
+        """
+        self._branch, self._is_written, self._starts = branch, is_written, []
 
     def add(self, first: int, latents: Tensor) -> None:
         """Take the latents (B, C, F, H, W) of a chunk that begins with frame `first` of the shot; they are copied."""
         self._frames |= enumerate(latents.detach().to("cpu", copy=True).unbind(2), first)
-        if self._branch is not None:
+        if self._is_written:
             held = _HELD_CHUNKS * latents.shape[2]
             self._frames = {frame: part for frame, part in self._frames.items() if frame >= first - held}
 
@@ -53,15 +57,18 @@ class LatentArchive:
         """The latents of a frame of the shot. Raises UserError where they are nowhere."""
         if frame in self._frames:
             return self._frames[frame]
-        if self._branch is None:
+        found = None if self._branch is None else self._read(self._branch, frame + self._shot_start)
+        if found is None:
             raise UserError(
                 f"The latents of frame {frame} are not at hand, and it comes back into the memory; go on with the "
                 "session that has them, or with a memory without retrieval."
             )
-        return self._read(self._branch, frame + self._shot_start)
+        return found
 
-    def _read(self, branch: Branch, frame: int) -> Tensor:
-        known = len(self._starts)
-        self._starts += [values["first_frame"] for values in branch.chunks(known)]
+    def _read(self, branch: Branch, frame: int) -> Tensor | None:
+        self._starts += [values["first_frame"] for values in branch.chunks(len(self._starts))]
         chunk = bisect.bisect(self._starts, frame) - 1
-        return branch.latents(chunk)["latents"][:, :, frame - self._starts[chunk]]
+        if chunk < 0:
+            return None
+        latents, place = branch.latents(chunk)["latents"], frame - self._starts[chunk]
+        return latents[:, :, place] if place < latents.shape[2] else None

@@ -9,9 +9,11 @@ not matter. Latents are (B, C, F, H, W), normalised as the transformer takes the
 import copy
 import math
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -31,6 +33,8 @@ from vidaccel.rollout.noise import chunk_generators
 from vidaccel.rollout.passes import eager
 from vidaccel.rollout.skipping import ChunkSteps, StepSkipping
 from vidaccel.rollout.state import RolloutState
+
+Groups = Generator[tuple[tuple[int, ...], ...]]  # frames to be passed together, for every sample its own
 
 
 def rollout(
@@ -265,14 +269,15 @@ class _Runner:
         for memory, prompt in zip(self.state.memories, self._prompts, strict=True):
             self._write(memory.rebuild(), prompt, memory)
 
-    def _write(self, groups: Iterable[Sequence[Sequence[int]]], prompt: PromptCache, memory: KeyValueMemory) -> None:
-        """Pass groups of frames, of every sample its own, from their latents."""
-        for frames in groups:
-            rows = [
-                torch.stack([self.state.latents_of(frame)[sample] for frame in group], dim=1)
-                for sample, group in enumerate(frames)
-            ]
-            self._clean_pass(torch.stack(rows).to(self._device), prompt, memory)
+    def _write(self, groups: Groups, prompt: PromptCache, memory: KeyValueMemory) -> None:
+        """Pass groups of frames, of every sample its own, from their latents, which then stay at hand."""
+        remembered = self.state.remembered
+        with closing(groups):  # a memory whose groups have not ended is still being written
+            for frames in groups:
+                remembered |= {frame: self.state.latents_of(frame) for frame in chain(*frames)}
+                rows = [[remembered[frame][sample] for frame in group] for sample, group in enumerate(frames)]
+                videos = [torch.stack(row, dim=1) for row in rows]
+                self._clean_pass(torch.stack(videos).to(self._device), prompt, memory)
 
     def _denoise(self) -> Tensor:
         student, state = self.student, self.state

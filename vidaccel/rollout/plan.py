@@ -16,6 +16,7 @@ import torch
 from vidaccel.errors import UserError
 from vidaccel.machine.footprint import available_bytes, gigabytes
 from vidaccel.memory import MemoryConfig
+from vidaccel.memory.settings import Retrieve
 from vidaccel.rollout.sizes import (
     PHASES,
     ModelSizes,
@@ -233,7 +234,7 @@ def _smaller_memory(plan: RolloutPlan) -> list[tuple[str, RolloutSize]]:
     found = []
     if fewer > 0:
         words = f"keep {slow} keyframes instead of {memory.slow_frames}"
-        found.append((words, replace(memory, slow_frames=slow)))
+        found.append((words, _remembering(memory, slow=slow, fast=memory.fast_frames)))
     if shorter > 0:
         words = f"remember the last {fast} frames instead of {memory.fast_frames}"
         found.append((f"{found[-1][0]} and {words}" if found else words, _remembering(memory, slow=slow, fast=fast)))
@@ -241,8 +242,13 @@ def _smaller_memory(plan: RolloutPlan) -> list[tuple[str, RolloutSize]]:
 
 
 def _remembering(memory: MemoryConfig, *, slow: int, fast: int) -> MemoryConfig:
-    """The memory with other sizes; it forgets now, so that a longest video has no meaning any more."""
-    return replace(memory, slow_frames=slow, fast_frames=fast, max_frames=None)
+    """The memory with other sizes; it forgets now, so that a longest video has no meaning any more.
+
+    Without places of slow memory nothing comes back into it.
+    """
+    by: Retrieve = memory.retrieve_by if slow else "none"
+    most = None if memory.retrieved_frames is None or by == "none" else min(memory.retrieved_frames, slow)
+    return replace(memory, slow_frames=slow, fast_frames=fast, max_frames=None, retrieve_by=by, retrieved_frames=most)
 
 
 def _smaller_picture(plan: RolloutPlan) -> list[tuple[str, RolloutSize]]:

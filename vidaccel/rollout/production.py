@@ -152,7 +152,7 @@ class Production:
         """
         self.restore()
         if self.branch is not None:
-            self.state.archive.read_from(self.branch)
+            self.state.archive.read_from(self.branch, is_written=True)
         with _Writer(self) as writer:
             for chunk in self._missing():
                 writer.add(chunk)

@@ -34,7 +34,7 @@ class RolloutRecord:
 
     num_passes: forward passes of the transformer: steps and the pass that writes the memory, for every branch of
         guidance; a chunk that was given and not made takes the latter alone. Passes that write the memory anew under
-        another prompt are not counted.
+        another prompt, and those over frames that come back, are not counted.
     prompts: the prompt and the chunk it begins with, for every change.
     camera: where it was in each latent frame, in screens; nothing for students that are not told of it.
     bytes_by_part: of the memory, as it said last.

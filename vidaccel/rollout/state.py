@@ -10,6 +10,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.memory.transfer import sent
 from vidaccel.rollout.archive import LatentArchive
 from vidaccel.rollout.chunk import Student
 
@@ -83,7 +84,7 @@ class RolloutState:
         """The latents (B, C, H, W) of a frame that is in the memory or comes back into it."""
         if frame in self.remembered:
             return self.remembered[frame]
-        return self.archive[frame].to(self.memory.device)
+        return sent(self.archive[frame], self.memory.device)
 
     def forget(self) -> None:
         """A new shot begins: nothing is remembered of the one before."""
@@ -110,7 +111,7 @@ class RolloutState:
         parts = [memory.save_state() for memory in self.memories]
         tensors = {f"memory{n}.{name}": tensor for n, (saved, _) in enumerate(parts) for name, tensor in saved.items()}
         tensors |= {f"latents.{frame}": latents for frame, latents in self.remembered.items()}
-        tensors |= {f"archive.{frame}": latents for frame, latents in self.archive.frames.items()}
+        tensors |= {f"archive.{frame}": latents.contiguous() for frame, latents in self.archive.frames.items()}
         values: dict[str, Any] = {name: getattr(self, field_name) for name, field_name in _COUNTS.items()}
         values["scene"] = None if self.shot is None else list(self.shot)
         values["seeds"] = list(self.seeds)

@@ -76,6 +76,8 @@ def test_trip(
     if kind not in ("return", "three", "shift"):
         raise ValueError(f'`kind` must be "return", "three" or "shift", got {kind!r}.')
     _check(pan_chunks=pan_chunks, away_chunks=away_chunks, detours=detours)
+    if detours != 1 and kind != "three":
+        raise ValueError(f'Only trips of the kind "three" have `detours`, got {detours} for {kind!r}.')
     draw = random.Random(f"vidaccel test trip {kind} {seed}")
     a = draw.randrange(1, NUM_STOPS - 1) if kind == "three" else draw.randrange(NUM_STOPS)
     beside = [stop for stop in (a - 1, a + 1) if 0 <= stop < NUM_STOPS]

@@ -57,7 +57,7 @@ class EndlessBench(ModelBenchmark):
         if not self.memories or len(set(self.memories)) < len(self.memories):
             raise UserError(f"`memories` must name different memories, got {', '.join(self.memories) or 'none'}.")
         if self.num_detours < 1:
-            least = len(_way(1)) * 12 / FPS
+            least = len(way_of(1)) * 12 / FPS
             raise UserError(
                 f"`seconds` must be at least {least:g}, which one way there and back takes; got {self.seconds:g}."
             )
@@ -67,13 +67,13 @@ class EndlessBench(ModelBenchmark):
     @property
     def num_detours(self) -> int:
         """How often the camera goes to the other side in between."""
-        round_trip = len(_way(2)) - len(_way(1))
-        return (int(self.seconds * FPS / 12) - len(_way(0))) // round_trip
+        round_trip = len(way_of(2)) - len(way_of(1))
+        return (int(self.seconds * FPS / 12) - len(way_of(0))) // round_trip
 
     @property
     def num_chunks(self) -> int:
         """Chunks of the whole video."""
-        return len(_way(self.num_detours))
+        return len(way_of(self.num_detours))
 
     def run(self, *, pipe: Any = None, on_progress: Tell = None) -> dict[str, Any]:
         pipe = self.loaded_student(pipe)
@@ -104,7 +104,7 @@ class EndlessBench(ModelBenchmark):
             chunks = pipe.stream(
                 self.prompt,
                 num_chunks=self.num_chunks,
-                camera=path_of(_way(self.num_detours)),
+                camera=path_of(way_of(self.num_detours)),
                 memory=memory,
                 seeds=tuple(range(self.num_videos)),
                 fps=FPS,
@@ -142,7 +142,7 @@ class EndlessBench(ModelBenchmark):
         return FIRST_VISIT, range(self.num_chunks - len(FIRST_VISIT), self.num_chunks)
 
 
-def _way(num_detours: int) -> list[int]:
+def way_of(num_detours: int) -> list[int]:
     """Where the camera is at the end of every chunk, in screens."""
     stops = [0, 1, *[0, -1] * num_detours, 0, 1]
     way = [stops[0]] * HOLD_CHUNKS
@@ -157,7 +157,7 @@ def path_of(way: Sequence[int]) -> CameraPath:
     for chunk, (before, here) in enumerate(pairwise(way), 1):
         if here != before:
             start, end = (max(12 * number - 3, 0) / FPS for number in (chunk, chunk + MOVE_CHUNKS))
-            moves.append(f"{start:g}-{end:g} {'right' if here > before else 'left'} {abs(here - before)}")
+            moves.append(f"{start}-{end} {'right' if here > before else 'left'} {abs(here - before)}")
     return CameraPath.parse(", ".join(moves))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,8 +56,8 @@ def endless_markdown(content: Row) -> str:
         "As seen: the oracle reads the kind and colour of the landmark of the first visit, within 8 pixels of its "
         "place, at the very end. In reach: frames of the first visit in slow memory then, of the first video. Came "
         "back: frames that had left the memory and were read again, of the first video. Process: resident bytes of "
-        "all of it, weights included, after a minute and at the end. On disk: the whole session. A chunk: median of "
-        "the first and of the last minute.",
+        "all of it, weights included, after the first minute and at the end; memories are measured one after "
+        "another. On disk: the whole session. A chunk: median of the first and of the last minute.",
         "",
         *_table(content["summary"]["memories"]),
     ]
@@ -111,7 +112,7 @@ def save_endless_plot(path: Path, content: Row) -> Path:
             one.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
             one.set(xticks=[], yticks=[])
             one.spines[:].set_visible(False)
-        for colour, record in zip(_COLOURS, records, strict=False):
+        for colour, record in zip(cycle(_COLOURS), records, strict=False):
             minutes = [chunk * 12 / 16 / 60 for chunk in range(len(record["process_bytes"]))]
             taken = [count / 2**20 for count in record["process_bytes"]]
             axes[-2].plot(minutes, taken, color=colour, linewidth=1.2, label=record["memory"])
