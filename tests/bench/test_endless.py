@@ -38,6 +38,7 @@ def test_options_that_cannot_be_are_refused() -> None:
     for changes, words in [
         ({"seconds": 12}, "`seconds` must be at least 12.75"),
         ({"memories": ("window:21", "window:21")}, "`memories` must name different memories"),
+        ({"memories": ("full:240",)}, "is for 240 latent frames, and the video has 2391"),
         ({"memories": ("huge",)}, "A memory must be slow-fast"),
         ({"num_videos": 0}, "`num_videos` must be a whole number of at least 1"),
     ]:
@@ -67,12 +68,16 @@ def test_the_first_minute_stands_beside_the_last() -> None:
     summary = summarise_endless(records)
     flat, growing = summary["memories"]
     assert (flat["as_seen"], growing["as_seen"]) == ([False, True], [True, True])
+    pale = record("window:21", second="mill", growth=0)
+    pale["videos"][0]["second"]["colour"] = "sand"
+    (row,) = summarise_endless([pale])["memories"]
+    assert (row["as_seen"], row["kind_and_place"]) == ([False, True], [True, True])
     assert flat["process_bytes"] == {"minute": 500 * 2**20, "end": 500 * 2**20}
     assert growing["process_bytes"] == {"minute": 579 * 2**20, "end": 699 * 2**20}
     assert flat["chunk_seconds"] == {"first": 0.1, "last": 0.2}
     protocol = {"num_videos": 2, "num_chunks": 200, "num_detours": 31, "prompt": "a ball", "num_inference_steps": 4}
     text = endless_markdown({"protocol": protocol, "environments": [], "summary": summary, "records": records})
-    assert "| `full:600` | 21 | 100.0% [34%, 100%] of 2 | 3 | 5 | 579; 699 MiB | 7 MiB | 100; 200 ms |" in text
+    assert "| `full:600` | 21 | 100.0% [34%, 100%] of 2 | 2 of 2 | 3 | 5 | 579; 699 MiB | 7 MiB | 100; 200 ms |" in text
 
 
 def test_all_of_it_at_toy_size_and_nothing_is_made_twice(tiny_wan_folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from vidaccel.bench.caching.cache_tables import caches_markdown
 from vidaccel.bench.caching.comparison import DEFAULTS
 from vidaccel.bench.caching.tables import easycache_markdown
 from vidaccel.bench.commands import commands_markdown
+from vidaccel.bench.endless.tables import endless_markdown
 from vidaccel.bench.offline.tables import offline_markdown
 from vidaccel.bench.quality import quality_markdown
 from vidaccel.bench.recall.tables import recall_markdown
@@ -37,6 +38,7 @@ MARKDOWN: Mapping[str, Callable[[Any], str]] = {
     "caches": caches_markdown,
     "commands": commands_markdown,
     "easycache": easycache,
+    "endless": endless_markdown,
     "offline": offline_markdown,
     "quality": quality_markdown,
     "recall": recall_markdown,

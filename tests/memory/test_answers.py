@@ -23,7 +23,7 @@ def fast(kept: Any, current: range) -> tuple[Entry, ...]:
     return (*(Entry(frame, "fast") for frame in kept), *being_made(current))
 
 
-def _shifted(by: int) -> Callable[..., Any]:
+def _shifted(by: float) -> Callable[..., Any]:
     return lambda self, kept, current: fast([frame + by for frame in kept], current)
 
 
@@ -49,6 +49,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "order": ({"entries": lambda self, kept, current: fast(kept, current)[::-1]}, "must end with the chunk being made"),
     "later": ({"entries": _shifted(100)}, "`entries` has frame 100, which was forgotten before or does not exist yet"),
     "before": ({"entries": _shifted(-100)}, "`entries` has frame -100"),
+    "halves": ({"entries": _shifted(0.5)}, "`entries` has frame 0.5"),
+    "retrieval": ({"retrieval": "view"}, "`retrieval` is 'view'; it must be a `Retrieval`, or None"),
     "forgotten": ({"begin": _first_again}, "`entries` has frame 0, which was forgotten before"),
     "twice": ({"entries": lambda self, kept, current: fast([*kept[:1], *kept], current)}, "has a frame twice"),
     "few_places": ({"positions": lambda self, kept, current: (0,)}, r"`positions` gives \(0,\); it must give 3 whole"),

@@ -86,8 +86,18 @@ def test_chunks_that_the_present_resembles_come_back_from_before_the_last_keyfra
     assert seen_keys([0, 5, 3], keyframes=()).wanted([], []) == [], "no keyframe: all is the present"
 
 
+def test_a_camera_that_jumps_out_of_the_world_is_searched_for_too() -> None:
+    seen = seen_by([0.0, 1e30, 16.0, 0.0, -1e300, 1e9], num_frames=2)
+    assert seen.wanted([5], [0.0, 1e9, 16.0]) == [2], "what it goes to"
+    assert seen.wanted([2], [0.0, 8.0, 16.0]) == [3]
+    assert seen.wanted([2], [1e30] * 3) == [5]
+
+
 def test_what_is_known_of_frames_is_saved_and_loaded() -> None:
-    for seen in (seen_by([0.0, 1.5, 3.25, 40.0]), seen_keys([0, 90, 1], keyframes=(1, 2))):
+    known = seen_keys([0, 90, 1], keyframes=(1, 2))
+    with pytest.raises(UserError, match="is damaged: what was seen before is not in it"):
+        SeenFrames(known.retrieval, WIDTH).load({"cameras": known.state()[0]["cameras"]}, known.state()[1])
+    for seen in (seen_by([0.0, 1.5, 3.25, 40.0]), known):
         tensors, values = seen.state()
         again = SeenFrames(seen.retrieval, WIDTH)
         again.load(tensors, json.loads(json.dumps(values)))

@@ -282,6 +282,9 @@ def test_values_of_a_state_are_kept_while_the_rollout_goes_on() -> None:
     again = state_of(model, KEYS)
     again.load_state(tensors, values)
     assert same(made(model, again, [shot()], until=16, camera=Way()), whole[8:])
+    short = {**tensors, "memory0.seen0.cameras": tensors["memory0.seen0.cameras"][:, :5]}
+    with pytest.raises(UserError, match="is damaged: it saw 5 frames of 24"):
+        again.load_state(short, values)
     values["memories"][0].pop("seen")
     with pytest.raises(UserError, match="does not say what was seen before"):
         again.load_state(tensors, values)

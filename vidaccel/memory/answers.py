@@ -13,6 +13,7 @@ from vidaccel.errors import UserError
 from vidaccel.memory.entry import Entry, Part
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.memory.retrieval import Retrieval
 
 _PARTS = tuple(part for part in get_args(Part) if part != "current")
 
@@ -33,6 +34,9 @@ def check_policy(policy: Any) -> None:
     _check_size(policy, "total_frames", policy.total_frames, minimum=policy.chunk_frames)
     if policy.max_frames is not None:
         _check_size(policy, "max_frames", policy.max_frames)
+    retrieval: Any = policy.retrieval
+    if retrieval is not None and not isinstance(retrieval, Retrieval):
+        _refuse(policy, "retrieval", f"is {_short(retrieval)}; it must be a `Retrieval`, or None")
     settings: Any = policy.to_dict()
     if not isinstance(settings, Mapping):
         _refuse(policy, "to_dict", f"gives {settings!r}; it must give names with plain values")
@@ -53,7 +57,8 @@ def check_entries(index: MemoryIndex, frames: Set[int], *, num_seen: int = 0) ->
     if wrong := [entry.part for entry in past if entry.part not in _PARTS]:
         _refuse(policy, "entries", f"has a frame of the past in {wrong[0]!r}; it must be in {', '.join(_PARTS)}")
     seen = range(num_seen)
-    if lost := [entry.frame for entry in past if entry.frame not in frames and entry.frame not in seen]:
+    known = [type(entry.frame) is int and (entry.frame in frames or entry.frame in seen) for entry in past]
+    if lost := [entry.frame for entry, is_known in zip(past, known, strict=True) if not is_known]:
         _refuse(policy, "entries", f"has frame {lost[0]!r}, which was forgotten before or does not exist yet")
     if len({(entry.frame, entry.source if entry.is_copy else None) for entry in entries}) < len(entries):
         _refuse(policy, "entries", f"has a frame twice that is no copy: {_short([entry.frame for entry in entries])}")

@@ -266,16 +266,27 @@ class KeyValueMemory:
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what `save_state` gave. Raises UserError if it is of another memory."""
         indexes = [MemoryIndex.from_state(self.policy, state) for state in values["indexes"]]
-        if len(values.get("seen", ())) != len(self._seen):
-            raise UserError("The saved memory does not say what was seen before; take one that retrieves as this does.")
+        seen = self._seen_in(tensors, values, [index.num_frames for index in indexes])
         self.buffers.load_state(tensors, values)
         self._indexes, self._is_changed_by_pass, self._similarity = indexes, False, None
         self._previous = tensors["previous"].to(self.device) if "previous" in tensors else None
-        self._seen = self._nothing_seen()
-        for number, (seen, saved) in enumerate(zip(self._seen, values.get("seen", ()), strict=True)):
-            prefix = f"seen{number}."
+        self._seen = seen
+
+    def _seen_in(
+        self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], num_frames: Sequence[int]
+    ) -> list[SeenFrames]:
+        found, saved = self._nothing_seen(), values.get("seen", ())
+        if len(saved) != len(found):
+            raise UserError("The saved memory does not say what was seen before; take one that retrieves as this does.")
+        for number, seen in enumerate(found):
+            count, prefix = num_frames[number], f"seen{number}."
             own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
-            seen.load(own, saved)
+            seen.load(own, saved[number])
+            if len(seen) != count:
+                raise UserError(
+                    f"The saved memory is damaged: it saw {len(seen)} frames of {count}. Take an older one."
+                )
+        return found
 
     def rebuild(self) -> Generator[tuple[tuple[int, ...], ...]]:
         """Let the remembered frames be written anew, under another prompt for one.

@@ -37,8 +37,8 @@ class Retrieval:
         check_choice("by", self.by, get_args(RetrieveBy))
         check_count("num_frames", self.num_frames, minimum=1)
         check_count("depth", self.depth, minimum=1)
-        if not -1 < self.threshold <= 1:
-            raise UserError(f"`threshold` must be a similarity above -1 and up to 1, got {self.threshold}.")
+        if not isinstance(self.threshold, int | float) or not -1 < self.threshold <= 1:
+            raise UserError(f"`threshold` must be a similarity above -1 and up to 1, got {self.threshold!r}.")
 
 
 def check_can_retrieve(retrieval: Retrieval | None, *, has_camera: bool) -> None:

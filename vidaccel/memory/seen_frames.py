@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidaccel.errors import UserError
 from vidaccel.memory.camera import Camera
 from vidaccel.memory.retrieval import Retrieval
 
 _LEAST_SHARE = 1 / 8  # of a screen: a frame that shows less of what is missing does not come back
+_MOST_SCREENS = 64  # that the camera may pass in a chunk
+_FARTHEST = 1e9  # columns, beyond which whole numbers end
 _STILL = 0.25  # columns a latent frame up to which a camera holds
 
 
@@ -44,8 +47,8 @@ class SeenFrames:
             self._add_direction(F.normalize(mean.float(), dim=-1).bfloat16())
             self.scene = len(self.starts) if is_keyframe else self.scene
             self.starts.append(len(self))
-        self.columns += [column for column, _ in cameras]
-        self.motions += [motion for _, motion in cameras]
+        self.columns += [_bounded(column) for column, _ in cameras]
+        self.motions += [_bounded(motion) for _, motion in cameras]
 
     def _add_direction(self, direction: Tensor) -> None:
         count = len(self.starts)
@@ -70,7 +73,10 @@ class SeenFrames:
 
     def _in_view(self, present: Collection[int], coming: Sequence[float]) -> list[int]:
         """Frame after frame the one that shows most of what too few show; of equals one that holds, then the latest."""
-        first, width = round(min(coming)), self.num_columns
+        width, coming = self.num_columns, [_bounded(column) for column in coming]
+        if max(coming) - min(coming) > _MOST_SCREENS * width:  # a jump: what it goes to counts
+            coming = coming[-1:]
+        first = round(min(coming))
         size = round(max(coming)) + width - first
         places = torch.tensor(self.columns).round().long() - first
         begins, ends = places.clamp(0, size), (places + width).clamp(0, size)
@@ -113,7 +119,9 @@ class SeenFrames:
         return tensors, {"starts": list(self.starts), "scene": self.scene}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave. Raises UserError where something of it is missing."""
+        if {"cameras", *(["directions"] if values["starts"] else [])} - tensors.keys():
+            raise UserError("The saved memory is damaged: what was seen before is not in it. Take an older one.")
         self.columns, self.motions = tensors["cameras"].tolist()
         self.starts, self.scene = list(values["starts"]), values["scene"]
         self.directions = tensors["directions"].cpu().clone() if self.starts else torch.empty(0)
@@ -125,3 +133,7 @@ def coming_columns(camera: Camera | None, sample: int, num_frames: int) -> list[
         return [0.0] * num_frames
     columns: list[float] = camera.columns[sample].tolist()
     return columns
+
+
+def _bounded(columns: float) -> float:
+    return min(max(columns, -_FARTHEST), _FARTHEST)

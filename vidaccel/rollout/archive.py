@@ -61,7 +61,7 @@ class LatentArchive:
         if found is None:
             raise UserError(
                 f"The latents of frame {frame} are not at hand, and it comes back into the memory; go on with the "
-                "session that has them, or with a memory without retrieval."
+                "session that has them, or begin anew."
             )
         return found
 

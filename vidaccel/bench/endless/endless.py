@@ -22,6 +22,7 @@ from torch import Tensor
 from vidaccel.bench.endless.tables import endless_markdown, save_endless_plot, summarise_endless
 from vidaccel.bench.recall.pictures import strip_of
 from vidaccel.bench.recall.recall import check_can_be_measured
+from vidaccel.bench.recall.trips import CHUNK_FRAMES
 from vidaccel.bench.recall.visits import Visits, read_visits
 from vidaccel.bench.shared.benchmark import BenchProgress, ModelBenchmark, Tell, changed, option
 from vidaccel.catalog.models import EMBEDDED_STUDENT
@@ -62,7 +63,12 @@ class EndlessBench(ModelBenchmark):
                 f"`seconds` must be at least {least:g}, which one way there and back takes; got {self.seconds:g}."
             )
         for text in self.memories:
-            _policy(text, None)
+            longest = _policy(text, None).max_frames
+            if longest is not None and longest < CHUNK_FRAMES * self.num_chunks:
+                raise UserError(
+                    f"The memory {text} is for {longest} latent frames, and the video has "
+                    f"{CHUNK_FRAMES * self.num_chunks}; take another, or fewer `seconds`."
+                )
 
     @property
     def num_detours(self) -> int:
@@ -125,12 +131,12 @@ class EndlessBench(ModelBenchmark):
                 slow = chunk.slow
             on_disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         first, second = (_read(pipe, [visits[number] for number in numbers]) for numbers in self._visits)
-        remembered = {3 * number + frame for number in FIRST_VISIT for frame in range(3)}
+        remembered = range(CHUNK_FRAMES * FIRST_VISIT.start, CHUNK_FRAMES * FIRST_VISIT.stop)
         return {
             "attended_frames": memory.total_frames,
             "videos": [{"first": a, "second": b} for a, b in zip(first.readings, second.readings, strict=True)],
             "strips": {"first": strip_of(first.stills), "second": strip_of(second.stills)},
-            "in_reach": len(remembered.intersection(slow)),
+            "in_reach": len(set(remembered) & set(slow)),
             "num_returns": len(report.returns()),
             "process_bytes": taken,
             "chunk_seconds": times,

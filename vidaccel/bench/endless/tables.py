@@ -30,12 +30,17 @@ def _row(record: Row) -> dict[str, Any]:
         "memory": record["memory"],
         "attended_frames": record["attended_frames"],
         "as_seen": [is_as_seen(video["first"], video["second"]) for video in record["videos"]],
+        "kind_and_place": [_kind_and_place(video["first"], video["second"]) for video in record["videos"]],
         "in_reach": record["in_reach"],
         "num_returns": record["num_returns"],
         "process_bytes": {"minute": taken[minute - 1], "end": taken[-1]},
         "chunk_seconds": {"first": median(times[1:minute]), "last": median(times[-minute:])},
         "disk_bytes": record["disk_bytes"],
     }
+
+
+def _kind_and_place(first: Row, second: Row) -> bool:
+    return is_as_seen(first, {**second, "colour": first["colour"]})
 
 
 def endless_markdown(content: Row) -> str:
@@ -54,10 +59,11 @@ def endless_markdown(content: Row) -> str:
         "kept in a session; nothing is decoded but the visits.",
         "",
         "As seen: the oracle reads the kind and colour of the landmark of the first visit, within 8 pixels of its "
-        "place, at the very end. In reach: frames of the first visit in slow memory then, of the first video. Came "
-        "back: frames that had left the memory and were read again, of the first video. Process: resident bytes of "
-        "all of it, weights included, after the first minute and at the end; memories are measured one after "
-        "another. On disk: the whole session. A chunk: median of the first and of the last minute.",
+        "place, at the very end; kind and place: whatever its colour. In reach: frames of the first visit in slow "
+        "memory then, of the first video. Came back: frames that had left the memory and were read again, of the "
+        "first video. Process: resident bytes of all of it, weights included, after the first minute and at the "
+        "end; memories are measured one after another. On disk: the whole session. A chunk: median of the first and "
+        "of the last minute.",
         "",
         *_table(content["summary"]["memories"]),
     ]
@@ -65,16 +71,8 @@ def endless_markdown(content: Row) -> str:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    header = [
-        "memory",
-        "attended frames",
-        "as seen",
-        "in reach",
-        "came back",
-        "process, 1 min; end",
-        "on disk",
-        "a chunk",
-    ]
+    header = ["memory", "attended frames", "as seen", "kind and place", "in reach", "came back"]
+    header += ["process, 1 min; end", "on disk", "a chunk"]
     body = []
     for row in rows:
         process, chunk = row["process_bytes"], row["chunk_seconds"]
@@ -83,6 +81,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
                 f"`{row['memory']}`",
                 str(row["attended_frames"]),
                 f"{share_text(row['as_seen'])} of {len(row['as_seen'])}",
+                f"{sum(row['kind_and_place'])} of {len(row['kind_and_place'])}",
                 str(row["in_reach"]),
                 str(row["num_returns"]),
                 f"{_mib(process['minute'])}; {_mib(process['end'])} MiB",
