@@ -45,8 +45,8 @@ class KeyValueMemory:
     ) -> None:
         """Reserve the buffers.
 
-        Raises ValueError for more frames than `table` has positions, for policies whose copies keys cannot follow, and
-        for what is no policy.
+        Raises ValueError for more frames than `table` has positions, for policies whose copies keys cannot follow, for
+        what is no policy, and for one by whose views nothing can come back: a transformer that is told of no camera.
         """
         check_policy(policy)
         if isinstance(policy, MemoryConfig):
