@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vidaccel.bench.student.readings import STILL_FRAMES
 from vidaccel.generation.loading import load_pipeline
 from vidaccel.memory import MemoryPolicy, parse_memory
 from vidaccel.rollout.camera import CameraPath
@@ -24,7 +25,6 @@ from vidaccel.rollout.report import RolloutReport
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 PROMPT, SEED, FPS = "a red ball hops up and down on a grassy meadow", 8, 16
 DETOURS, MOVE, REST = 8, 0.75, 1.5  # times, and seconds
-STILL_FRAMES = 9  # over which the median is taken: what moves is not in it
 
 
 def main() -> None:

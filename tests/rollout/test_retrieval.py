@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.rollout.test_camera_rollout import entries_of, made, same
+from tests.rollout.test_camera_rollout import copy_of, entries_of, made, same
 from tests.support.slow_frames import SlowFrames
 from tests.support.slow_rollout import Sampling
 from tests.support.tiny_causal import HEIGHT, WIDTH, causal_model, shot, state_of, student, told_model
@@ -25,7 +24,6 @@ from vidaccel.rollout.chunk import Chunk, Shot, Student, shot_at
 from vidaccel.rollout.loop import ingest, replay, rollout
 from vidaccel.rollout.production import Production
 from vidaccel.rollout.resume import past_shots, restore, save_chunk
-from vidaccel.rollout.state import RolloutState
 from vidaccel.sessions.session import Session
 
 VIEW = MemoryConfig(
@@ -141,13 +139,6 @@ def test_chunks_that_the_present_resembles_come_back_without_a_camera() -> None:
     assert not set(chunks[7].slow) & set(range(9)), "one chunk late: it was made before anything resembled it"
 
 
-def _copy_of(state: RolloutState, model: Student, policy: MemoryConfig) -> RolloutState:
-    tensors, values = state.save_state()
-    again = state_of(model, policy, state.seeds)
-    again.load_state({name: part.clone() for name, part in tensors.items()}, json.loads(json.dumps(values)))
-    return again
-
-
 @pytest.mark.parametrize("way", ["load", "replay"])
 @pytest.mark.parametrize("policy", [VIEW, KEYS], ids=["view", "keys"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
@@ -159,7 +150,7 @@ def test_a_rollout_goes_on_bit_for_bit(way: str, policy: MemoryConfig, guidance_
         state = state_of(model, policy)
         made(model, state, SHOTS, until=begun, camera=Way())
         if way == "load":
-            again = _copy_of(state, model, policy)
+            again = copy_of(state, model, policy)
         else:
             again = state_of(model, policy)
             replay(model, again, SHOTS, iter([chunk.latents for chunk in whole[:begun]]), camera=Way())
@@ -268,7 +259,7 @@ def test_any_sizes_and_a_short_last_chunk_are_gone_on_with_bit_for_bit(
     assert len(chunks) == 18
     again = state_of(model, policy, (0, 1))
     list(ingest(model, again, shots[0], given, camera=camera))
-    loaded = _copy_of(again, model, policy)
+    loaded = copy_of(again, model, policy)
     assert same(list(rollout(model, loaded, shots, num_chunks=18, camera=camera)), chunks[13:])
 
 

@@ -240,7 +240,7 @@ def _show(request: RolloutRequest) -> None:
     for problem in request.timeline.problems(request.grid, num_chunks=request.num_chunks):
         say_warning(problem)
     plan = request.plan()
-    console.print(plan_table(plan, fps=request.fps))
+    console.print(plan_table(plan, request.grid))
     for words in request.camera_words():
         say(f"Camera: {words}.")
     if plan.fits:

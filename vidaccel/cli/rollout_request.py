@@ -289,8 +289,8 @@ def fitted_start(given: Mapping[Input, Tensor], size: tuple[int, int]) -> Tensor
     return scaled[..., top : top + size[0], left : left + size[1]]
 
 
-def plan_table(plan: RolloutPlan, *, fps: float) -> Table:
-    """The plan, part by part; `fps`: pixel frames a second."""
+def plan_table(plan: RolloutPlan, grid: ChunkGrid) -> Table:
+    """The plan, part by part; `grid`: of the rollout."""
     table = Table("part", "size", "held while", "what it is")
     for part in plan.parts:
         phases = "always" if len(part.phases) == 3 else ", ".join(part.phases)
@@ -301,7 +301,7 @@ def plan_table(plan: RolloutPlan, *, fps: float) -> Table:
     )
     table.add_row("state", gigabytes(plan.state_bytes), "on disk", "an exact state in a session, --snapshot-every")
     if plan.size.memory.retrieval is not None:
-        minute = round(60 * fps / plan.temporal_stride) * plan.latent_frame_bytes
+        minute = round(60 * grid.fps / grid.temporal_stride) * plan.latent_frame_bytes
         where = "on disk or in main memory"
         table.add_row("archive", gigabytes(minute), where, "of a minute: latents, from which frames come back")
     return table

@@ -220,22 +220,24 @@ class FrameBuffers:
         return missing
 
     def write_missing(
-        self, layouts: Sequence[Layout], cameras: Sequence[Mapping[int, tuple[float, float]]], group_frames: int
+        self,
+        missing: Sequence[Sequence[FrameKey]],
+        layouts: Sequence[Layout],
+        cameras: Sequence[Mapping[int, tuple[float, float]]],
+        *,
+        group_frames: int,
     ) -> Iterator[list[list[FrameKey]]]:
-        """Write the frames that are `missing`; yields groups of `group_frames` or fewer, to be passed as if made.
+        """Write what is `missing`; yields groups of `group_frames` or fewer, to be passed as if they were made.
 
         In samples with fewer of them a frame of another one is passed in place of none; it is not written.
         cameras: column and motion of every frame that is missing.
         """
-        missing = self.missing(layouts)
         for known, found in zip(self._cameras, cameras, strict=True):
             known.update(found)
         for start in range(0, max(map(len, missing)), group_frames):
-            groups = [row[start : start + group_frames] for row in missing]
-            here = [
-                {key: at for key, at in layout.kept.items() if key in slots}
-                for layout, slots in zip(layouts, self.slots, strict=True)
-            ]
+            groups = [list(row[start : start + group_frames]) for row in missing]
+            rows = zip(layouts, self.slots, strict=True)
+            here = [{key: at for key, at in layout.kept.items() if key in slots} for layout, slots in rows]
             first = self._close_up([Layout(kept=kept, chunk={}) for kept in here])
             size = max(map(len, groups))
             self.current = range(first, first + size)

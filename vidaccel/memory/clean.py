@@ -35,11 +35,8 @@ class CleanParts:
 
     def start(self) -> Marks:
         """Nothing."""
-        return {"slow": [], "fast": []} | ({"back": []} if self._retrieves else {})
-
-    @property
-    def _retrieves(self) -> bool:
-        return self._config.retrieve_by != "none"
+        kept: Marks = {"slow": [], "fast": []}
+        return kept if self._config.retrieve_by == "none" else {**kept, "back": []}
 
     def begin(self, kept: Marks, frames: range) -> Marks:
         """Make room for a chunk: keyframes, and what is to be kept behind them, go from fast memory to slow memory."""

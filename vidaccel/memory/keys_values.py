@@ -179,7 +179,7 @@ class KeyValueMemory:
             {frame: seen.camera_of(frame) for frame, _ in row} for seen, row in zip(self._seen, missing, strict=True)
         ]
         room = len(self._indexes[0].current)  # behind what is remembered
-        yield from self._rewriting(self.buffers.write_missing(layouts, cameras, room))
+        yield from self._rewriting(self.buffers.write_missing(missing, layouts, cameras, group_frames=room))
         self._arrange()
 
     def _rewriting(self, groups: Iterator[list[list[FrameKey]]]) -> Generator[tuple[tuple[int, ...], ...]]:

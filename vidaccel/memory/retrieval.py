@@ -37,8 +37,13 @@ class Retrieval:
         check_choice("by", self.by, get_args(RetrieveBy))
         check_count("num_frames", self.num_frames, minimum=1)
         check_count("depth", self.depth, minimum=1)
-        if not isinstance(self.threshold, int | float) or not -1 < self.threshold <= 1:
+        if not is_threshold(self.threshold):
             raise UserError(f"`threshold` must be a similarity above -1 and up to 1, got {self.threshold!r}.")
+
+
+def is_threshold(value: object) -> bool:
+    """Whether a cosine similarity can be compared with it: a number above -1 and up to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1 < value <= 1
 
 
 def check_can_retrieve(retrieval: Retrieval | None, *, has_camera: bool) -> None:

@@ -54,7 +54,8 @@ class SeenFrames:
         count = len(self.starts)
         if count == len(self.directions):  # twice the room, so that a long video is not copied for every chunk
             more = direction.new_empty(max(2 * count, 16), *direction.shape)
-            more[:count] = self.directions if count else more[:count]
+            if count:
+                more[:count] = self.directions
             self.directions = more
         self.directions[count] = direction
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vidaccel.errors import check_choice, check_count
-from vidaccel.memory.retrieval import RetrieveBy
+from vidaccel.memory.retrieval import RetrieveBy, is_threshold
 
 KeyframeRule = Literal["similarity", "uniform", "none"]
 Mode = Literal["clean", "official"]
@@ -108,7 +108,7 @@ class SlowFastSettings:
 
 
 def _check_threshold(value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not -1 < value <= 1:
+    if not is_threshold(value):
         raise ValueError(
             f"`similarity_threshold` must be a number above -1 (hardly ever a keyframe) and up to 1 (nearly always); "
             f"got {value!r}."

@@ -23,6 +23,7 @@ from vidaccel.rollout.sizes import (
     PlanPart,
     RolloutSize,
     decoder_parts,
+    latent_frame_bytes,
     latent_size,
     transformer_parts,
 )
@@ -83,15 +84,9 @@ class RolloutPlan:
 
     @property
     def latent_frame_bytes(self) -> int:
-        """Bytes of the latents (float32) of one frame of all videos."""
-        rows, columns = latent_size(self.model, self.size)
-        channels = int(self.model.transformer["in_channels"])
-        return channels * rows * columns * torch.float32.itemsize * self.size.batch_size
-
-    @property
-    def temporal_stride(self) -> int:
-        """Pixel frames of a latent frame."""
-        return int(self.model.vae.get("scale_factor_temporal", 4))  # the default of AutoencoderKLWan
+        """Bytes of the latents of one frame of all videos, of which an archive keeps every one."""
+        size = (int(self.model.transformer["in_channels"]), *latent_size(self.model, self.size))
+        return latent_frame_bytes(size, self.size.batch_size)
 
     def advice(self) -> tuple[Advice, ...]:
         """Changes in the order of how little they cost, each on top of those before, up to the first that fits.

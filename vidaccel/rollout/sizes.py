@@ -149,7 +149,7 @@ def _memory_parts(state: RolloutState, size: RolloutSize) -> list[PlanPart]:
     """Raw keys, rotated keys and values of every part, for every branch; and what goes with them."""
     per_frame = 3 * _frame_bytes(state, size)
     others = state.memory.bytes_by_part()["reserved"] - per_frame * size.memory.total_frames
-    kept = math.prod(state.size) * torch.float32.itemsize * size.batch_size * size.memory.total_frames
+    kept = latent_frame_bytes(state.size, size.batch_size) * size.memory.total_frames
     words: dict[Part, str] = {
         "sink": "the first frames",
         "slow": "keyframes",
@@ -203,6 +203,11 @@ def decoder_parts(
         ),
         PlanPart(name="decoding", num_bytes=working, description="decoding one chunk to pixels", phases=("decoding",)),
     ]
+
+
+def latent_frame_bytes(size: tuple[int, int, int], batch_size: int) -> int:
+    """Bytes of the latents (float32) of one frame of all videos; size: (C, H, W)."""
+    return math.prod(size) * torch.float32.itemsize * batch_size
 
 
 def latent_size(model: ModelSizes, size: RolloutSize) -> tuple[int, int]:

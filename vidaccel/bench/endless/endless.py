@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from vidaccel.bench.endless.tables import endless_markdown, save_endless_plot, summarise_endless
+from vidaccel.bench.endless.tables import CHUNK_SECONDS, endless_markdown, save_endless_plot, summarise_endless
 from vidaccel.bench.recall.pictures import strip_of
 from vidaccel.bench.recall.recall import check_can_be_measured
 from vidaccel.bench.recall.trips import CHUNK_FRAMES
@@ -30,6 +30,7 @@ from vidaccel.errors import UserError, check_amount, check_count
 from vidaccel.memory import MemoryConfig, MemoryPolicy, parse_memory
 from vidaccel.rollout.camera import CameraPath
 from vidaccel.rollout.report import RolloutReport
+from vidaccel.world.trip import frame_of
 
 FPS = 16
 HOLD_CHUNKS, MOVE_CHUNKS = 2, 1
@@ -58,7 +59,7 @@ class EndlessBench(ModelBenchmark):
         if not self.memories or len(set(self.memories)) < len(self.memories):
             raise UserError(f"`memories` must name different memories, got {', '.join(self.memories) or 'none'}.")
         if self.num_detours < 1:
-            least = len(way_of(1)) * 12 / FPS
+            least = len(way_of(1)) * CHUNK_SECONDS
             raise UserError(
                 f"`seconds` must be at least {least:g}, which one way there and back takes; got {self.seconds:g}."
             )
@@ -74,7 +75,7 @@ class EndlessBench(ModelBenchmark):
     def num_detours(self) -> int:
         """How often the camera goes to the other side in between."""
         round_trip = len(way_of(2)) - len(way_of(1))
-        return (int(self.seconds * FPS / 12) - len(way_of(0))) // round_trip
+        return (int(self.seconds / CHUNK_SECONDS) - len(way_of(0))) // round_trip
 
     @property
     def num_chunks(self) -> int:
@@ -162,7 +163,7 @@ def path_of(way: Sequence[int]) -> CameraPath:
     moves = []
     for chunk, (before, here) in enumerate(pairwise(way), 1):
         if here != before:
-            start, end = (max(12 * number - 3, 0) / FPS for number in (chunk, chunk + MOVE_CHUNKS))
+            start, end = (max(frame_of(number), 0) / FPS for number in (chunk, chunk + MOVE_CHUNKS))
             moves.append(f"{start}-{end} {'right' if here > before else 'left'} {abs(here - before)}")
     return CameraPath.parse(", ".join(moves))
 
@@ -170,7 +171,7 @@ def path_of(way: Sequence[int]) -> CameraPath:
 def _policy(text: str, pipe: Any) -> MemoryPolicy:
     """The memory, with the threshold of the student of `pipe`. Raises UserError for what is none."""
     try:
-        policy = parse_memory(text, 3)
+        policy = parse_memory(text, CHUNK_FRAMES)
     except ValueError as error:
         raise UserError(str(error)) from error
     own = None if pipe is None else pipe.memory_config()

@@ -14,7 +14,8 @@ from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table, share_text
 
 Row = Mapping[str, Any]
-MINUTE_CHUNKS = 80  # of 12 pixel frames at 16 a second
+CHUNK_SECONDS = 12 / 16  # pixel frames of a chunk, and of a second
+MINUTE_CHUNKS = round(60 / CHUNK_SECONDS)
 _COLOURS = ("#8c8c8c", "#0072b2", "#d1410c", "#1a8a5a", "#7a4fa3", "#b58900")
 
 
@@ -46,7 +47,7 @@ def _kind_and_place(first: Row, second: Row) -> bool:
 def endless_markdown(content: Row) -> str:
     """How it was measured, and a line for every memory."""
     protocol = content["protocol"]
-    minutes = protocol["num_chunks"] * 12 / 16 / 60
+    minutes = protocol["num_chunks"] / MINUTE_CHUNKS
     lines = [
         "# Minutes of video, and a place of its first seconds",
         "",
@@ -112,7 +113,7 @@ def save_endless_plot(path: Path, content: Row) -> Path:
             one.set(xticks=[], yticks=[])
             one.spines[:].set_visible(False)
         for colour, record in zip(cycle(_COLOURS), records, strict=False):
-            minutes = [chunk * 12 / 16 / 60 for chunk in range(len(record["process_bytes"]))]
+            minutes = [chunk / MINUTE_CHUNKS for chunk in range(len(record["process_bytes"]))]
             taken = [count / 2**20 for count in record["process_bytes"]]
             axes[-2].plot(minutes, taken, color=colour, linewidth=1.2, label=record["memory"])
             axes[-1].plot(minutes, _smoothed(record["chunk_seconds"]), color=colour, linewidth=1.2)
