@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from vidaccel.memory.prefixes import with_prefix
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training.architecture import TEXT_ENCODER_ARCHITECTURE, TextEncoder, new_text_encoder
-from vidaccel.training.checkpoint import TrainingState, save_checkpoint, with_prefix
+from vidaccel.training.checkpoint import TrainingState, save_checkpoint
 from vidaccel.training.self_rollout import PromptTable
 from vidaccel.training.trip_bank import TripBank
 from vidaccel.world import vocabulary

@@ -20,13 +20,14 @@ from tests.support.tiny_student import ARCHITECTURE, noise_prompts, save_forced
 from vidaccel.catalog.models import EMBEDDED_STUDENT, EMBEDDED_TEACHER
 from vidaccel.catalog.registry import spec_of
 from vidaccel.errors import UserError
+from vidaccel.memory.prefixes import without_prefix
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import app as training_app
 from vidaccel.training import causal_task, causal_trainer
 from vidaccel.training import context_forcing_step as step_module
 from vidaccel.training import context_forcing_trainer as trainer_module
 from vidaccel.training.causal_config import CausalTrainingConfig
-from vidaccel.training.checkpoint import load_checkpoint, save_checkpoint, without_prefix
+from vidaccel.training.checkpoint import load_checkpoint, save_checkpoint
 from vidaccel.training.chunk_batch import ChunkBatch, velocity_of
 from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import (

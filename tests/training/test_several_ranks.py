@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from tests.support.several_ranks import updated
 from tests.support.tiny_student import camera_student, save_forced
 from vidaccel.errors import UserError
+from vidaccel.memory.prefixes import without_prefix
 from vidaccel.training import context_forcing_trainer as trainer_module
-from vidaccel.training.checkpoint import load_checkpoint, without_prefix
+from vidaccel.training.checkpoint import load_checkpoint
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,6 +18,7 @@ from vidaccel.memory.config import MemoryConfig
 from vidaccel.memory.index import MemoryIndex
 from vidaccel.memory.official import check_keys_can_follow
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.memory.prefixes import with_prefix, without_prefix
 from vidaccel.memory.retrieval import check_can_retrieve
 from vidaccel.memory.rotary import RotaryTable
 from vidaccel.memory.seen_frames import SeenFrames, coming_columns
@@ -259,7 +260,8 @@ class KeyValueMemory:
             tensors["previous"] = self._previous
         if self._seen:
             parts = [seen.state() for seen in self._seen]
-            tensors |= {f"seen{n}.{name}": part for n, (saved, _) in enumerate(parts) for name, part in saved.items()}
+            for number, (saved, _) in enumerate(parts):
+                tensors |= with_prefix(f"seen{number}", saved)
             values["seen"] = [saved for _, saved in parts]
         return tensors, {"indexes": [index.state() for index in self.indexes], **values}
 
@@ -279,9 +281,8 @@ class KeyValueMemory:
         if len(saved) != len(found):
             raise UserError("The saved memory does not say what was seen before; take one that retrieves as this does.")
         for number, seen in enumerate(found):
-            count, prefix = num_frames[number], f"seen{number}."
-            own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
-            seen.load(own, saved[number])
+            count = num_frames[number]
+            seen.load(without_prefix(f"seen{number}", tensors), saved[number])
             if len(seen) != count:
                 raise UserError(
                     f"The saved memory is damaged: it saw {len(seen)} frames of {count}. Take an older one."

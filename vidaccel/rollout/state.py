@@ -10,6 +10,7 @@ from torch import Tensor
 from vidaccel.errors import UserError
 from vidaccel.memory.keys_values import KeyValueMemory
 from vidaccel.memory.policy import MemoryPolicy
+from vidaccel.memory.prefixes import with_prefix, without_prefix
 from vidaccel.memory.transfer import sent
 from vidaccel.rollout.archive import LatentArchive
 from vidaccel.rollout.chunk import Student
@@ -109,7 +110,9 @@ class RolloutState:
         Some tensors are views of what the next chunk changes: write or clone them before it.
         """
         parts = [memory.save_state() for memory in self.memories]
-        tensors = {f"memory{n}.{name}": tensor for n, (saved, _) in enumerate(parts) for name, tensor in saved.items()}
+        tensors: dict[str, Tensor] = {}
+        for number, (saved, _) in enumerate(parts):
+            tensors |= with_prefix(f"memory{number}", saved)
         tensors |= {f"latents.{frame}": latents for frame, latents in self.remembered.items()}
         tensors |= {f"archive.{frame}": latents.contiguous() for frame, latents in self.archive.frames.items()}
         values: dict[str, Any] = {name: getattr(self, field_name) for name, field_name in _COUNTS.items()}
@@ -118,7 +121,7 @@ class RolloutState:
         values["memories"] = [saved for _, saved in parts]
         if self.decoder is not None:
             saved, values["decoder"] = self.decoder.save_state()
-            tensors |= {f"decoder.{name}": tensor for name, tensor in saved.items()}
+            tensors |= with_prefix("decoder", saved)
         return tensors, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -129,14 +132,14 @@ class RolloutState:
                 f"{list(self.seeds)} and {len(self.memories)}: resume with the same seed and guidance."
             )
         for number, memory in enumerate(self.memories):
-            memory.load_state(_with_prefix(f"memory{number}.", tensors), values["memories"][number])
+            memory.load_state(without_prefix(f"memory{number}", tensors), values["memories"][number])
         if self.decoder is not None:
-            self.decoder.load_state(_with_prefix("decoder.", tensors), values.get("decoder", {}))
-        latents = _with_prefix("latents.", tensors)
+            self.decoder.load_state(without_prefix("decoder", tensors), values.get("decoder", {}))
+        latents = without_prefix("latents", tensors)
         self.remembered = {int(frame): part.to(self.memory.device) for frame, part in latents.items()}
         for name, field_name in _COUNTS.items():
             setattr(self, field_name, values[name])
-        archived = _with_prefix("archive.", tensors)
+        archived = without_prefix("archive", tensors)
         self.archive.load({int(frame): part for frame, part in archived.items()}, shot_start=self.shot_start)
         self.shot = None if values["scene"] is None else (values["scene"][0], values["scene"][1])
 
@@ -173,7 +176,3 @@ def new_state(
     ]
     size = (transformer.in_channels, height, width)
     return RolloutState(memories=tuple(memories), seeds=tuple(seeds), size=size, decoder=decoder)
-
-
-def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

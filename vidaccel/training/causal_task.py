@@ -10,12 +10,13 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.memory import DepthMap
+from vidaccel.memory.prefixes import with_prefix
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_rollout import TEXT_LENGTH
 from vidaccel.training.causal_score import recall_score, rollout_score
 from vidaccel.training.causal_student import Donor
-from vidaccel.training.checkpoint import TrainingState, with_prefix
+from vidaccel.training.checkpoint import TrainingState
 from vidaccel.training.chunk_batch import (
     FROM_NOTHING,
     ChunkBatch,

@@ -16,11 +16,12 @@ import torch
 from vidaccel.errors import UserError
 from vidaccel.machine.environment import code_version
 from vidaccel.memory import DepthMap
+from vidaccel.memory.prefixes import without_prefix
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.causal_student import Donor, load_donor, new_student, student_architecture, student_tensors
 from vidaccel.training.causal_task import CausalTask
-from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint
 from vidaccel.training.device import training_device
 from vidaccel.training.loop import Record, carry_records, start_round, train
 from vidaccel.training.offline.fingerprint import weights_digest

@@ -108,17 +108,6 @@ def load_checkpoint(folder: Path, *, kind: Kind) -> tuple[TrainingState, dict[st
     return state, tensors
 
 
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under `prefix.name`."""
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those tensors whose name begins with `prefix.`, under the rest of their names."""
-    start = prefix + "."
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-
 def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     most = max(_SHARD_BYTES, sum(tensor.nbytes for tensor in tensors.values()) // _MOST_SHARDS)
     shards: list[dict[str, Tensor]] = [{}]

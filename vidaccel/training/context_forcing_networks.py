@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from vidaccel.memory.prefixes import with_prefix, without_prefix
 from vidaccel.training.adapters import adapted, merged
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.averaging import WeightAverage
-from vidaccel.training.checkpoint import with_prefix, without_prefix
 from vidaccel.training.context_forcing_config import UpdateRule
 from vidaccel.training.muon import BatchedMuon, split_parameters
 from vidaccel.training.sharding import gathered, load_tensors, placed, shard, whole

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vidaccel.catalog.pipelines import WAN_TEXT_TOKENS
 from vidaccel.errors import UserError, check_amount, check_count, check_seed
+from vidaccel.memory.prefixes import with_prefix, without_prefix
 from vidaccel.training.architecture import (
     TEMPORAL_STRIDE,
     TEXT_ENCODER_ARCHITECTURE,
@@ -25,7 +26,7 @@ from vidaccel.training.architecture import (
     new_transformer,
     new_vae,
 )
-from vidaccel.training.checkpoint import TrainingState, load_checkpoint, with_prefix, without_prefix
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint
 from vidaccel.training.device import autocast, seeded_generator, training_device
 from vidaccel.training.flow import draw_sigmas, drop_words, noisy_latents, prompt_embeddings, timesteps_of
 from vidaccel.training.latents import TOKENS_PER_CAPTION, LatentBank, build_bank

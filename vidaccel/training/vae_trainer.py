@@ -15,13 +15,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from torch import Tensor, nn
 
 from vidaccel.errors import UserError, check_seed
+from vidaccel.memory.prefixes import with_prefix, without_prefix
 from vidaccel.training.architecture import TEMPORAL_STRIDE, VAE_ARCHITECTURE, Vae, new_vae
-from vidaccel.training.checkpoint import (
-    TrainingState,
-    load_checkpoint,
-    with_prefix,
-    without_prefix,
-)
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint
 from vidaccel.training.clip_pool import ClipPool
 from vidaccel.training.device import autocast, seeded_generator, training_device
 from vidaccel.training.loop import Record, Schedule, carry_records, start_round, train

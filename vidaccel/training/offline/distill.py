@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vidaccel.errors import UserError, check_count
+from vidaccel.memory.prefixes import with_prefix
 from vidaccel.training.architecture import TEMPORAL_STRIDE, Transformer
-from vidaccel.training.checkpoint import with_prefix
 from vidaccel.training.chunk_batch import context_of, velocity_in
 from vidaccel.training.dmd import clean_estimate
 from vidaccel.training.loop import Schedule

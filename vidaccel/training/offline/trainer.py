@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vidaccel.errors import UserError, check_amount, check_count
 from vidaccel.machine.environment import code_version
+from vidaccel.memory.prefixes import without_prefix
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_score import recall_score
-from vidaccel.training.checkpoint import TrainingState, load_checkpoint, without_prefix
+from vidaccel.training.checkpoint import TrainingState, load_checkpoint
 from vidaccel.training.chunk_sampler import shifted_sampler
 from vidaccel.training.context_forcing_starts import Beginning, load_beginning
 from vidaccel.training.device import training_device
