@@ -29,7 +29,6 @@ from vidaccel.training import context_forcing_trainer as trainer_module
 from vidaccel.training.causal_config import CausalTrainingConfig
 from vidaccel.training.checkpoint import load_checkpoint, save_checkpoint
 from vidaccel.training.chunk_batch import ChunkBatch, velocity_of
-from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import (
     ContextForcingConfig,
     MatchingRule,
@@ -230,7 +229,9 @@ def test_windows_levels_guidance_regression_and_recycled_errors_can_be_switched_
 def test_flow_matching_beside_it_is_of_returns_and_changes_at_the_levels_of_the_student(
     new_task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, seen = new_task(matching=MatchingRule(flow_share=0.5)), []
+    rule = RolloutRule(max_chunks=2, shift=1.5)
+    task, seen = new_task(matching=MatchingRule(flow_share=0.5), rollout=rule), []
+    levels = set(torch.tensor(rule.sampler.sigmas).tolist())
 
     def drawn(bank: Any, draw: Any, *, count: int, num_chunks: int, shares: Any) -> Any:
         seen.append((shares.returns + shares.changes, shares.own))
@@ -238,7 +239,7 @@ def test_flow_matching_beside_it_is_of_returns_and_changes_at_the_levels_of_the_
 
     def spied(network: Any, batch: Any, noisy: Tensor, sigmas: Tensor) -> Tensor:
         assert network is task.networks.generator.network
-        seen.append(set(sigmas.tolist()) <= set(STUDENT_SIGMAS))
+        seen.append(set(sigmas.tolist()) <= levels)
         return velocity_of(network, batch, noisy, sigmas)
 
     monkeypatch.setattr(step_module, "draw_starts", drawn)
@@ -454,7 +455,8 @@ def test_the_command_distils_shows_pictures_and_exports_a_student_that_samples_w
 ) -> None:
     output, export = tmp_path / "made", tmp_path / "student"
     arguments = ["context-forcing", "--output", str(output), "--init", init, "--toy", "--device", "cpu"]
-    result = CliRunner().invoke(training_app.app, [*arguments, "--export", str(export)], catch_exceptions=False)
+    arguments += ["--shift", "1.5", "--export", str(export)]
+    result = CliRunner().invoke(training_app.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     state, _ = load_checkpoint(output, kind="causal")
     assert set(state.results) == {"as_seen", "blank", "valid", "first_visit_valid", "first_visit_likelihood"}
@@ -463,7 +465,7 @@ def test_the_command_distils_shows_pictures_and_exports_a_student_that_samples_w
         assert image.size == (128, 3 * 128)
     assert (output / "curves.png").is_file()
     scheduler = json.loads((export / "scheduler" / "scheduler_config.json").read_text())
-    assert scheduler["stochastic_sampling"] is True
+    assert (scheduler["stochastic_sampling"], scheduler["shift"]) == (True, 1.5)
     assert json.loads((export / "vidaccel.json").read_text())["weights"] == "toy"
     assert "distilled into 4 steps" in (export / "README.md").read_text()
 

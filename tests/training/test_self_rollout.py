@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from tests.support.tiny_donor import noise_bank
@@ -20,7 +21,8 @@ from vidaccel.errors import UserError
 from vidaccel.models.causal_wan import CausalWanTransformer3DModel
 from vidaccel.training import self_rollout
 from vidaccel.training.chunk_batch import EMPTY
-from vidaccel.training.chunk_sampler import STUDENT_SIGMAS, sample_chunk
+from vidaccel.training.chunk_sampler import FEW_STEPS, Sampler, sample_chunk, shifted_sampler
+from vidaccel.training.context_forcing_config import RolloutRule
 from vidaccel.training.context_forcing_views import ErrorBank, foreign_memory, short_view, view_of
 from vidaccel.training.ranks import shared_by_ranks
 from vidaccel.training.self_rollout import (
@@ -62,11 +64,23 @@ def video(bank: TripBank, prompts: PromptTable, *, first: int = 2, layouts: Any 
 
 
 def rolled_out(
-    student: CausalWanTransformer3DModel, video: Video, *, num_chunks: int = 3, num_scored: int = 1, seed: int = 0
+    student: CausalWanTransformer3DModel,
+    video: Video,
+    *,
+    num_chunks: int = 3,
+    num_scored: int = 1,
+    seed: int = 0,
+    sampler: Sampler = FEW_STEPS,
 ) -> list[ScoredChunk]:
-    generator = torch.Generator().manual_seed(seed)
-    draw = random.Random(seed)
-    return roll_out_chunks(student, video, num_chunks=num_chunks, num_scored=num_scored, draw=draw, generator=generator)
+    return roll_out_chunks(
+        student,
+        video,
+        num_chunks=num_chunks,
+        num_scored=num_scored,
+        draw=random.Random(seed),
+        generator=torch.Generator().manual_seed(seed),
+        sampler=sampler,
+    )
 
 
 class Passes:
@@ -190,9 +204,20 @@ def test_shares_that_are_no_shares_are_refused() -> None:
 # ---- what is made -----------------------------------------------------------------------------------------------
 
 
-def test_the_student_samples_at_the_levels_of_the_shipped_rollout() -> None:
-    times = (1.0, 0.75, 0.5, 0.25)
-    assert list(STUDENT_SIGMAS) == pytest.approx([3 * time / (1 + 2 * time) for time in times])
+@pytest.mark.parametrize("shift", [3.0, 1.5])
+def test_the_student_samples_at_the_levels_of_the_shipped_rollout(shift: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # as `vidaccel.rollout` asks for
+    made = RolloutRule(shift=shift).sampler
+    assert (*made.sigmas, 0.0) == pytest.approx(scheduler.sigmas.tolist())
+    assert made.stochastic
+    assert RolloutRule().sampler == FEW_STEPS
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+def test_a_shift_that_is_none_is_refused(shift: float) -> None:
+    with pytest.raises(UserError, match="`shift`"):
+        RolloutRule(shift=shift)
 
 
 def test_own_chunks_become_the_past_of_the_next_one_and_the_rest_stays_real(
@@ -220,7 +245,7 @@ def test_a_chunk_is_made_by_clean_estimates_and_fresh_noise_as_in_the_shipped_ro
         drawn = [torch.Generator().manual_seed(6) for _ in range(2)]
         made = sample_chunk(student, context, noise, lambda: torch.randn(noise.shape, generator=drawn[0]))
         generator, chunk = drawn[1], noise
-        for sigma, following in zip(STUDENT_SIGMAS, (*STUDENT_SIGMAS[1:], 0.0), strict=True):
+        for sigma, following in zip(FEW_STEPS.sigmas, (*FEW_STEPS.sigmas[1:], 0.0), strict=True):
             levels = torch.full((len(chunk),), sigma)
             clean = chunk - sigma * self_rollout.velocity_in(student, context, chunk, levels)
             if following:
@@ -229,30 +254,40 @@ def test_a_chunk_is_made_by_clean_estimates_and_fresh_noise_as_in_the_shipped_ro
     torch.testing.assert_close(made, clean)
 
 
+def test_chunks_are_made_and_exit_at_the_levels_that_are_asked_for(
+    student: CausalWanTransformer3DModel, bank: TripBank, prompts: PromptTable, passes: Passes
+) -> None:
+    sampler = shifted_sampler(3, shift=1.5, stochastic=True)
+    (scored,) = rolled_out(student, video(bank, prompts), num_chunks=2, sampler=sampler)
+    exit_pass(student, scored)
+    levels = [1000 * sigma for sigma in sampler.sigmas]
+    assert passes.timesteps == pytest.approx([*levels, *levels[: scored.exit_step + 1]])
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_exit_step_decides_how_many_passes_there_are_and_at_which_level_the_gradient_is(
     student: CausalWanTransformer3DModel, bank: TripBank, prompts: PromptTable, passes: Passes, seed: int
 ) -> None:
     (scored,) = rolled_out(student, video(bank, prompts), num_chunks=2, seed=seed)
     exit_pass(student, scored).square().mean().backward()
-    steps = len(STUDENT_SIGMAS)
+    steps = len(FEW_STEPS.sigmas)
     assert len(passes.with_gradients) == steps + scored.exit_step + 1
     assert passes.with_gradients == [False] * (steps + scored.exit_step) + [True]
-    assert passes.timesteps[-1] == pytest.approx(1000 * STUDENT_SIGMAS[scored.exit_step])
-    assert scored.sigma == STUDENT_SIGMAS[scored.exit_step]
+    assert passes.timesteps[-1] == pytest.approx(1000 * FEW_STEPS.sigmas[scored.exit_step])
+    assert scored.sigma == FEW_STEPS.sigmas[scored.exit_step]
 
 
 def test_every_exit_step_is_drawn(student: CausalWanTransformer3DModel, bank: TripBank, prompts: PromptTable) -> None:
     short = replace(video(bank, prompts), starts=[Start(0, 2)], latents=bank.latents[:1].float())
     drawn = {rolled_out(student, short, num_chunks=1, seed=seed)[0].exit_step for seed in range(24)}
-    assert drawn == set(range(len(STUDENT_SIGMAS)))
+    assert drawn == set(range(len(FEW_STEPS.sigmas)))
 
 
 def test_a_loss_on_a_chunk_has_no_gradient_in_the_passes_that_made_earlier_ones(
     student: CausalWanTransformer3DModel, bank: TripBank, prompts: PromptTable, passes: Passes
 ) -> None:
     shape = bank.latents[:, :3].transpose(1, 2).shape
-    last = 2 * len(STUDENT_SIGMAS)
+    last = 2 * len(FEW_STEPS.sigmas)
     probes = {number: torch.zeros(shape, requires_grad=True) for number in range(last + 4)}
     passes.probes = probes
     scored = rolled_out(student, video(bank, prompts), num_chunks=3)
@@ -271,7 +306,7 @@ def test_of_a_window_every_chunk_is_scored_with_an_own_exit_step_and_a_past_that
     made = video(bank, prompts, first=1)
     scored = rolled_out(student, made, num_chunks=4, num_scored=3, seed=3)
     assert [int(chunk.batch.first[0]) for chunk in scored] == [6, 9, 12]
-    assert len(passes.timesteps) == 3 * len(STUDENT_SIGMAS) + scored[-1].exit_step
+    assert len(passes.timesteps) == 3 * len(FEW_STEPS.sigmas) + scored[-1].exit_step
     assert len({chunk.exit_step for chunk in scored}) > 1
     for earlier, later in itertools.pairwise(scored):
         first = int(earlier.batch.first[0])

@@ -92,7 +92,9 @@ def _measured_threshold(student: Transformer, init: str, *, device: str) -> Keyf
 def _write_settings(folder: Path, state: TrainingState, *, memory: str, stochastic: bool, weights: str) -> None:
     """Scheduler, `model_index.json` and `vidaccel.json`; what cannot be shared is written too."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=FLOW_SHIFT, stochastic_sampling=stochastic
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        shift=state.recipe.get("shift", FLOW_SHIFT),  # of a distillation
+        stochastic_sampling=stochastic,
     )
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {

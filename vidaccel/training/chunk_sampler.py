@@ -11,7 +11,7 @@ from vidaccel.training.chunk_batch import ChunkContext, velocity_in
 from vidaccel.training.dmd import clean_estimate
 from vidaccel.training.flow import noisy_latents
 
-STUDENT_SIGMAS = (1.0, 0.9, 0.75, 0.5)  # four steps with shift 3
+STUDENT_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +22,23 @@ class Sampler:
     algorithm 1); else the steps are Euler's.
     """
 
-    sigmas: tuple[float, ...] = STUDENT_SIGMAS
+    sigmas: tuple[float, ...]
     stochastic: bool = True
 
 
-FEW_STEPS = Sampler()  # of the distilled student
+def shifted_sampler(num_steps: int, *, shift: float = FLOW_SHIFT, stochastic: bool = False) -> Sampler:
+    """`num_steps` passes at noise levels with diffusers' `shift`, by default Wan's."""
+    return Sampler(sigmas=tuple(euler_sigmas(num_steps, shift=shift)[:-1]), stochastic=stochastic)
 
 
-def shifted_sampler(num_steps: int, *, stochastic: bool = False) -> Sampler:
-    """`num_steps` passes at Wan's noise levels."""
-    return Sampler(sigmas=tuple(euler_sigmas(num_steps)[:-1]), stochastic=stochastic)
-
-
-def euler_sigmas(num_steps: int) -> list[float]:
-    """Noise levels from 1 to 0 with Wan's shift; `num_steps` + 1 of them."""
+def euler_sigmas(num_steps: int, *, shift: float = FLOW_SHIFT) -> list[float]:
+    """Noise levels from 1 to 0, `num_steps` + 1 of them: t -> shift t / (1 + (shift - 1) t) of equal steps t."""
     times = [1 - step / num_steps for step in range(num_steps + 1)]
-    return [FLOW_SHIFT * time / (1 + (FLOW_SHIFT - 1) * time) for time in times]
+    return [shift * time / (1 + (shift - 1) * time) for time in times]
+
+
+FEW_STEPS = shifted_sampler(STUDENT_STEPS, stochastic=True)
+"""Of a distilled student where nothing else is said: 1, 0.9, 0.75, 0.5."""
 
 
 def sample_chunk(

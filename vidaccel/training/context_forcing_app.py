@@ -93,6 +93,9 @@ def context_forcing(
             "that begin with nothing."
         ),
     ] = None,
+    shift: Annotated[
+        float, typer.Option(help="Of the noise levels of its four steps: a smaller one leaves less in the last.")
+    ] = 3.0,
     guidance: Annotated[float, typer.Option(help="Of the teacher, cond + guidance (cond - uncond).")] = 0.0,
     levels: Annotated[int, typer.Option(help="Noise levels at which each chunk is judged.")] = 1,
     flow_share: Annotated[
@@ -146,7 +149,12 @@ def context_forcing(
         device=device,
         update=UpdateRule(learning_rate=learning_rate, critic_learning_rate=critic_learning_rate, ratio=ratio),
         rollout=RolloutRule(
-            max_chunks=max_chunks, scored=scored, length=length, layouts=layouts, shares=_shares(shares)
+            max_chunks=max_chunks,
+            scored=scored,
+            length=length,
+            layouts=layouts,
+            shares=_shares(shares),
+            shift=shift,
         ),
         matching=MatchingRule(
             view=view,

@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from vidaccel.errors import UserError, check_amount, check_count, check_seed, check_share
+from vidaccel.training.architecture import FLOW_SHIFT
 from vidaccel.training.budget import check_length
+from vidaccel.training.chunk_sampler import STUDENT_STEPS, Sampler, shifted_sampler
 from vidaccel.training.context_forcing_views import View
 from vidaccel.training.self_rollout import Layouts, LengthRule, StartShares
 
@@ -48,6 +50,8 @@ class RolloutRule:
     max_chunks: most chunks of a rollout. length, growth_share: how lengths grow to it, and in which share of the stage.
     scored: how many of the chunks are judged, the last ones.
     layouts: how the memory is laid out, see `layout_rule`. shares: what happens in the chunks.
+    shift: of the noise levels of its steps. Through the noise of the last one some things cannot be told, such as the
+        colour of a landmark, and are averaged; a smaller shift leaves less noise there.
     """
 
     max_chunks: int = 6
@@ -56,8 +60,15 @@ class RolloutRule:
     scored: int = 1
     layouts: Layouts = "drawn"
     shares: StartShares = field(default_factory=StartShares)
+    shift: float = FLOW_SHIFT
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the student makes a chunk."""
+        return shifted_sampler(STUDENT_STEPS, shift=self.shift, stochastic=True)
 
     def __post_init__(self) -> None:
+        check_amount("shift", self.shift)
         if not 1 <= self.scored <= 4:
             raise UserError(f"`scored` must be from 1 to 4 chunks, got {self.scored}.")
         if not 0 < self.growth_share <= 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vidaccel.files.atomic import atomic_write
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.causal_student import Donor
+from vidaccel.training.chunk_sampler import FEW_STEPS, Sampler
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.ranks import own_rank
 from vidaccel.training.return_visits import Cell, ReturnVisits, share
@@ -50,8 +51,9 @@ class Validation:
                 text=config.text,
                 away_chunks=config.validation_away_chunks,
             )
-        found = {cell: self._visits.outcome(student, cell) for cell in _CELLS}
-        draw_samples(student, self._visits, picture)
+        sampler = config.rollout.sampler
+        found = {cell: self._visits.outcome(student, cell, sampler=sampler) for cell in _CELLS}
+        draw_samples(student, self._visits, picture, sampler=sampler)
         return {
             "as_seen": share(found["memory"].as_seen),
             "blank": share(found["blank"].as_seen),
@@ -61,7 +63,7 @@ class Validation:
         }
 
 
-def draw_samples(student: Transformer, visits: ReturnVisits, path: Path) -> None:
+def draw_samples(student: Transformer, visits: ReturnVisits, path: Path, *, sampler: Sampler = FEW_STEPS) -> None:
     """A PNG with a column a trip: first visit, return with memory, return when those frames are not remembered.
 
     Rank 0 writes it.
@@ -70,7 +72,7 @@ def draw_samples(student: Transformer, visits: ReturnVisits, path: Path) -> None
     trip = visits.trip
     rows = [visits.still(visits.bank.latents[:count], trip.first_visit)]
     for cell in _CELLS[:2]:
-        rows.append(visits.still(visits.rolled_out(student, cell, count=count), trip.second_visit))
+        rows.append(visits.still(visits.rolled_out(student, cell, sampler=sampler, count=count), trip.second_visit))
     if own_rank() != 0:
         return
     picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

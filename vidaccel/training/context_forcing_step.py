@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vidaccel.training.architecture import Transformer
 from vidaccel.training.chunk_batch import ChunkBatch, context_of, velocity_in, velocity_of
-from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks
 from vidaccel.training.context_forcing_views import ErrorBank, View, view_of
@@ -142,6 +141,7 @@ class ContextForcing:
             num_scored=min(rule.scored, num_chunks),
             draw=self.draw,
             generator=self.generator,
+            sampler=rule.sampler,
         )
         share, slow = matching.error_share, matching.error_slow
         return [
@@ -187,7 +187,7 @@ class ContextForcing:
         starts = draw_starts(self.bank, self.draw, count=self.config.batch_size, num_chunks=1, shares=_DECIDED)
         layouts = layout_rule(self.bank, self.config.rollout.layouts, self.draw)
         batch = new_video(self.bank, self.prompts, starts, rule=layouts).batch(0)
-        levels = torch.tensor(self.draw.choices(STUDENT_SIGMAS, k=len(starts)))
+        levels = torch.tensor(self.draw.choices(self.config.rollout.sampler.sigmas, k=len(starts)))
         sigmas, noise = levels.to(self.device, non_blocking=True), self._noise(batch.chunk)
         noisy = noisy_latents(batch.chunk, noise, sigmas)
         velocity = velocity_of(self.networks.generator.network, batch, noisy, sigmas)

@@ -22,7 +22,7 @@ from vidaccel.machine.environment import code_version
 from vidaccel.training.budget import Budget
 from vidaccel.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vidaccel.training.chunk_batch import FAST_FRAMES
-from vidaccel.training.chunk_sampler import STUDENT_SIGMAS
+from vidaccel.training.chunk_sampler import STUDENT_STEPS
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks, adapted_networks, compile_blocks
 from vidaccel.training.context_forcing_score import Validation
@@ -54,7 +54,7 @@ from vidaccel.training.trip_bank import TripBank, build_trip_bank, training_clip
 
 FIRST_SEED = 950_000_000
 _SEEDS_PER_SEED = 1_000_000
-_VALIDATED: Mapping[str, Any] = {"validation_steps": len(STUDENT_SIGMAS), "validation_sampler": "stochastic"}
+_VALIDATED: Mapping[str, Any] = {"validation_steps": STUDENT_STEPS, "validation_sampler": "stochastic"}
 _ORIGIN = (
     "Taught by teacher forcing, then distilled into {steps} steps by `vidaccel train context-forcing`: stage {stage}, "
     "teacher and critic with the {view} view."
@@ -228,7 +228,7 @@ def _compare_teachers(config: ContextForcingConfig, beginning: Beginning) -> Non
 
 def _fresh(config: ContextForcingConfig, beginning: Beginning) -> TrainingState:
     """A further round of the training that made the beginning, as the card of an export tells it."""
-    origin = _ORIGIN.format(steps=len(STUDENT_SIGMAS), stage=config.stage, view=config.matching.view)
+    origin = _ORIGIN.format(steps=STUDENT_STEPS, stage=config.stage, view=config.matching.view)
     before = beginning.state or TrainingState(kind="causal")
     history = [*before.history, finished_round(before)] if beginning.state else []
     return TrainingState(

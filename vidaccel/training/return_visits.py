@@ -113,15 +113,17 @@ class ReturnVisits:
         """What the truth itself reads as at the second visit, after decoding."""
         return self._compared(self.truth, self.read(self.bank.latents, self.trip.second_visit))
 
-    def outcome(self, student: Transformer, cell: Cell, *, count: int | None = None) -> Outcome:
-        """Roll `student` out with its few steps on the first `count` trips, or all, and read what it shows.
+    def outcome(
+        self, student: Transformer, cell: Cell, *, sampler: Sampler = FEW_STEPS, count: int | None = None
+    ) -> Outcome:
+        """Roll `student` out on the first `count` trips, or all, and read what it shows.
 
         "memory": it remembers the first frame of every chunk. "blank": frames with any of the place's landmark are
         not remembered. "window": only the last frames are, "sink": the first ones and the last chunk.
         "swap": the place's frames show another landmark. "first visit": it makes the first visit, from the way there
         on, and that is read. "own": it makes everything, and its second visit is compared with its own first.
         """
-        made = self.rolled_out(student, cell, count=count)
+        made = self.rolled_out(student, cell, sampler=sampler, count=count)
         if cell == "first visit":
             return self._compared(self.truth, self.read(made, self.trip.first_visit))
         before = self.read(made, self.trip.first_visit) if cell == "own" else self.truth

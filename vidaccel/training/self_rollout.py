@@ -1,7 +1,7 @@
 """Rollouts of a student during its distillation: real video, then its own chunks, of which the last ones are scored.
 
 Self-Forcing (arXiv 2506.08009, algorithm 1) and Context Forcing (arXiv 2602.06028, algorithm 1): a chunk is made as
-in the shipped rollout, by clean estimates with fresh noise at `STUDENT_SIGMAS`, and is the past of the next chunk.
+in the shipped rollout, by clean estimates with fresh noise at a few levels, and is the past of the next chunk.
 Nothing in here has gradients. A scored chunk is returned as the noisy input of the pass at which it exits, so that the
 only pass with gradients is the one that the trainer runs on it (`exit_pass`).
 Shapes: B samples; latents of whole clips (B, F, C, h, w), of chunks (B, C, T, h, w).
@@ -29,7 +29,7 @@ from vidaccel.training.chunk_batch import (
     slots_of,
     velocity_in,
 )
-from vidaccel.training.chunk_sampler import STUDENT_SIGMAS, sample_chunk
+from vidaccel.training.chunk_sampler import FEW_STEPS, Sampler, sample_chunk
 from vidaccel.training.dmd import clean_estimate
 from vidaccel.training.flow import empty_prompt, prompt_embeddings
 from vidaccel.training.ranks import shared_by_ranks
@@ -247,6 +247,7 @@ def roll_out_chunks(
     num_scored: int,
     draw: random.Random,
     generator: torch.Generator,
+    sampler: Sampler = FEW_STEPS,
 ) -> list[ScoredChunk]:
     """Make `num_chunks` chunks after another; the last `num_scored` are returned at a uniformly drawn exit step.
 
@@ -259,15 +260,15 @@ def roll_out_chunks(
     for chunk in range(num_chunks):
         batch = video.batch(chunk)
         is_last, is_scored = chunk == num_chunks - 1, chunk >= num_chunks - num_scored
-        exit_step = shared_by_ranks(draw.randrange(len(STUDENT_SIGMAS)), video.latents.device) if is_scored else None
+        exit_step = shared_by_ranks(draw.randrange(len(sampler.sigmas)), video.latents.device) if is_scored else None
         context = context_of(student, batch)
         fresh = partial(torch.randn, batch.chunk.shape, device=video.latents.device, generator=generator)
         noise = fresh()
         inputs = {} if exit_step is None else {exit_step: noise}
         stop = exit_step if is_last else None
-        clean = sample_chunk(student, context, noise, fresh, inputs=inputs, stop=stop)
+        clean = sample_chunk(student, context, noise, fresh, sampler=sampler, inputs=inputs, stop=stop)
         if exit_step is not None:
-            sigma = STUDENT_SIGMAS[exit_step]
+            sigma = sampler.sigmas[exit_step]
             scored.append(ScoredChunk(batch=batch, noisy=inputs[exit_step], sigma=sigma, exit_step=exit_step))
         if not is_last:
             video.write(batch, clean)

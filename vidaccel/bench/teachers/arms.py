@@ -13,6 +13,7 @@ import torch
 
 from vidaccel.errors import UserError
 from vidaccel.training.checkpoint import STATE_FILE, TrainingState, load_checkpoint, save_checkpoint
+from vidaccel.training.chunk_sampler import Sampler
 from vidaccel.training.context_forcing_config import ContextForcingConfig
 from vidaccel.training.context_forcing_networks import Networks, compile_blocks
 from vidaccel.training.context_forcing_score import draw_samples
@@ -29,12 +30,13 @@ CELLS: tuple[Cell, ...] = ("memory", "blank", "window", "swap", "first visit")
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """What all arms share: the student that is the teacher, the clips, and the trips they are measured on."""
+    """What all arms share: the student that is the teacher, the clips, the trips they are measured on, their steps."""
 
     beginning: Beginning
     bank: TripBank
     prompts: PromptTable
     visits: ReturnVisits
+    sampler: Sampler
     device: torch.device
     compile: bool
 
@@ -55,11 +57,10 @@ def starts_of(ground: Ground, base: str, forcing: Forcing, *, kept: Path) -> dic
     return dict(zip(names, networks, strict=True))
 
 
-def measured(student: Any, visits: ReturnVisits, cells: Sequence[Cell] = CELLS) -> dict[str, dict[str, Any]]:
+def measured(student: Any, ground: Ground, cells: Sequence[Cell] = CELLS) -> dict[str, dict[str, Any]]:
     """By cell, what every trip shows, as plain lists."""
-    return {
-        cell: {name: list(values) for name, values in asdict(visits.outcome(student, cell)).items()} for cell in cells
-    }
+    outcomes = {cell: ground.visits.outcome(student, cell, sampler=ground.sampler) for cell in cells}
+    return {cell: {name: list(values) for name, values in asdict(found).items()} for cell, found in outcomes.items()}
 
 
 def run_arm(
@@ -83,14 +84,14 @@ def run_arm(
         scalars = task.iterate(task.num_updates / config.updates)
         if task.num_updates > known and task.num_updates % curve_updates == 0:
             known = task.num_updates
-            curve.append(_point(task, ground.visits, scalars))
+            curve.append(_point(task, ground, scalars))
     student = task.networks.generator.network
     with task.networks.average.applied():
         if not all(bool(torch.isfinite(parameter).all()) for parameter in student.parameters()):
             raise UserError(f"An arm diverged within {config.updates} updates: a weight is no longer finite.")
         seconds = time.monotonic() - began
-        cells = measured(student, ground.visits)
-        draw_samples(student, ground.visits, picture)
+        cells = measured(student, ground)
+        draw_samples(student, ground.visits, picture, sampler=ground.sampler)
     return {
         "updates": task.num_updates,
         "iterations": task.num_iterations,
@@ -100,8 +101,9 @@ def run_arm(
     }
 
 
-def _point(task: ContextForcing, visits: ReturnVisits, scalars: Mapping[str, Any]) -> dict[str, float]:
+def _point(task: ContextForcing, ground: Ground, scalars: Mapping[str, Any]) -> dict[str, float]:
+    student = task.networks.generator.network
     with task.networks.average.applied():
-        outcome = visits.outcome(task.networks.generator.network, "memory", count=_CURVE_TRIPS)
+        outcome = ground.visits.outcome(student, "memory", sampler=ground.sampler, count=_CURVE_TRIPS)
     found = {name: float(value) for name, value in scalars.items()}
     return {"updates": task.num_updates, "as_seen": sum(outcome.as_seen) / len(outcome.as_seen), **found}

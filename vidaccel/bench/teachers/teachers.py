@@ -54,6 +54,7 @@ class TeachersBench(Benchmark):
     updates: int = option("Updates of the generator in every arm.", 250)
     start_steps: int = option("Steps of teacher forcing for every start.", 450)
     max_chunks: int = option("Most chunks of a rollout in training.", 2)
+    shift: float = option("Of the noise levels of the four steps, in training and when measured.", 3.0)
     num_trips: int = option("Held-out trips.", 256)
     away_chunks: int = option("Chunks that the camera stays away on them.", 6)
     bank_clips: int = option("Clips to train on.", 2560)
@@ -77,6 +78,7 @@ class TeachersBench(Benchmark):
         counts = ("updates", "start_steps", "num_trips", "away_chunks", "bank_clips", "batch_size", "curve_updates")
         for name in counts:
             check_count(name, getattr(self, name), minimum=1)
+        check_amount("shift", self.shift)
 
     def run(self, *, on_progress: Tell = None) -> dict[str, Any]:
         if self.merge:
@@ -115,7 +117,7 @@ class TeachersBench(Benchmark):
             stage="2",
             seed=seed,
             device=self.device,
-            rollout=RolloutRule(max_chunks=self.max_chunks, layouts="uniform"),
+            rollout=RolloutRule(max_chunks=self.max_chunks, layouts="uniform", shift=self.shift),
             matching=MatchingRule(view=view, error_share=0.0),
             batch_size=self.batch_size,
             num_chunks=self.num_chunks,
@@ -158,6 +160,7 @@ class _Comparison:
             bank=bank,
             prompts=PromptTable(bank, beginning.donor.text_encoder, length=settings.text),
             visits=visits,
+            sampler=settings.rollout.sampler,
             device=device,
             compile=bench.compile,
         )
@@ -168,7 +171,7 @@ class _Comparison:
         """Measure the teacher, then every arm for which there is time, each recorded when it ends."""
         if self.results.find(kind="teacher") is None:
             ceiling = {name: list(values) for name, values in vars(self.ground.visits.ceiling()).items()}
-            cells = measured(self.ground.beginning.student, self.ground.visits)
+            cells = measured(self.ground.beginning.student, self.ground)
             self.results.add({"kind": "teacher", "cells": cells, "ceiling": ceiling})
         for arm in waiting:
             left = None if self.bench.budget_seconds is None else self.bench.budget_seconds - self._elapsed()
@@ -208,6 +211,6 @@ class _Comparison:
         starts = starts_of(self.ground, self.bench.base, forcing, kept=self.bench.output / "starts")
         for name in ignorant:
             if self.results.find(kind="start", seed=seed, start=name) is None:
-                cells = measured(starts[name], self.ground.visits)
+                cells = measured(starts[name], self.ground)
                 self.results.add({"kind": "start", "seed": seed, "start": name, "cells": cells})
         return starts | given
