@@ -256,6 +256,29 @@ def test_first_visits_are_set_against_the_truth_and_collapse_shows_as_few_bits()
     assert summarise_student([own])["visits"][0]["of_truth"] is None
 
 
+def test_colours_between_two_are_counted_of_valid_landmarks_before_after_and_at_first_visits() -> None:
+    pure, mixed, ghost = replace(MARK, purity=0.9), replace(MARK, purity=0.1), replace(MARK, likelihood=0.0, purity=0.9)
+    before, after = replace(SHOWN, landmark=pure), replace(SHOWN, landmark=mixed)
+    records = [
+        tries_of((before, after), (replace(SHOWN, landmark=ghost), after), attribute="landmark"),
+        tries_of((after, after)),
+        visits_of("truth", pure, pure),
+        visits_of("given", pure, mixed, ghost),
+    ]
+    summary = summarise_student(records)
+    rows = {
+        row["of"]: (row["one"]["correct"], row["one"]["count"], row["purity"]["mean"]) for row in summary["colours"]
+    }
+    assert rows == {
+        "before changes": (1, 2, pytest.approx(0.5)),
+        "after changes of the landmark": (0, 2, pytest.approx(0.1)),
+        "the world after the autoencoder": (2, 2, pytest.approx(0.9)),
+        "first visits, begun with given": (1, 2, pytest.approx(0.5)),
+    }
+    unread = summarise_student([tries_of((SHOWN, SHOWN)), visits_of("given", MARK)])
+    assert unread["colours"] == [], "of results from before it was read"
+
+
 def test_it_says_what_it_cannot_do() -> None:
     for changes, words in [
         ({"parts": ()}, "`parts` must be of changes, visits, subjects, scenes; got none"),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 from vidaccel import world
+from vidaccel.bench.student.summary import ONE_COLOUR
 from vidaccel.catalog.models import EMBEDDED_MODEL
 from vidaccel.catalog.spec import asset_path
 from vidaccel.training.vae_clip import decode_clip, encode_clip
@@ -61,6 +62,7 @@ def test_pictures_are_read_alike_alone_and_together():
         alone = world.read_landmarks(picture[None])
         assert (alone.kinds[0], alone.colours[0]) == (together.kinds[index], together.colours[index])
         torch.testing.assert_close(alone.likelihoods[0], together.likelihoods[index])
+        torch.testing.assert_close(alone.purities[0], together.purities[index])
 
 
 def bare(trip):
@@ -84,6 +86,35 @@ def test_a_ghost_of_a_landmark_has_less_likelihood_than_the_landmark():
     assert blurred.likelihoods.mean() < values[0].mean()
 
 
+def recoloured(trip, colour):
+    return dataclasses.replace(
+        trip,
+        spans=tuple(
+            dataclasses.replace(
+                span, landmarks=tuple(dataclasses.replace(mark, colour=colour) for mark in span.landmarks)
+            )
+            for span in trip.spans
+        ),
+    )
+
+
+def test_a_colour_between_two_is_not_pure():
+    trips = return_trips(12, "return", start=90)
+    rose, sand = (pictures([recoloured(trip, colour) for trip in trips]) for colour in ("rose", "sand"))
+    pure, mostly, mixed = (world.read_landmarks(share * rose + (1 - share) * sand) for share in (1, 0.75, 0.52))
+    assert set(pure.colours) == set(mostly.colours) == {"rose"}
+    assert set(mixed.colours) <= {"rose", "sand"}
+    assert pure.purities.min() > 0.85
+    assert (mostly.purities - 0.5).abs().max() < 0.1
+    assert mixed.purities.abs().max() < 0.15
+
+
+def test_a_subject_before_the_landmark_leaves_its_colour_pure():
+    trips = [world.change_trip(seed, "landmark") for seed in range(1000, 1032)]
+    readings = world.read_landmarks(torch.stack([still(trip, 150) for trip in trips]))
+    assert readings.purities.min() > 0.7
+
+
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"got \(2, 3, 64, 64\)"):
         world.read_landmarks(torch.zeros(2, 3, 64, 64))
@@ -101,3 +132,4 @@ def test_decoded_landmarks_are_read_as_rendered_ones():
     readings = world.read_landmarks(decoded[:, -NUM_FRAMES:].clamp(0, 1).median(1).values)
     assert share_read(readings, targets(trips), tolerance=8) == 1
     assert readings.likelihoods.min() > world.VALID_LIKELIHOOD * 0.9
+    assert readings.purities.min() > ONE_COLOUR

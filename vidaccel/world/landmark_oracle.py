@@ -30,6 +30,7 @@ _LIGHT_ROWS = 60 - _TOP
 _UNKNOWN, _SUBJECT = 0.09, 0.03  # squared distances of colours
 _FACE = 9  # pixels: wide enough to cover outline and eyes from the colour around them
 _HAZE = 0.18
+_ALL_ACCENT = 0.95  # of a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,14 @@ class LandmarkReadings:
     x: middle of the landmark on the screen in pixels, (N,).
     likelihoods: log-likelihood ratio against the background alone, a pixel of the landmark, in units of twice the
         variance of a pixel (squared distance of colours in [0, 1]); (N,). Under `VALID_LIKELIHOOD` there is none.
+    purities: how much the landmark is of its colour and no mixture, (N,): 1 the colour itself, 0 halfway to another.
     """
 
     kinds: tuple[str, ...]
     colours: tuple[str, ...]
     x: Tensor
     likelihoods: Tensor
+    purities: Tensor
 
 
 def read_landmarks(pictures: Tensor) -> LandmarkReadings:
@@ -64,7 +67,27 @@ def read_landmarks(pictures: Tensor) -> LandmarkReadings:
         colours=tuple(ACCENTS[index] for index in colour.tolist()),
         x=x + _peak(ratios[rows, kind, colour], x),
         likelihoods=ratios[rows, kind, colour, x] / areas[kind, x],
+        purities=_purities(pictures.float(), kind, colour, x),
     )
+
+
+def _purities(pictures: Tensor, kind: Tensor, colour: Tensor, x: Tensor) -> Tensor:
+    """Of landmarks that were found, by the mean colour of what is all accent: (N,)."""
+    band = pictures[:, :, _TOP : _TOP + _ROWS]
+    inside = (~_subject(band)).float()
+    masks = _masks()[0].to(band.device)[kind] > _ALL_ACCENT
+    columns = x[:, None] + torch.arange(masks.shape[-1], device=band.device)
+    found, known = (
+        _padded(part).gather(3, columns[:, None, None].expand(-1, *part.shape[1:3], -1)) for part in (band, inside)
+    )
+    weights = known * masks[:, None]
+    means = (found * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1)
+    colors = _colors([palette.ACCENT_COLOURS[name] for name in ACCENTS], band)
+    errors = (means[:, None] - colors).square().sum(2)
+    apart = (colors[colour][:, None] - colors).square().sum(2)
+    purities = (errors - errors.gather(1, colour[:, None])) / apart.clamp(min=1e-9)
+    purities = purities.scatter(1, colour[:, None], float("inf")).amin(1)
+    return torch.where(weights.sum((1, 2, 3)) > 0, purities, 0.0)
 
 
 def _ratios(pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,10 +127,14 @@ def _gains(band: Tensor, background: Tensor, colors: Tensor) -> Tensor:
     the eyes are never far from them.
     """
     errors = _error(band, colors)
-    subject = _error(band, _colors(list(palette.SUBJECT_COLOURS.values()), band)).amin(1, keepdim=True) < _SUBJECT
-    subject = F.max_pool2d(subject.float(), _FACE, stride=1, padding=_FACE // 2) > 0
     is_known = torch.minimum(errors, background[:, None]) < _UNKNOWN
-    return (background[:, None] - errors) * (is_known & ~subject)
+    return (background[:, None] - errors) * (is_known & ~_subject(band))
+
+
+def _subject(band: Tensor) -> Tensor:
+    """Where a subject stands, with its outline and its eyes; (N, 1, H, W)."""
+    subject = _error(band, _colors(list(palette.SUBJECT_COLOURS.values()), band)).amin(1, keepdim=True) < _SUBJECT
+    return F.max_pool2d(subject.float(), _FACE, stride=1, padding=_FACE // 2) > 0
 
 
 def _error(band: Tensor, colors: Tensor) -> Tensor:

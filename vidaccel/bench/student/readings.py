@@ -22,12 +22,17 @@ _LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 @dataclass(frozen=True, kw_only=True)
 class SeenLandmark:
-    """The landmark of a picture. x: of its middle on the screen, in pixels. likelihood: log ratio a pixel."""
+    """The landmark of a picture.
+
+    x: of its middle on the screen, in pixels. likelihood: log ratio a pixel. purity: of its colour, as of
+    `LandmarkReadings`; None in results from before it was read.
+    """
 
     kind: str
     colour: str
     x: float
     likelihood: float
+    purity: float | None = None
 
     @property
     def is_valid(self) -> bool:
@@ -89,10 +94,10 @@ def read_part(frames: Tensor) -> Shown:
 def seen_landmarks(pictures: Tensor) -> list[SeenLandmark]:
     """The landmarks of pictures (N, 3, 128, 128) in [0, 1]."""
     found = read_landmarks(pictures)
-    rows = zip(found.kinds, found.colours, found.x.tolist(), found.likelihoods.tolist(), strict=True)
+    numbers = (found.x.tolist(), found.likelihoods.tolist(), found.purities.tolist())
     return [
-        SeenLandmark(kind=kind, colour=colour, x=round(float(x), 2), likelihood=round(float(likelihood), 5))
-        for kind, colour, x, likelihood in rows
+        SeenLandmark(kind=kind, colour=colour, x=round(x, 2), likelihood=round(likelihood, 5), purity=round(purity, 3))
+        for kind, colour, x, likelihood, purity in zip(found.kinds, found.colours, *numbers, strict=True)
     ]
 
 

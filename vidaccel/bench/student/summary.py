@@ -8,18 +8,20 @@ from typing import Any
 
 from vidaccel.bench.shared.statistics import entropy_of, share_of, summarise
 from vidaccel.bench.student.changes import KEPT, WAITS, is_obeyed, kept_of
-from vidaccel.bench.student.readings import SUBJECT, Shown
+from vidaccel.bench.student.readings import SUBJECT, SeenLandmark, Shown
 from vidaccel.bench.student.visits import TRUTH, landmark_of
 
 Record = Mapping[str, Any]
 LAST_WAIT = str(WAITS[-1])
 IN_VIEW = ("colour", "shape", "background")
+ONE_COLOUR = 0.5  # a purity; the world's own are above it, after the autoencoder too
 
 
 def summarise_student(records: Sequence[Record]) -> dict[str, Any]:
     """`changes`, `visits`, `subjects`, `scenes`: rows for what was measured, empty lists for what was not.
 
     `ghosts`: of all holds of changes and first visits how many have no valid landmark, where the world has one.
+    `colours`: whether valid landmarks are of one colour.
     """
     cells = {
         part: [one for one in records if one["part"] == part] for part in ("changes", "visits", "subjects", "scenes")
@@ -31,6 +33,7 @@ def summarise_student(records: Sequence[Record]) -> dict[str, Any]:
         "subjects": [row for cell in cells["subjects"] for row in _subject_rows(cell)],
         "scenes": [_scene_row(cell) for cell in cells["scenes"]],
         "ghosts": [row for part in ("changes", "visits") for row in _ghost_rows(part, cells[part])],
+        "colours": _colour_rows(cells["changes"], cells["visits"]),
     }
 
 
@@ -109,6 +112,31 @@ def _scene_row(cell: Record) -> dict[str, Any]:
         "valid": share_of(shown.landmark.is_valid for shown, _ in pairs),
         "named": share_of(mark.is_valid and mark.kind == kind for mark, kind in named),
     }
+
+
+def _colour_rows(changes: Sequence[Record], visits: Sequence[Record]) -> list[dict[str, Any]]:
+    """Purities of the colours of valid landmarks: that a video begins with, after their change, at first visits."""
+    marks = {
+        "before changes": _marks_of_changes(changes, "before"),
+        "after changes of the landmark": _marks_of_changes(
+            [cell for cell in changes if cell["of"] == "landmark"], LAST_WAIT
+        ),
+    }
+    for cell in visits:
+        name = "the world after the autoencoder" if cell["of"] == TRUTH else f"first visits, begun with {cell['of']}"
+        sampler = "" if cell["of"] == TRUTH or cell["sampler"] == "student" else f", {cell['sampler']}"
+        marks[name + sampler] = [landmark_of(one) for one in cell["tries"]]
+    rows = []
+    for name, found in marks.items():
+        purities = [mark.purity for mark in found if mark.is_valid and mark.purity is not None]
+        if purities:
+            one = share_of(purity >= ONE_COLOUR for purity in purities)
+            rows.append({"of": name, "purity": summarise([[purity] for purity in purities]).to_dict(), "one": one})
+    return rows
+
+
+def _marks_of_changes(cells: Sequence[Record], when: str) -> list[SeenLandmark]:
+    return [Shown.from_dict(one["shown"][when]).landmark for cell in cells for one in cell["tries"]]
 
 
 def _ghost_rows(part: str, cells: Sequence[Record]) -> list[dict[str, Any]]:

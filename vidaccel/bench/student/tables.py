@@ -10,7 +10,7 @@ from vidaccel.bench.shared.figure import saved_figure
 from vidaccel.bench.shared.markdown import captions, markdown_table
 from vidaccel.bench.student.changes import KEPT, WAITS
 from vidaccel.bench.student.readings import CLEAR_DISTANCE, SUBJECT
-from vidaccel.bench.student.summary import LAST_WAIT
+from vidaccel.bench.student.summary import LAST_WAIT, ONE_COLOUR
 from vidaccel.world.landmark_oracle import VALID_LIKELIHOOD
 
 Row = Mapping[str, Any]
@@ -36,6 +36,7 @@ def student_markdown(content: Mapping[str, Any]) -> str:
         ("One prompt, the camera holds", summary["subjects"], _subject_table),
         ("Unusual prompts and beginnings", summary["scenes"], _scene_table),
         ("Ghosts", summary["ghosts"], _ghost_table),
+        ("Are landmarks of one colour?", summary.get("colours", ()), _colour_table),
     ):
         if rows:
             lines += ["", f"## {title}", "", *table(rows)]
@@ -129,6 +130,16 @@ def _scene_table(rows: Sequence[Row]) -> list[str]:
 def _ghost_table(rows: Sequence[Row]) -> list[str]:
     body = [[row["part"], _share(row["share"])] for row in rows]
     return markdown_table(["holds of", "no valid landmark where the world has one"], body)
+
+
+def _colour_table(rows: Sequence[Row]) -> list[str]:
+    body = [[row["of"], _interval(row["purity"], ".2f"), _share(row["one"])] for row in rows]
+    return [
+        "Of valid landmarks. The purity of a colour is 1 where it is one of the world's eight and 0 halfway between "
+        f"two; from {ONE_COLOUR:g} on it counts as one.",
+        "",
+        *markdown_table(["landmarks", "purity", "of one colour"], body),
+    ]
 
 
 def _interval(summary: Row | None, form: str) -> str:
