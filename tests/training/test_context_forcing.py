@@ -226,6 +226,35 @@ def test_windows_levels_guidance_regression_and_recycled_errors_can_be_switched_
     assert task.errors.count > 0
 
 
+def test_judges_are_asked_and_the_critic_learns_at_the_levels_of_the_score_shift(
+    new_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Tensor] = []
+
+    def judged(network: Any, batch: Any, noisy: Tensor, sigmas: Tensor, *, copies: int) -> Tensor:
+        asked.append(sigmas)
+        return noisy
+
+    def learnt(network: Any, batch: Any, noisy: Tensor, sigmas: Tensor, *, copies: int) -> Tensor:
+        asked.append(sigmas)
+        return velocity_of(network, batch, noisy, sigmas, copies=copies)
+
+    def levels(shift: float) -> list[Tensor]:
+        asked.clear()
+        task = new_task(matching=MatchingRule(score_shift=shift))
+        while task.num_updates == 0:
+            task.iterate(0.5)
+        return list(asked)
+
+    monkeypatch.setattr(step_module, "_estimate", judged)
+    monkeypatch.setattr(step_module, "velocity_of", learnt)
+    usual, lower = levels(3.0), levels(0.5)
+    assert len(usual) > 2, "teacher and critic of an update, and the critic's lessons"
+    for one, other in zip(usual, lower, strict=True):
+        times = one / (3.0 - 2.0 * one)
+        torch.testing.assert_close(other, 0.5 * times / (1 - 0.5 * times))
+
+
 def test_flow_matching_beside_it_is_of_returns_and_changes_at_the_levels_of_the_student(
     new_task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

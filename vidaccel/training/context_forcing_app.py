@@ -98,6 +98,9 @@ def context_forcing(
     ] = 3.0,
     guidance: Annotated[float, typer.Option(help="Of the teacher, cond + guidance (cond - uncond).")] = 0.0,
     levels: Annotated[int, typer.Option(help="Noise levels at which each chunk is judged.")] = 1,
+    score_shift: Annotated[
+        float, typer.Option(help="Of these levels; a smaller one has more with little noise.")
+    ] = 3.0,
     flow_share: Annotated[
         float, typer.Option(help="Weight of flow matching beside it, on real returns and changes.")
     ] = 0.0,
@@ -124,12 +127,7 @@ def context_forcing(
     _check_export(export, teacher_share, output=output)
     check_output(output, resume)
     teacher = _teacher(init, teacher_seconds, teacher_steps, layers, seed=seed, device=device, compile=compile, toy=toy)
-    from vidaccel.training.context_forcing_config import (
-        ContextForcingConfig,
-        MatchingRule,
-        RolloutRule,
-        UpdateRule,
-    )
+    from vidaccel.training.context_forcing_config import ContextForcingConfig, MatchingRule, RolloutRule, UpdateRule
     from vidaccel.training.context_forcing_teacher import TEACHER_FOLDER
     from vidaccel.training.ranks import own_rank
 
@@ -160,6 +158,7 @@ def context_forcing(
             view=view,
             guidance=guidance,
             levels=levels,
+            score_shift=score_shift,
             flow_share=flow_share,
             landmark_weight=landmark_weight,
             error_share=error_share,

@@ -83,6 +83,8 @@ class MatchingRule:
 
     view: what they are given, all that the student remembers or the last chunk only.
     guidance: of the teacher, cond + guidance (cond - uncond). levels: noise levels a sample.
+    score_shift: of these levels, and of those at which the critic learns; a smaller one asks more often what can be
+        told through little noise only.
     flow_share: weight of flow matching beside the matching loss of the generator, on real chunks after returns and
         changes of the prompt.
     landmark_weight: extra weight, in both losses, of cells that landmarks cover in the real clip.
@@ -92,6 +94,7 @@ class MatchingRule:
     view: View = "long"
     guidance: float = 0.0
     levels: int = 1
+    score_shift: float = FLOW_SHIFT
     flow_share: float = 0.0
     landmark_weight: float = 0.0
     error_share: float = 0.25
@@ -101,6 +104,7 @@ class MatchingRule:
         for name in ("flow_share", "error_share"):
             check_share(name, getattr(self, name))
         check_count("levels", self.levels, minimum=1)
+        check_amount("score_shift", self.score_shift)
         for name in ("guidance", "landmark_weight"):
             check_amount(name, getattr(self, name), is_zero_allowed=True)
 

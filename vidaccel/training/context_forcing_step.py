@@ -155,7 +155,7 @@ class ContextForcing:
         copies = matching.levels
         with torch.no_grad():
             clean = latents.detach().repeat_interleave(copies, 0)
-            sigmas = draw_score_sigmas(len(clean), self.generator)
+            sigmas = draw_score_sigmas(len(clean), self.generator, shift=matching.score_shift)
             noisy = noisy_latents(clean, self._noise(clean), sigmas)
             real = self._teacher_estimate(seen, noisy, sigmas)
             self._ended("teacher")
@@ -196,9 +196,9 @@ class ContextForcing:
 
     def _follow(self, latents: Tensor, seen: ChunkBatch) -> dict[str, Tensor]:
         """The critic's loss on what the student made; what is remembered is clean, only the chunk is noisy."""
-        copies = self.config.matching.levels
+        copies, shift = self.config.matching.levels, self.config.matching.score_shift
         clean = latents.repeat_interleave(copies, 0)
-        sigmas = _critic_sigmas(len(clean), self.generator)
+        sigmas = _critic_sigmas(len(clean), self.generator, shift=shift)
         noise = self._noise(clean)
         noisy = noisy_latents(clean, noise, sigmas)
         velocity = velocity_of(self.networks.critic.network, seen, noisy, sigmas, copies=copies)
@@ -225,9 +225,9 @@ def _estimate(network: Transformer, seen: ChunkBatch, noisy: Tensor, sigmas: Ten
     return clean_estimate(noisy, velocity_in(network, context, noisy, sigmas), sigmas)
 
 
-def _critic_sigmas(count: int, generator: torch.Generator) -> Tensor:
+def _critic_sigmas(count: int, generator: torch.Generator, *, shift: float) -> Tensor:
     """Of all times: the critic must know every level at which it is asked."""
-    return draw_score_sigmas(count, generator, times=(0.0, 1.0))
+    return draw_score_sigmas(count, generator, times=(0.0, 1.0), shift=shift)
 
 
 def _chunk_shape(bank: TripBank) -> tuple[int, ...]:
