@@ -227,12 +227,21 @@ def test_changes_are_counted_obeyed_kept_and_without_landmark() -> None:
     summary = summarise_student([record])
     (row,) = summary["changes"]
     assert row["obeyed"]["3"]["correct"] == 3
+    assert row["within"]["correct"] == 3
     assert row["before"]["correct"] == row["before"]["count"] == 4
     assert (row["kept"]["all"]["correct"], row["kept"]["shape"]["correct"]) == (2, 3)
     assert row["kept"]["colour"] is None
     assert row["world"]["obeyed"]["share"] == row["world"]["all"]["share"] == 1
     (ghosts,) = summary["ghosts"]
     assert (ghosts["share"]["correct"], ghosts["share"]["count"]) == (1, 8)
+
+
+def test_a_change_that_is_obeyed_for_a_while_is_obeyed_within_the_last_wait() -> None:
+    record = tries_of((SHOWN, SHOWN), (SHOWN, SHOWN), (SHOWN, replace(SHOWN, colour="blue")))
+    record["tries"][0]["shown"]["1"] = replace(SHOWN, colour="blue").to_dict()
+    (row,) = summarise_student([record])["changes"]
+    assert [row["obeyed"][wait]["correct"] for wait in ("1", "2", "3")] == [2, 1, 1]
+    assert row["within"]["correct"] == 2
 
 
 def visits_of(of: str, *marks: SeenLandmark) -> dict[str, Any]:

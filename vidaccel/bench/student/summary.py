@@ -49,6 +49,10 @@ def _change_row(cell: Record) -> dict[str, Any]:
             is_obeyed(one["before"], want[0], attribute) for one, want in zip(shown, asked, strict=True)
         ),
         "obeyed": {str(wait): _obeyed(shown, asked, attribute, str(wait)) for wait in WAITS},
+        "within": share_of(
+            any(is_obeyed(one[str(wait)], want[1], attribute) for wait in WAITS)
+            for one, want in zip(shown, asked, strict=True)
+        ),
         "kept": kept,
         "world": {
             "obeyed": _obeyed(world, asked, attribute, LAST_WAIT),

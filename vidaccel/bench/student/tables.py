@@ -51,6 +51,7 @@ def _change_tables(rows: Sequence[Row]) -> list[str]:
             row["attribute"],
             _share(row["before"]),
             *(_share(row["obeyed"][str(wait)]) for wait in WAITS),
+            _share(row["within"]),
             _share(row["kept"]["all"]),
             _share(row["world"]["obeyed"]),
             _share(row["world"]["all"]),
@@ -58,12 +59,18 @@ def _change_tables(rows: Sequence[Row]) -> list[str]:
         for row in rows
     ]
     header = ["change of", "first prompt shown before", *(f"obeyed, {wait} s after" for wait in WAITS)]
-    header += ["everything else kept", "the world itself: obeyed", "the world itself: kept"]
+    header += [
+        f"obeyed within {LAST_WAIT} s",
+        "everything else kept",
+        "the world itself: obeyed",
+        "the world itself: kept",
+    ]
     kept = [[row["attribute"], *(_share(row["kept"][name]) for name in KEPT)] for row in rows]
     return [
         "The prompt changes by a soft cut after 2.8 s, while the camera holds. What is read lasts 2.75 s: up to the "
         "change, and from so many seconds after it on. Kept is what was read before the change, asked for or not; what "
-        "could not be read before does not count.",
+        f"could not be read before does not count. Within {LAST_WAIT} s: in at least one of the parts, because a walk "
+        "that begins near the edge of the picture soon has no room left.",
         "",
         *markdown_table(header, obeyed),
         "",
@@ -169,9 +176,10 @@ def save_student_plot(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _draw_changes(axes: Any, rows: Sequence[Row]) -> None:
-    axes.set_title(f"soft changes, {LAST_WAIT} s after", fontsize=9, loc="left")
-    for shift, label, colour in ((-0.12, "obeyed", "#d1410c"), (0.12, "everything else kept", "#0072b2")):
-        found = [row["obeyed"][LAST_WAIT] if label == "obeyed" else row["kept"]["all"] for row in rows]
+    axes.set_title("soft changes", fontsize=9, loc="left")
+    obeyed = f"obeyed within {LAST_WAIT} s"
+    for shift, label, colour in ((-0.12, obeyed, "#d1410c"), (0.12, "everything else kept", "#0072b2")):
+        found = [row["within"] if label == obeyed else row["kept"]["all"] for row in rows]
         shown = [(place, one) for place, one in enumerate(found) if one is not None]
         if shown:
             _bars(axes, [place + shift for place, _ in shown], [one for _, one in shown], label, colour)
