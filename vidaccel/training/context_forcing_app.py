@@ -104,9 +104,6 @@ def context_forcing(
     flow_share: Annotated[
         float, typer.Option(help="Weight of flow matching beside it, on real returns and changes.")
     ] = 0.0,
-    flow_any: Annotated[
-        float, typer.Option(help="Share of it on any real chunks, at the last noise level only.")
-    ] = 0.0,
     landmark_weight: Annotated[float, typer.Option(help="Extra weight of landmarks in both losses.")] = 0.0,
     error_share: Annotated[float, typer.Option(help="Samples that remember a chunk with a recycled error.")] = 0.25,
     error_slow: Annotated[bool, typer.Option("--error-slow", help="On older frames too.")] = False,
@@ -163,7 +160,6 @@ def context_forcing(
             levels=levels,
             score_shift=score_shift,
             flow_share=flow_share,
-            flow_any=flow_any,
             landmark_weight=landmark_weight,
             error_share=error_share,
             error_slow=error_slow,

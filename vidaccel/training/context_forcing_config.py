@@ -86,8 +86,7 @@ class MatchingRule:
     score_shift: of these levels, and of those at which the critic learns; a smaller one asks more often what can be
         told through little noise only.
     flow_share: weight of flow matching beside the matching loss of the generator, on real chunks after returns and
-        changes of the prompt. flow_any: share of its samples that are any chunks instead, half of them the first of a
-        clip, and only at the last noise level: through so little noise everything can be told, and nothing is averaged.
+        changes of the prompt.
     landmark_weight: extra weight, in both losses, of cells that landmarks cover in the real clip.
     error_share, error_slow: samples with a recycled error on the last remembered chunk, and whether on older frames.
     """
@@ -97,13 +96,12 @@ class MatchingRule:
     levels: int = 1
     score_shift: float = FLOW_SHIFT
     flow_share: float = 0.0
-    flow_any: float = 0.0
     landmark_weight: float = 0.0
     error_share: float = 0.25
     error_slow: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("flow_share", "flow_any", "error_share"):
+        for name in ("flow_share", "error_share"):
             check_share(name, getattr(self, name))
         check_count("levels", self.levels, minimum=1)
         check_amount("score_shift", self.score_shift)

@@ -45,7 +45,6 @@ from vidaccel.training.trip_bank import TripBank
 FIRST_STAGE_CHUNKS = 3
 _FROM_NOTHING = StartShares(returns=0, arrivals=0, changes=0, anything=1, own=1)
 _DECIDED = StartShares(returns=0.5, arrivals=0, changes=0.5, anything=0, own=0)
-_ANY = StartShares(returns=0, arrivals=0, changes=0, anything=1, own=0.5)
 _LANDMARKS_DECIDED = 8.0  # extra weight of their cells, few of a chunk and all that is asked of a return
 _ERRORS_KEPT = 512
 
@@ -181,22 +180,17 @@ class ContextForcing:
 
     def _regress(self, scalars: dict[str, Tensor]) -> None:
         """Flow matching beside the matching loss, on real chunks that memory and prompt decide: matching alone makes
-        colours stronger and stronger, and what is shown again must be as it was. Any other chunk is decided only by
-        what can be told through the least noise."""
+        colours stronger and stronger, and what is shown again must be as it was."""
         share = self.config.matching.flow_share
         if share <= 0:
             return
-        sigmas = self.config.rollout.sampler.sigmas
-        others = round(self.config.matching.flow_any * self.config.batch_size)
-        decided = self.config.batch_size - others
-        starts = draw_starts(self.bank, self.draw, count=decided, num_chunks=1, shares=_DECIDED)
-        starts += draw_starts(self.bank, self.draw, count=others, num_chunks=1, shares=_ANY)
+        starts = draw_starts(self.bank, self.draw, count=self.config.batch_size, num_chunks=1, shares=_DECIDED)
         layouts = layout_rule(self.bank, self.config.rollout.layouts, self.draw)
         batch = new_video(self.bank, self.prompts, starts, rule=layouts).batch(0)
-        drawn = torch.tensor(self.draw.choices(sigmas, k=decided) + [sigmas[-1]] * others)
-        levels, noise = drawn.to(self.device, non_blocking=True), self._noise(batch.chunk)
-        noisy = noisy_latents(batch.chunk, noise, levels)
-        velocity = velocity_of(self.networks.generator.network, batch, noisy, levels)
+        levels = torch.tensor(self.draw.choices(self.config.rollout.sampler.sigmas, k=len(starts)))
+        sigmas, noise = levels.to(self.device, non_blocking=True), self._noise(batch.chunk)
+        noisy = noisy_latents(batch.chunk, noise, sigmas)
+        velocity = velocity_of(self.networks.generator.network, batch, noisy, sigmas)
         weight = batch.weight(subject=0.0, landmarks=_LANDMARKS_DECIDED)
         _add(scalars, {"flow_loss": flow_loss(velocity, noise=noise, clean=batch.chunk, weight=weight)}, share=share)
 
