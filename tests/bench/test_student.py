@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.support.tiny_models import save_student, tiny_student
 from vidaccel.bench.student import student
-from vidaccel.bench.student.changes import KEPT, PART, is_obeyed, kept_of
+from vidaccel.bench.student.changes import KEPT, PART, is_obeyed, kept_of, measure_changes
 from vidaccel.bench.student.readings import SeenLandmark, Shown, read_part, sharpness_of
-from vidaccel.bench.student.rollouts import Filming, Sampler, Script, first_pixel
+from vidaccel.bench.student.rollouts import Filming, Sampler, Script, encoded_trips, first_pixel
 from vidaccel.bench.student.scenes import SETTINGS, covering_scenes, scene_prompt
 from vidaccel.bench.student.student import StudentBench
 from vidaccel.bench.student.subjects import staying_prompts
@@ -188,6 +190,23 @@ def test_a_sampler_takes_euler_steps_fewer_or_leaves_some_out(filming: Filming) 
             Sampler.parse(text)
 
 
+def test_a_given_change_begins_with_the_worlds_own_video(filming: Filming, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Script] = []
+    film = Filming.film
+
+    def spied(self: Filming, scripts: Sequence[Script], num_chunks: int) -> Tensor:
+        seen.extend(scripts)
+        return film(self, scripts, num_chunks)
+
+    monkeypatch.setattr(Filming, "film", spied)
+    made = [measure_changes(filming, "colour", count=1, seed=0, is_given=is_given) for is_given in (False, True)]
+    (plain, given), trip = seen, change_trip(0, "colour")
+    assert (plain.prompts, plain.seed, plain.given) == (given.prompts, given.seed, None)
+    assert torch.equal(given.given, encoded_trips(filming.pipe.vae, [trip], trip.spans[1].start_chunk)[0])
+    assert [rows[0].label for rows in (one.rows for one in made)] == ["colour, before", "given, colour, before"]
+    assert made[0].tries[0]["world"] == made[1].tries[0]["world"]
+
+
 def test_the_camera_of_a_first_visit_leads_to_its_place(filming: Filming) -> None:
     made = {name: measure_visits(told(filming), name, count=1, seed=0) for name in ("truth", "given", "nothing")}
     assert all(len(one.tries) == 1 for one in made.values())
@@ -234,6 +253,14 @@ def test_changes_are_counted_obeyed_kept_and_without_landmark() -> None:
     assert row["world"]["obeyed"]["share"] == row["world"]["all"]["share"] == 1
     (ghosts,) = summary["ghosts"]
     assert (ghosts["share"]["correct"], ghosts["share"]["count"]) == (1, 8)
+
+
+def test_given_changes_are_rows_of_their_own_and_no_ghosts() -> None:
+    plain = tries_of((SHOWN, SHOWN))
+    given = tries_of((SHOWN, replace(SHOWN, colour="blue"))) | {"part": "given"}
+    summary = summarise_student([plain, given])
+    assert [row["within"]["correct"] for row in (*summary["changes"], *summary["given"])] == [0, 1]
+    assert summarise_student([plain]) == summary | {"given": []}
 
 
 def test_a_change_that_is_obeyed_for_a_while_is_obeyed_within_the_last_wait() -> None:
@@ -290,7 +317,7 @@ def test_colours_between_two_are_counted_of_valid_landmarks_before_after_and_at_
 
 def test_it_says_what_it_cannot_do() -> None:
     for changes, words in [
-        ({"parts": ()}, "`parts` must be of changes, visits, subjects, scenes; got none"),
+        ({"parts": ()}, "`parts` must be of changes, visits, subjects, scenes, given; got none"),
         ({"parts": ("recall",)}, "got recall"),
         ({"num_visits": 0}, "`num_visits` must be at least 1, got 0"),
         ({"seconds": 12}, "`seconds` must be a multiple of 5, got 12"),

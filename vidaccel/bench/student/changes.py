@@ -7,12 +7,13 @@ What it showed before the cut is what it has to keep, whatever the first prompt 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from vidaccel.bench.student.readings import SUBJECT, Shown, read_part
-from vidaccel.bench.student.rollouts import CHUNK_PIXELS, Filming, Script, first_pixel
+from vidaccel.bench.student.rollouts import CHUNK_PIXELS, Filming, Script, encoded_trips, first_pixel
 from vidaccel.bench.student.sheet import Measured, Row
 from vidaccel.world import FPS, FRAME_SIZE, Trip, TripSpan, change_trip, render_trips, trip_caption
 from vidaccel.world.landmark_oracle import SAME_PLACE
@@ -22,13 +23,20 @@ PART = 44  # pixel frames of a part: all there are before the change, and just e
 KEPT = (*SUBJECT, "background", "landmark", "landmark colour", "landmark place")
 
 
-def measure_changes(filming: Filming, attribute: str, *, count: int, seed: int) -> Measured:
-    """`count` changes of one attribute, in prompts that training never sees."""
+def measure_changes(filming: Filming, attribute: str, *, count: int, seed: int, is_given: bool = False) -> Measured:
+    """`count` changes of one attribute, in prompts that training never sees.
+
+    is_given: all up to the change is the world's own video, so that nothing the student drew can be at fault.
+    """
     trips = [change_trip(seed * 1_000_003 + number, attribute) for number in range(count)]
     chunk = trips[0].spans[1].start_chunk
     change = first_pixel(chunk)
     end = change + WAITS[-1] * FPS + PART
-    latents = filming.film([_script(trip) for trip in trips], chunk - (change - end) // CHUNK_PIXELS)
+    given = encoded_trips(filming.pipe.vae, trips, chunk) if is_given else None
+    scripts = [
+        replace(_script(trip), given=None if given is None else given[number]) for number, trip in enumerate(trips)
+    ]
+    latents = filming.film(scripts, chunk - (change - end) // CHUNK_PIXELS)
     video = filming.decode(latents, change - PART, end)
     parts = _parts(video)
     world = _parts(render_trips(trips, start=change - PART, num_frames=len(video[0]), device=video.device))
@@ -42,9 +50,10 @@ def measure_changes(filming: Filming, attribute: str, *, count: int, seed: int) 
         }
         for number, trip in enumerate(trips)
     ]
+    name = f"given, {attribute}" if is_given else attribute
     rows = [
-        Row(label=f"{attribute}, before", pictures=parts["before"][:, -1]),
-        *(Row(label=f"{attribute}, {wait} s after", pictures=parts[str(wait)][:, 0]) for wait in (1, WAITS[-1])),
+        Row(label=f"{name}, before", pictures=parts["before"][:, -1]),
+        *(Row(label=f"{name}, {wait} s after", pictures=parts[str(wait)][:, 0]) for wait in (1, WAITS[-1])),
     ]
     return Measured(tries=tries, rows=rows)
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from vidaccel.errors import UserError
 from vidaccel.rollout.chunk import Chunk, Shot, Student
-from vidaccel.rollout.decode import StreamingDecoder
+from vidaccel.rollout.decode import StreamingDecoder, encode_start
 from vidaccel.rollout.loop import replay, rollout
 from vidaccel.rollout.skipping import StepSkipping
-from vidaccel.world import FRAME_SIZE
+from vidaccel.world import FRAME_SIZE, Trip, render_trips
 
 CHUNK_FRAMES = 3  # in which the trips of the world are counted
 STRIDE = 4
@@ -27,6 +27,7 @@ CHUNK_PIXELS = CHUNK_FRAMES * STRIDE
 Told = Callable[[Sequence[int], Chunk], None]
 _VIDEOS = 32  # made together
 _DECODED = 8  # decoded together, where a CPU is fastest
+_ENCODED = 4  # trips that are encoded together
 _WARM_UP = 3  # latent frames decoded before a part: after these, pixels differ by a third of a level in the mean
 
 
@@ -164,6 +165,14 @@ class Filming:
 def first_pixel(chunk: int) -> int:
     """The first pixel frame of a chunk."""
     return max(CHUNK_PIXELS * chunk - STRIDE + 1, 0)
+
+
+def encoded_trips(vae: Any, trips: Sequence[Trip], num_chunks: int) -> Tensor:
+    """Latents of the first chunks as the world shows them."""
+    parts = [trips[first : first + _ENCODED] for first in range(0, len(trips), _ENCODED)]
+    frames = CHUNK_PIXELS * num_chunks - CHUNK_PIXELS + first_pixel(1)
+    clips = (render_trips(part, num_frames=frames, device=vae.device) for part in parts)
+    return torch.cat([encode_start(vae, clip).cpu() for clip in clips])
 
 
 def _latent_of(pixel: int) -> int:

@@ -26,6 +26,7 @@ from vidaccel.errors import UserError
 from vidaccel.world import CHANGES
 
 PARTS = ("changes", "visits", "subjects", "scenes")
+GIVEN = "given"  # changes of the world's own video: does the student know, or did it draw what cannot be kept?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class StudentBench(ModelBenchmark):
     name = "student"
 
     model: str = changed(ModelBenchmark, "model", EMBEDDED_STUDENT)
-    parts: tuple[str, ...] = option(f"What is measured, of {', '.join(PARTS)}.", PARTS, recorded=False)
+    parts: tuple[str, ...] = option(f"What is measured, of {', '.join((*PARTS, GIVEN))}.", PARTS, recorded=False)
     num_changes: int = option("Soft changes of each attribute.", 32)
     num_visits: int = option("First visits of each beginning.", 64)
     num_subjects: int = option("Prompts that are held for `--seconds`.", 32)
@@ -60,8 +61,8 @@ class StudentBench(ModelBenchmark):
     seed: int = option("Draws the prompts and the noise.", 0)
 
     def __post_init__(self) -> None:
-        if not self.parts or not set(self.parts) <= set(PARTS):
-            raise UserError(f"`parts` must be of {', '.join(PARTS)}; got {', '.join(self.parts) or 'none'}.")
+        if not self.parts or not set(self.parts) <= {*PARTS, GIVEN}:
+            raise UserError(f"`parts` must be of {', '.join((*PARTS, GIVEN))}; got {', '.join(self.parts) or 'none'}.")
         for name in ("num_changes", "num_visits", "num_subjects", "num_scenes"):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -99,12 +100,15 @@ class StudentBench(ModelBenchmark):
             "visits": visits if filming.has_camera else [],
             "subjects": [_Cell(part="subjects", of=f"{self.seconds} s")],
             "scenes": [_Cell(part="scenes", of=one) for one in SETTINGS],
+            GIVEN: [_Cell(part=GIVEN, of=one) for one in CHANGES],
         }
-        return [cell for part in PARTS if part in self.parts for cell in every[part]]
+        return [cell for part in every if part in self.parts for cell in every[part]]
 
     def _measured(self, filming: Filming, cell: _Cell) -> Measured:
-        if cell.part == "changes":
-            return measure_changes(filming, cell.of, count=self.num_changes, seed=self.seed)
+        if cell.part in ("changes", GIVEN):
+            return measure_changes(
+                filming, cell.of, count=self.num_changes, seed=self.seed, is_given=cell.part == GIVEN
+            )
         if cell.part == "visits":
             filming = Filming(pipe=filming.pipe, sampler=Sampler.parse(cell.sampler))
             return measure_visits(filming, cell.of, count=self.num_visits, seed=self.seed)

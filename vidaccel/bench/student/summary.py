@@ -18,17 +18,19 @@ ONE_COLOUR = 0.5  # a purity; the world's own are above it, after the autoencode
 
 
 def summarise_student(records: Sequence[Record]) -> dict[str, Any]:
-    """`changes`, `visits`, `subjects`, `scenes`: rows for what was measured, empty lists for what was not.
+    """`changes`, `visits`, `subjects`, `scenes`, `given`: rows for what was measured, empty lists for what was not.
 
     `ghosts`: of all holds of changes and first visits how many have no valid landmark, where the world has one.
     `colours`: whether valid landmarks are of one colour.
     """
     cells = {
-        part: [one for one in records if one["part"] == part] for part in ("changes", "visits", "subjects", "scenes")
+        part: [one for one in records if one["part"] == part]
+        for part in ("changes", "visits", "subjects", "scenes", "given")
     }
     truth = next((one for one in cells["visits"] if one["of"] == TRUTH), None)
     return {
         "changes": [_change_row(cell) for cell in cells["changes"]],
+        "given": [_change_row(cell) for cell in cells["given"]],
         "visits": [_visit_row(cell, truth) for cell in cells["visits"]],
         "subjects": [row for cell in cells["subjects"] for row in _subject_rows(cell)],
         "scenes": [_scene_row(cell) for cell in cells["scenes"]],

@@ -6,22 +6,18 @@ beginning that the world gives or from nothing. The same trips after the autoenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vidaccel.bench.student.readings import STILL_FRAMES, SeenLandmark, seen_landmarks
-from vidaccel.bench.student.rollouts import CHUNK_FRAMES, CHUNK_PIXELS, Filming, Script, first_pixel
+from vidaccel.bench.student.rollouts import CHUNK_FRAMES, Filming, Script, encoded_trips, first_pixel
 from vidaccel.bench.student.sheet import Measured, Row
-from vidaccel.rollout.decode import encode_start
 from vidaccel.video.frames import as_float
-from vidaccel.world import FRAME_SIZE, ReturnTrip, latent_cameras, render_trips, test_trip, trip_caption
+from vidaccel.world import FRAME_SIZE, ReturnTrip, latent_cameras, test_trip, trip_caption
 
 BEGINNINGS = ("given", "nothing")
 TRUTH = "truth"
-_ENCODED = 4  # trips that are encoded together
 
 
 def measure_visits(filming: Filming, beginning: str, *, count: int, seed: int) -> Measured:
@@ -33,9 +29,9 @@ def measure_visits(filming: Filming, beginning: str, *, count: int, seed: int) -
     trips = [test_trip(seed * 1_000_003 + number) for number in range(count)]
     end = trips[0].first_visit.stop
     if beginning == TRUTH:
-        latents = _encoded(filming.pipe.vae, trips, end)
+        latents = encoded_trips(filming.pipe.vae, trips, end)
     else:
-        given = _encoded(filming.pipe.vae, trips, _departure(trips[0])) if beginning == "given" else None
+        given = encoded_trips(filming.pipe.vae, trips, _departure(trips[0])) if beginning == "given" else None
         latents = filming.film([_script(trip, given, number) for number, trip in enumerate(trips)], end)
     last = first_pixel(end)
     frames = as_float(filming.decode(latents, last - STILL_FRAMES, last))
@@ -66,11 +62,3 @@ def _script(trip: ReturnTrip, given: Tensor | None, number: int) -> Script:
         camera=screens[: trip.first_visit.stop * CHUNK_FRAMES],
         given=None if given is None else given[number],
     )
-
-
-def _encoded(vae: Any, trips: Sequence[ReturnTrip], num_chunks: int) -> Tensor:
-    """Latents of the first chunks as the world shows them."""
-    parts = [trips[first : first + _ENCODED] for first in range(0, len(trips), _ENCODED)]
-    frames = CHUNK_PIXELS * num_chunks - CHUNK_PIXELS + first_pixel(1)
-    clips = (render_trips(part, num_frames=frames, device=vae.device) for part in parts)
-    return torch.cat([encode_start(vae, clip).cpu() for clip in clips])
