@@ -32,7 +32,7 @@ def student_markdown(content: Mapping[str, Any]) -> str:
     ]
     for title, rows, table in (
         ("Soft changes of the prompt", summary["changes"], _change_tables),
-        ("The same, begun with the world's own video", summary.get("given", ()), _given_tables),
+        ("Soft changes in the world's own video", summary.get("given", ()), _given_tables),
         ("Places seen for the first time", summary["visits"], _visit_table),
         ("One prompt, the camera holds", summary["subjects"], _subject_table),
         ("Unusual prompts and beginnings", summary["scenes"], _scene_table),
@@ -46,27 +46,16 @@ def student_markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _change_tables(rows: Sequence[Row]) -> list[str]:
-    return [
-        "The prompt changes by a soft cut after 2.8 s, while the camera holds. What is read lasts 2.75 s: up to the "
-        "change, and from so many seconds after it on. Kept is what was read before the change, asked for or not; what "
-        f"could not be read before does not count. Within {LAST_WAIT} s: in at least one of the parts, because a walk "
-        "that begins near the edge of the picture soon has no room left.",
-        "",
-        *_changed_and_kept(rows),
-    ]
-
-
 def _given_tables(rows: Sequence[Row]) -> list[str]:
     return [
-        "Everything up to the change is the world's, so that what is lost here is not lost because the student drew "
-        "something that cannot be kept.",
+        "Everything up to the change is the world's: what is lost here is not lost because the student drew something "
+        "that cannot be kept.",
         "",
-        *_changed_and_kept(rows),
+        *_change_tables(rows),
     ]
 
 
-def _changed_and_kept(rows: Sequence[Row]) -> list[str]:
+def _change_tables(rows: Sequence[Row]) -> list[str]:
     obeyed = [
         [
             row["attribute"],
@@ -88,6 +77,11 @@ def _changed_and_kept(rows: Sequence[Row]) -> list[str]:
     ]
     kept = [[row["attribute"], *(_share(row["kept"][name]) for name in KEPT)] for row in rows]
     return [
+        "The prompt changes by a soft cut after 2.8 s, while the camera holds. What is read lasts 2.75 s: up to the "
+        "change, and from so many seconds after it on. Kept is what was read before the change, asked for or not; what "
+        f"could not be read before does not count. Within {LAST_WAIT} s: in at least one of the parts, because a walk "
+        "that begins near the edge of the picture soon has no room left.",
+        "",
         *markdown_table(header, obeyed),
         "",
         f"Kept of each, {LAST_WAIT} s after the change:",
