@@ -7,7 +7,6 @@ What it showed before the cut is what it has to keep, whatever the first prompt 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -32,10 +31,8 @@ def measure_changes(filming: Filming, attribute: str, *, count: int, seed: int, 
     chunk = trips[0].spans[1].start_chunk
     change = first_pixel(chunk)
     end = change + WAITS[-1] * FPS + PART
-    given = encoded_trips(filming.pipe.vae, trips, chunk) if is_given else None
-    scripts = [
-        replace(_script(trip), given=None if given is None else given[number]) for number, trip in enumerate(trips)
-    ]
+    starts = encoded_trips(filming.pipe.vae, trips, chunk) if is_given else [None] * count
+    scripts = [_script(trip, given) for trip, given in zip(trips, starts, strict=True)]
     latents = filming.film(scripts, chunk - (change - end) // CHUNK_PIXELS)
     video = filming.decode(latents, change - PART, end)
     parts = _parts(video)
@@ -43,7 +40,7 @@ def measure_changes(filming: Filming, attribute: str, *, count: int, seed: int, 
     tries = [
         {
             "seed": trip.seed,
-            "prompts": [text for _, text in _script(trip).prompts],
+            "prompts": [text for _, text in scripts[number].prompts],
             "asked": [_asked(trip, span) for span in trip.spans],
             "shown": {name: read_part(part[number]).to_dict() for name, part in parts.items()},
             "world": {name: read_part(world[name][number]).to_dict() for name in ("before", str(WAITS[-1]))},
@@ -94,9 +91,9 @@ def _value(shown: Shown, name: str) -> Any:
     }[name]
 
 
-def _script(trip: Trip) -> Script:
+def _script(trip: Trip, given: Tensor | None) -> Script:
     prompts = tuple((span.start_chunk, trip_caption(trip, span.start_chunk)) for span in trip.spans)
-    return Script(seed=trip.seed, prompts=prompts)
+    return Script(seed=trip.seed, prompts=prompts, given=given)
 
 
 def _asked(trip: Trip, span: TripSpan) -> dict[str, Any]:

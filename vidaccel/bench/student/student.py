@@ -25,8 +25,9 @@ from vidaccel.catalog.models import EMBEDDED_STUDENT
 from vidaccel.errors import UserError
 from vidaccel.world import CHANGES
 
-PARTS = ("changes", "visits", "subjects", "scenes")
 GIVEN = "given"  # changes of the world's own video: does the student know, or did it draw what cannot be kept?
+USUAL_PARTS = ("changes", "visits", "subjects", "scenes")
+PARTS = (*USUAL_PARTS, GIVEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class StudentBench(ModelBenchmark):
     name = "student"
 
     model: str = changed(ModelBenchmark, "model", EMBEDDED_STUDENT)
-    parts: tuple[str, ...] = option(f"What is measured, of {', '.join((*PARTS, GIVEN))}.", PARTS, recorded=False)
+    parts: tuple[str, ...] = option(f"What is measured, of {', '.join(PARTS)}.", USUAL_PARTS, recorded=False)
     num_changes: int = option("Soft changes of each attribute.", 32)
     num_visits: int = option("First visits of each beginning.", 64)
     num_subjects: int = option("Prompts that are held for `--seconds`.", 32)
@@ -61,8 +62,8 @@ class StudentBench(ModelBenchmark):
     seed: int = option("Draws the prompts and the noise.", 0)
 
     def __post_init__(self) -> None:
-        if not self.parts or not set(self.parts) <= {*PARTS, GIVEN}:
-            raise UserError(f"`parts` must be of {', '.join((*PARTS, GIVEN))}; got {', '.join(self.parts) or 'none'}.")
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise UserError(f"`parts` must be of {', '.join(PARTS)}; got {', '.join(self.parts) or 'none'}.")
         for name in ("num_changes", "num_visits", "num_subjects", "num_scenes"):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -102,7 +103,7 @@ class StudentBench(ModelBenchmark):
             "scenes": [_Cell(part="scenes", of=one) for one in SETTINGS],
             GIVEN: [_Cell(part=GIVEN, of=one) for one in CHANGES],
         }
-        return [cell for part in every if part in self.parts for cell in every[part]]
+        return [cell for part in PARTS if part in self.parts for cell in every[part]]
 
     def _measured(self, filming: Filming, cell: _Cell) -> Measured:
         if cell.part in ("changes", GIVEN):

@@ -187,9 +187,11 @@ def save_student_plot(path: Path, content: Mapping[str, Any]) -> Path:
 
 def _draw_changes(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_title("soft changes", fontsize=9, loc="left")
-    obeyed = f"obeyed within {LAST_WAIT} s"
-    for shift, label, colour in ((-0.12, obeyed, "#d1410c"), (0.12, "everything else kept", "#0072b2")):
-        found = [row["within"] if label == obeyed else row["kept"]["all"] for row in rows]
+    obeyed, kept = [row["within"] for row in rows], [row["kept"]["all"] for row in rows]
+    for shift, label, colour, found in (
+        (-0.12, f"obeyed within {LAST_WAIT} s", "#d1410c", obeyed),
+        (0.12, "everything else kept", "#0072b2", kept),
+    ):
         shown = [(place, one) for place, one in enumerate(found) if one is not None]
         if shown:
             _bars(axes, [place + shift for place, _ in shown], [one for _, one in shown], label, colour)
